@@ -1,0 +1,5 @@
+"""Run the command line with `python -m ossicle`."""
+
+from ossicle.cli import main
+
+main()

@@ -1,0 +1,132 @@
+"""The command line. Thin: every command imports what it needs when it runs, so that ``--help`` is instant."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ossicle import __version__
+
+app = typer.Typer(
+    name="ossicle",
+    help="Teach a frozen LLM to listen: contrastive SpeechLLM pretraining.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+Model = Annotated[Path, typer.Option("--model", "-m", help="A run's folder or a checkpoint.")]
+Files = Annotated[
+    list[Path], typer.Argument(help="Recordings: WAV, FLAC, MP3, OGG, Opus; any rate.", show_default=False)
+]
+DEMO_MODEL = Path("runs/demo/model")
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A YAML recipe; see recipes/.", show_default=False)],
+    overrides: Annotated[list[str] | None, typer.Argument(help="section.field=value, e.g. train.steps=100")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run from its newest checkpoint.")] = False,
+) -> None:
+    """Train a projector: either stage, any objective."""
+    from ossicle import config
+    from ossicle.train import train as run
+
+    print(run(config.load(recipe, overrides or ()), resume=resume))
+
+
+@app.command()
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="A run's folder or a checkpoint.", show_default=False)],
+    manifest: Annotated[Path, typer.Argument(help="Stage-2 manifest (JSONL) with references.", show_default=False)],
+    out: Annotated[Path | None, typer.Option(help="Hypotheses; default: MODEL/eval/MANIFEST.jsonl.")] = None,
+    fraction: Annotated[float, typer.Option(help="Seeded subset of the manifest.")] = 1.0,
+    batch_size: Annotated[int, typer.Option(help="Utterances decoded together.")] = 16,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 200,
+    skip_broken: Annotated[bool, typer.Option(help="Count and list unreadable files instead of stopping.")] = False,
+    from_text: Annotated[bool, typer.Option(help="Read transcripts instead of speech: the upper bound.")] = False,
+) -> None:
+    """Decode a manifest to hypotheses, then score each task and language."""
+    from ossicle.evaluate.run import EvalOptions
+    from ossicle.evaluate.run import evaluate as run
+
+    out = out or model / "eval" / f"{manifest.stem}{'-text' if from_text else ''}.jsonl"
+    run(model, manifest, out, EvalOptions(fraction, batch_size, max_new_tokens, skip_broken, from_text))
+
+
+@app.command()
+def transcribe(files: Files, model: Model = DEMO_MODEL) -> None:
+    """Write down what is said in recordings."""
+    _listen(files, model, "asr")
+
+
+@app.command()
+def translate(
+    files: Files,
+    to: Annotated[str, typer.Option(help="Target language, e.g. de.")] = "de",
+    model: Model = DEMO_MODEL,
+) -> None:
+    """Translate what is said in recordings."""
+    _listen(files, model, "st", to)
+
+
+@app.command()
+def ask(
+    question: Annotated[str, typer.Argument(help='E.g. "who bought the red car".', show_default=False)],
+    files: Files,
+    model: Model = DEMO_MODEL,
+) -> None:
+    """Ask a question about, or give any instruction for, recordings."""
+    _listen(files, model, question=question)
+
+
+@app.command()
+def demo(
+    quick: Annotated[bool, typer.Option("--quick", help="A smaller corpus and fewer steps: under 4 minutes.")] = False,
+    out: Annotated[Path, typer.Option(help="Where everything goes; a second call continues there.")] = Path(
+        "runs/demo"
+    ),
+) -> None:
+    """The whole method on generated speech: both stages, two reference runs, a table, plots and examples."""
+    from ossicle.lab.demo import run
+
+    run(out, quick=quick)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    print(__version__)
+
+
+def _listen(files: list[Path], model: Path, task: str = "", language: str | None = None, *, question: str = "") -> None:
+    from ossicle.evaluate.listen import listen
+
+    for file, answer in listen(files, model, task, language, question=question):
+        print(f"{file}: {answer}" if len(files) > 1 else answer)
+
+
+def main() -> None:
+    """Run a command; errors that name their own fix are shown without a traceback."""
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if os.environ.get("OSSICLE_DEBUG"):
+        app()
+        return
+    try:
+        app()
+    except (ValueError, FileNotFoundError, RuntimeError) as error:
+        from rich.console import Console
+
+        Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error:[/] {error}", markup=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

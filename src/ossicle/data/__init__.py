@@ -1,0 +1,1 @@
+"""Manifests, datasets, prompts and batches."""

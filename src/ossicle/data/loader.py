@@ -1,0 +1,115 @@
+"""Manifests -> batches: the dataset, its order and its collation, put together for one process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+
+from ossicle.batch import Batch, Sample
+from ossicle.checkpoint import Progress
+from ossicle.config import ConfigError, DataConfig
+from ossicle.data.collate import Collator
+from ossicle.data.dataset import SpeechDataset, subset
+from ossicle.data.manifest import read_manifest
+from ossicle.data.sampler import BatchSampler
+from ossicle.models.speech_llm import SpeechLLM
+from ossicle.targets import CachedDataset, FrameCache
+
+
+@dataclass
+class Data:
+    """Utterances and their batches."""
+
+    dataset: SpeechDataset
+    sampler: BatchSampler
+    collator: Collator
+    loader: DataLoader[Batch]
+
+    @classmethod
+    def load(cls, config: DataConfig, model: SpeechLLM, accelerator: Accelerator, *, contrast: bool) -> Data:
+        """The training data: subset, file checks, frame cache if asked for, plan of batches.
+
+        ``contrast``: batches hold at least two utterances and are drawn at random, as negatives must be.
+        """
+        samples = subset(read_all(config.train), config.fraction, seed=config.seed)
+        return cls._make(samples, config, model, accelerator, contrast=contrast)
+
+    @classmethod
+    def load_dev(cls, config: DataConfig, model: SpeechLLM, accelerator: Accelerator, *, contrast: bool) -> Data | None:
+        """The development data, all of it, or None where the configuration names none."""
+        return cls._make(read_all(config.dev), config, model, accelerator, contrast=contrast) if config.dev else None
+
+    @classmethod
+    def _make(
+        cls, samples: list[Sample], config: DataConfig, model: SpeechLLM, accelerator: Accelerator, *, contrast: bool
+    ) -> Data:
+        dataset = SpeechDataset(
+            samples,
+            min_duration_s=config.min_duration_s,
+            max_duration_s=config.max_duration_s,
+            on_error=config.on_error,
+        )
+        source: SpeechDataset | CachedDataset = dataset
+        if config.cache_frames:
+            cache = FrameCache(Path(config.cache_dir), model.encoder)
+            with accelerator.main_process_first():
+                cache.fill(dataset, accelerator.device)
+            source = CachedDataset(dataset, cache)
+        if not source.samples:
+            raise ConfigError(f"data: no utterance is left. {dataset.report()}")
+        sampler = BatchSampler(
+            durations_s=[sample.duration_s or 0.0 for sample in source.samples],
+            batch_size=config.batch_size,
+            max_batch_s=config.max_batch_s,
+            order=config.order or ("random" if contrast else "duration"),
+            min_batch_size=2 if contrast else 1,
+            tasks=[sample.task for sample in source.samples],
+            mixture_weights=config.mixture or None,
+            seed=config.seed,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+        )
+        collator = Collator(model.prompter(tuple(config.asr_instructions)))
+        # Its own generator: the loader's draws must not move the random state that dropout resumes from.
+        loader: DataLoader[Batch] = DataLoader(
+            source,  # type: ignore[arg-type]
+            batch_sampler=sampler,
+            collate_fn=collator,
+            num_workers=config.workers,
+            generator=torch.Generator(),
+        )
+        return cls(dataset, sampler, collator, loader)
+
+    @property
+    def hours(self) -> float:
+        """Of audio in one pass."""
+        return sum(self.sampler.durations_s) / 3600
+
+    def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
+        """Batches of one epoch from the ``start``-th on; those of which no utterance could be read are empty."""
+        self.sampler.set_epoch(epoch)
+        self.sampler.start(start)
+        self.collator.epoch = epoch
+        for batch in self.loader:
+            self.dataset.record(batch.skipped)
+            yield batch
+
+    def stream(self, progress: Progress) -> Iterator[Batch]:
+        """Batches without end from where ``progress`` stands, which moves along."""
+        while True:
+            for batch in self.epoch(progress.epoch, start=progress.batch):
+                progress.batch += 1
+                if len(batch) > 0:
+                    yield batch
+            progress.epoch += 1
+            progress.batch = 0
+
+
+def read_all(manifests: list[str]) -> list[Sample]:
+    """The samples of several manifests."""
+    return [sample for path in manifests for sample in read_manifest(Path(path))]

@@ -1,0 +1,160 @@
+"""Manifests: one JSON object a line, each one `Sample`.
+
+    {"id": "a1", "audio": "wav/a1.flac", "text": "anna saw the car", "language": "en", "speaker": "anna",
+     "duration_s": 2.1}
+    {"id": "a1-st", "audio": "wav/a1.flac", "task": "st", "instruction": "translate to german",
+     "answer": "anna sah das auto", "target_language": "de"}
+
+A relative ``audio`` is relative to the manifest's folder. ``start_s`` and ``end_s`` cut a segment out of a long file;
+``duration_s`` is then that of the segment. Several references go in ``answers``. Unknown fields are kept in
+`Sample.extra`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ossicle.batch import Sample
+
+TEXT_FIELDS = ("text", "language", "speaker", "task", "instruction", "target_language")
+TEXT_OR_NULL = (str, type(None))
+SECONDS_FIELDS = ("duration_s", "start_s", "end_s")
+KNOWN_FIELDS = frozenset(("id", "audio", "answer", "answers", *TEXT_FIELDS, *SECONDS_FIELDS))
+
+
+class ManifestError(ValueError):
+    """A manifest that cannot be used; says ``file:line``, what is wrong and the fix."""
+
+
+def read_manifest(path: str | Path) -> list[Sample]:
+    """The samples in file order; blank lines are ignored. Raises `ManifestError` at the first line that is wrong."""
+    path = Path(path)
+    if not path.is_file():
+        raise ManifestError(f"{path}: there is no such manifest; check the path under data in the configuration")
+    samples: list[Sample] = []
+    line_of_id: dict[str, int] = {}
+    # Lines end at \n alone: JSON strings may hold other separators (U+2028). utf-8-sig drops a byte-order mark.
+    with path.open(encoding="utf-8-sig", newline="\n") as file:
+        try:
+            for number, line in enumerate(file, start=1):
+                if not line.strip():
+                    continue
+                source = f"{path}:{number}"
+                sample = _parse(line, path.parent, source)
+                earlier = line_of_id.setdefault(sample.id, number)
+                if earlier != number:
+                    raise ManifestError(
+                        f"{source}: id {sample.id!r} is already on line {earlier}; make every id unique"
+                    )
+                samples.append(sample)
+        except UnicodeDecodeError as error:
+            raise ManifestError(f"{path}: is not UTF-8 text ({error.reason}); save it as UTF-8") from error
+    return samples
+
+
+def write_manifest(path: str | Path, samples: Iterable[Sample]) -> None:
+    """Write ``samples`` so that `read_manifest` gives them back, audio relative to the manifest where it lies below it.
+
+    The file appears only when it is complete: an interrupted call leaves the old one.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = os.path.abspath(path.parent) + os.sep  # noqa: PTH100 - Path.resolve would follow links
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("w", encoding="utf-8", newline="\n") as file:
+            for sample in samples:
+                file.write(_dump(sample, folder) + "\n")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _parse(line: str, folder: Path, source: str) -> Sample:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ManifestError(f"{source}: is not JSON ({error}); write one JSON object on each line") from error
+    if not isinstance(record, dict):
+        raise ManifestError(f'{source}: is not a JSON object; write {{"id": ..., "audio": ...}}')
+    for name in ("id", "audio"):
+        if not isinstance(record.get(name), str) or not record[name]:
+            raise ManifestError(f'{source}: "{name}" is {_found(record, name)}; every line needs it as a string')
+    for name in TEXT_FIELDS:
+        if not isinstance(record.get(name), TEXT_OR_NULL):
+            raise ManifestError(f'{source}: "{name}" is {_found(record, name)}; write a string, or null if unknown')
+    duration_s, start_s, end_s = (_seconds(record, name, source) for name in SECONDS_FIELDS)
+    if duration_s == 0:
+        raise ManifestError(f'{source}: "duration_s" is 0; correct it, or leave it out to have it measured')
+    if end_s is not None and end_s <= (start_s or 0.0):
+        raise ManifestError(
+            f'{source}: "end_s" ({end_s}) is not after "start_s" ({start_s or 0.0}); correct the segment'
+        )
+    return Sample(
+        id=record["id"],
+        audio=folder / record["audio"],
+        duration_s=duration_s,
+        start_s=start_s or 0.0,
+        end_s=end_s,
+        answers=_answers(record, source),
+        extra={name: value for name, value in record.items() if name not in KNOWN_FIELDS},
+        source=source,
+        **{name: record.get(name) for name in TEXT_FIELDS},
+    )
+
+
+def _seconds(record: dict[str, Any], name: str, source: str) -> float | None:
+    value = record.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise ManifestError(f'{source}: "{name}" is {_found(record, name)}; write seconds, a number from 0 up')
+    return float(value)
+
+
+def _answers(record: dict[str, Any], source: str) -> tuple[str, ...]:
+    """The references, from ``answer`` or ``answers``; an instruction must have at least one."""
+    answer, answers = record.get("answer"), record.get("answers")
+    if answer is not None and answers is not None:
+        raise ManifestError(f'{source}: has both "answer" and "answers"; keep one of them')
+    if answers is None:
+        answers = [] if answer is None else [answer]
+    if not isinstance(answers, list) or not all(isinstance(text, str) and text.strip() for text in answers):
+        name = "answers" if answer is None else "answer"
+        fix = 'write a non-empty string in "answer", or a list of them in "answers"'
+        raise ManifestError(f'{source}: "{name}" is {_found(record, name)}; {fix}')
+    if record.get("instruction") is not None and not answers:
+        raise ManifestError(
+            f'{source}: has an "instruction" but no answer; add "answer", or "answers" for several references'
+        )
+    return tuple(answers)
+
+
+def _found(record: dict[str, Any], name: str) -> str:
+    return json.dumps(record[name], ensure_ascii=False)[:60] if name in record else "missing"
+
+
+def _dump(sample: Sample, folder: str) -> str:
+    clash = KNOWN_FIELDS & sample.extra.keys()
+    if clash:
+        raise ManifestError(f"sample {sample.id!r}: extra holds {sorted(clash)}, which are fields of Sample; set those")
+    audio = os.path.abspath(sample.audio)  # noqa: PTH100
+    record: dict[str, Any] = {
+        "id": sample.id,
+        "audio": audio.removeprefix(folder).replace(os.sep, "/"),
+        **{name: getattr(sample, name) for name in (*TEXT_FIELDS, *SECONDS_FIELDS)},
+    }
+    record = {name: value for name, value in record.items() if value is not None and (name, value) != ("start_s", 0.0)}
+    if len(sample.answers) == 1:
+        record["answer"] = sample.answers[0]
+    elif sample.answers:
+        record["answers"] = list(sample.answers)
+    try:
+        return json.dumps(record | dict(sample.extra), ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ManifestError(f"sample {sample.id!r}: cannot be written as JSON ({error}); correct its fields") from error

@@ -1,0 +1,29 @@
+"""`ossicle transcribe | translate | ask`: recordings in, text out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from ossicle.data.prompts import ASR_INSTRUCTIONS, LANGUAGE_NAMES, TRANSLATE_INSTRUCTION, task_key
+from ossicle.models.speech_llm import SpeechLLM
+
+
+def listen(
+    files: list[Path], folder: Path, task: str, language: str | None = None, *, question: str = ""
+) -> Iterator[tuple[Path, str]]:
+    """Yield each recording with the model's answer to ``question``, or to the instruction it learned for ``task``."""
+    model = SpeechLLM.from_pretrained(folder).to(Accelerator().device)
+    instruction = question or instruction_for(model, task, language)
+    for file in files:
+        yield file, model.generate(file, instruction)[0]
+
+
+def instruction_for(model: SpeechLLM, task: str, language: str | None = None) -> str:
+    """The wording of ``task`` in the model's training data, or a plain English one."""
+    default = ASR_INSTRUCTIONS[0] if task == "asr" else TRANSLATE_INSTRUCTION.format(
+        language=LANGUAGE_NAMES.get(language or "", language)
+    )  # fmt: skip
+    return model.instructions.get(task_key(task, language), default)

@@ -1,0 +1,162 @@
+"""Trains the lab LLM: tokenizer, tiny Llama, held-out scores. Seeded and resumable; under an hour on one CPU core.
+
+`python -m ossicle.lab.build_llm WORK OUT` keeps its checkpoint and log in WORK and writes model, tokenizer and
+scores.json to OUT. Two runs with the same number of threads give the same weights; a killed run started again
+continues from its last checkpoint with the same batches.
+"""
+
+import argparse
+import json
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from ossicle.lab.grammar import LANGUAGES
+from ossicle.lab.llm_data import RowBatch, RowMaker, Stage
+from ossicle.lab.llm_eval import score_llm
+from ossicle.lab.llm_model import answer_loss, new_model
+from ossicle.lab.tasks import TASKS, ask
+from ossicle.lab.tokenizer import ASSISTANT, BOS, END, PAD, USER, WordIds, train_tokenizer
+from ossicle.lab.world import sample_passages
+
+SEED = 0
+STEPS = 2400
+ROWS = 32
+"""Passages per step, with about five instructions each."""
+STAGES = (
+    Stage(0, (0.6, 0.3, 0.1), 0.0),
+    Stage(150, (0.25, 0.4, 0.35), 0.0),
+    Stage(1000, (0.2, 0.35, 0.45), 0.3),
+)
+_MATRIX_RATE = 3e-3
+_VECTOR_RATE = 3e-3
+_WARMUP_STEPS = 60
+_DECAY_SHARE = 0.4
+_BLOCK = 8
+_LOG_EVERY, _CHECKPOINT_EVERY, _EVALUATE_EVERY = 20, 100, 300
+_DEV_PASSAGES, _TEST_PASSAGES = 40, 400
+_TOKENIZER_PASSAGES = 3000
+
+Scores = dict[str, dict[str, float]]
+
+
+def build_llm(work: Path, out: Path, steps: int = STEPS) -> Scores:
+    """Trains (or continues in `work`), writes the model folder `out` and returns the scores on the test split."""
+    work.mkdir(parents=True, exist_ok=True)
+    tokenizer = _tokenizer(work / "tokenizer")
+    model = new_model(tokenizer, SEED)
+    _train(model, tokenizer, work, steps)
+    model = model.to(torch.bfloat16)
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    model = LlamaForCausalLM.from_pretrained(out, dtype=torch.float32)  # score what ships: weights rounded to bfloat16
+    scores = score_llm(model, tokenizer, "test", _TEST_PASSAGES)
+    (out / "scores.json").write_text(json.dumps({"steps": steps, "seed": SEED, "test": scores}, indent=2) + "\n")
+    return scores
+
+
+def _tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer of an earlier run in this folder, or a new one from the training split."""
+    if not folder.exists():
+        train_tokenizer(_texts()).save_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def _texts() -> Iterator[str]:
+    """Passages, instructions and answers of the training split."""
+    rng = random.Random(SEED)
+    for passage in sample_passages("train", _TOKENIZER_PASSAGES, seed=SEED):
+        for task in TASKS:
+            for language in LANGUAGES[1:] if task == "st" else LANGUAGES[:1]:
+                asked = ask(passage, task, rng, language)
+                if asked:
+                    yield from (passage.text, asked.instruction, *asked.answers)
+
+
+def _train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, work: Path, steps: int) -> None:
+    optimizers = _optimizers(model)
+    checkpoint = work / "checkpoint.pt"
+    first = _resume(model, optimizers, checkpoint) if checkpoint.exists() else 0
+    batches = _batches(tokenizer, first)
+    started = time.monotonic()
+    for step in range(first, steps):
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * _rate(step, steps)
+        noise = torch.Generator().manual_seed(SEED + step)
+        loss = answer_loss(model, next(batches), noise, torch.bfloat16)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        done = step + 1
+        if done % _LOG_EVERY == 0:
+            pace = (time.monotonic() - started) / (done - first)
+            left = f"{pace:.2f} s/step, {pace * (steps - done) / 60:.0f} min left"
+            print(f"llm step {done}/{steps} loss {loss.item():.4f} {left}", flush=True)
+        if done % _CHECKPOINT_EVERY == 0 or done == steps:
+            _save(model, optimizers, done, checkpoint)
+        if done % _EVALUATE_EVERY == 0:
+            scores = score_llm(model, tokenizer, "dev", _DEV_PASSAGES)
+            print("llm dev exact match:", {name: row["exact_match"] for name, row in scores.items()}, flush=True)
+
+
+def _batches(tokenizer: PreTrainedTokenizerFast, first_step: int) -> Iterator[RowBatch]:
+    """The batches from a step on; each block of steps has its own generator, so a resumed run sees the same ones."""
+    special = {token: tokenizer.convert_tokens_to_ids(token) for token in (PAD, BOS, USER, ASSISTANT, END)}
+    maker = RowMaker(WordIds(tokenizer), special)
+    block, skip = divmod(first_step, _BLOCK)
+    while True:
+        stage = [stage for stage in STAGES if stage.first_step <= block * _BLOCK][-1]
+        yield from maker.block(random.Random(f"llm-{SEED}-{block}"), stage, _BLOCK, ROWS)[skip:]
+        block, skip = block + 1, 0
+
+
+def _optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the layers (questions over several sentences emerge sooner), AdamW for the rest."""
+    matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
+    rest = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.Muon(matrices, lr=_MATRIX_RATE, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=_VECTOR_RATE, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+    return optimizers
+
+
+def _rate(step: int, steps: int) -> float:
+    """Linear warm-up, then constant, then a linear fall to zero over the last share of the steps."""
+    return min((step + 1) / _WARMUP_STEPS, 1.0, (steps - step) / (steps * _DECAY_SHARE))
+
+
+def _save(model: nn.Module, optimizers: list[torch.optim.Optimizer], step: int, path: Path) -> None:
+    state = {"step": step, "model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers]}
+    partial = path.with_suffix(".partial")
+    torch.save(state, partial)
+    partial.replace(path)  # a kill while writing leaves the previous checkpoint whole
+
+
+def _resume(model: nn.Module, optimizers: list[torch.optim.Optimizer], path: Path) -> int:
+    state = torch.load(path, weights_only=True)
+    model.load_state_dict(state["model"])
+    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(saved)
+    return state["step"]
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Train the lab LLM.")
+    parser.add_argument("work", type=Path, help="folder of the checkpoint")
+    parser.add_argument("out", type=Path, help="folder for the model, its tokenizer and scores.json")
+    parser.add_argument("--steps", type=int, default=STEPS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    build_llm(arguments.work, arguments.out, arguments.steps)

@@ -1,0 +1,149 @@
+"""One row of the demo's table: stage 1 (or none), stage 2, evaluation; in a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(4 << 30)}
+"""glibc returns large blocks to the system after every step unless told not to: half of the time of a small step."""
+CHANCE_BATCH = 50
+
+
+@dataclass(frozen=True)
+class Chain:
+    """What one process does."""
+
+    name: str
+    folder: Path
+    stage1: str | None
+    """Recipe of stage 1, or None."""
+    overrides1: tuple[str, ...]
+    overrides2: tuple[str, ...]
+    data: Path
+    recipes: Path
+
+
+@dataclass(frozen=True)
+class ChainResult:
+    """What one process found."""
+
+    name: str
+    scores: list[dict[str, Any]]
+    """Rows of the score file: one per task and language."""
+    alignment: list[dict[str, Any]]
+    """Per layer, after stage 1."""
+    seconds: dict[str, float]
+
+
+def run_chain(chain: Chain, threads: int) -> ChainResult:
+    """Run what is not done yet; all output goes to ``log.txt``. Raises `RuntimeError` that names the log."""
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+    import torch
+
+    torch.set_num_threads(threads)
+    chain.folder.mkdir(parents=True, exist_ok=True)
+    log = chain.folder / "log.txt"
+    done = chain.folder / "result.json"
+    if done.is_file():
+        return ChainResult(**json.loads(done.read_text()))
+    with log.open("a") as out, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        try:
+            result = _run(chain)
+        except Exception as error:
+            traceback.print_exc()
+            raise RuntimeError(f"{chain.name}: {error} (see {log})") from error
+    done.write_text(json.dumps(asdict(result), indent=2))
+    return result
+
+
+def _run(chain: Chain) -> ChainResult:
+    from ossicle.models.speech_llm import SpeechLLM
+
+    seconds: dict[str, float] = {}
+    start: tuple[str, ...] = ()
+    if chain.stage1 is not None:
+        with _timed(seconds, "stage1"):
+            _train(chain, chain.stage1, "stage1", chain.overrides1)
+        start = (f"train.init_from={chain.folder / 'stage1'}",)
+    with _timed(seconds, "stage2"):
+        _train(chain, "finetune", "stage2", (*chain.overrides2, *start))
+    with _timed(seconds, "evaluation"):
+        model = SpeechLLM.from_pretrained(chain.folder / "stage2")
+        scores = decode_and_score(model, chain.data, chain.folder / "hypotheses.jsonl")
+        if chain.stage1 is not None:
+            model.load_projector(chain.folder / "stage1")
+        alignment = align(model, chain.data, chain.folder / "similarity.npz")
+    return ChainResult(chain.name, scores, alignment, seconds)
+
+
+def _train(chain: Chain, recipe: str, name: str, overrides: tuple[str, ...]) -> None:
+    from ossicle import config
+    from ossicle.checkpoint import latest
+    from ossicle.models.speech_llm import CONFIG_FILE
+    from ossicle.train import train
+
+    settings = config.load(
+        chain.recipes / f"{recipe}.yaml",
+        [*overrides, f"name={name}", f"output_dir={chain.folder}", f"data.cache_dir={chain.data / 'cache'}"],
+    )
+    if not (settings.folder / CONFIG_FILE).is_file():
+        train(settings, resume=latest(settings.folder) is not None)
+
+
+def decode_and_score(model: Any, data: Path, out: Path, *, from_text: bool = False) -> list[dict[str, Any]]:
+    """Decode the test set into ``out`` and score it; rows as in the score file."""
+    from ossicle.data.collate import Collator
+    from ossicle.data.dataset import SpeechDataset
+    from ossicle.data.manifest import read_manifest
+    from ossicle.evaluate.decode import decode
+    from ossicle.evaluate.score import score, write_scores
+    from ossicle.models.frozen import fingerprint
+    from ossicle.targets import CachedDataset, FrameCache
+
+    dataset = CachedDataset(SpeechDataset(read_manifest(data / "test.jsonl")), FrameCache(data / "cache", model.encoder))
+    collate = Collator(model.prompter())
+    mark = "text" if from_text else fingerprint(model.projector)
+    decode(model, dataset, collate, out, fingerprint=mark, batch_size=64, max_new_tokens=80, from_text=from_text)
+    rows = score(out)
+    write_scores(out, rows)
+    return [asdict(row) for row in rows]
+
+
+def align(model: Any, data: Path, matrices: Path) -> list[dict[str, Any]]:
+    """Alignment of the test passages per layer; the similarity matrices of all layers go to ``matrices``."""
+    import numpy as np
+
+    from ossicle.data.collate import Collator
+    from ossicle.data.dataset import SpeechDataset
+    from ossicle.data.manifest import read_manifest
+    from ossicle.evaluate.alignment import alignment_report, similarity_matrix
+    from ossicle.evaluate.states import pooled_states
+    from ossicle.targets import CachedDataset, FrameCache
+
+    samples = read_manifest(data / "test" / "manifest.jsonl")
+    dataset = CachedDataset(SpeechDataset(samples), FrameCache(data / "cache", model.encoder))
+    collate = Collator(model.prompter())
+    starts = range(0, len(dataset), CHANCE_BATCH)
+    batches = (collate([dataset[i] for i in range(s, min(s + CHANCE_BATCH, len(dataset)))]) for s in starts)
+    states = pooled_states(model, batches)
+    np.savez(
+        matrices,
+        **{str(layer): similarity_matrix(states.speech[layer], states.text[layer]).numpy() for layer in states.text},
+    )
+    report = alignment_report(states.text, states.speech, texts=states.transcripts)
+    return [asdict(row) for row in report]
+
+
+@contextlib.contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    seconds[name] = round(time.perf_counter() - started, 1)

@@ -1,0 +1,81 @@
+"""The demo's corpus: passages of the world in generated voices, and the tasks asked about them."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ossicle.batch import Sample
+from ossicle.data.manifest import read_manifest, write_manifest
+from ossicle.lab.synthesise import synthesise
+from ossicle.lab.tasks import Task, ask
+from ossicle.lab.voices import Voice, test_voices, train_voices
+from ossicle.lab.world import Passage, Split, sample_passages
+
+FINETUNE_TASKS = ("asr", "st/de", "qa")
+"""Stage 2 sees these. Spanish it never sees: what the test set's Spanish scores, the LLM brought along."""
+TEST_TASKS = ("asr", "st/de", "st/es", "qa")
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Manifests. The stage-2 lines of training passages use the same recordings as stage 1, as the paper does."""
+
+    pretrain: Path
+    finetune: Path
+    dev: Path
+    test: Path
+
+
+def make_corpus(folder: Path, *, train: int, dev: int, test: int, seed: int = 0, max_sentences: int = 2) -> Corpus:
+    """Generate ``train`` passages in training voices, ``dev`` and ``test`` held-out ones in held-out voices.
+
+    Development and test passages share no sentence with training. A second call continues or reuses.
+    """
+    counts: dict[Split, int] = {"train": train, "dev": dev, "test": test}
+    passages = {split: sample_passages(split, n, seed=seed, max_sentences=max_sentences) for split, n in counts.items()}
+    spoken = {
+        split: _speak(folder / split, split, passages[split], test_voices() if split == "test" else train_voices(), seed)
+        for split in counts
+    }
+    corpus = Corpus(spoken["train"], folder / "finetune.jsonl", folder / "dev.jsonl", folder / "test.jsonl")
+    for path, split, tasks in (
+        (corpus.finetune, "train", FINETUNE_TASKS),
+        (corpus.dev, "dev", FINETUNE_TASKS),
+        (corpus.test, "test", TEST_TASKS),
+    ):
+        samples = read_manifest(spoken[split])
+        write_manifest(path, list(_lines(samples, passages[split], tasks, seed)))
+    return corpus
+
+
+def _speak(folder: Path, split: Split, passages: list[Passage], voices: list[Voice], seed: int) -> Path:
+    items = [{"id": f"{split}-{i:05d}", "text": passage.text} for i, passage in enumerate(passages)]
+    return synthesise(items, folder, voices=voices, seed=seed)
+
+
+def _lines(samples: list[Sample], passages: list[Passage], tasks: tuple[str, ...], seed: int) -> list[Sample]:
+    rng = random.Random(f"tasks-{seed}")
+    return [
+        _line(sample, key, asked)
+        for sample, passage in zip(samples, passages, strict=True)
+        for key in tasks
+        if (asked := _ask(passage, key, rng)) is not None
+    ]
+
+
+def _ask(passage: Passage, key: str, rng: random.Random) -> Task | None:
+    task, _, language = key.partition("/")
+    return ask(passage, task, rng, language) if language in ("de", "es") else ask(passage, task, rng)
+
+
+def _line(sample: Sample, key: str, asked: Task) -> Sample:
+    return replace(
+        sample,
+        id=f"{sample.id}-{key.replace('/', '-')}",
+        task=asked.task,
+        instruction=asked.instruction,
+        answers=asked.answers,
+        target_language=asked.target_language,
+    )

@@ -1,0 +1,57 @@
+"""Contrastive losses between the LLM's hidden states for speech and for text. Pure functions.
+
+Shape legend: B_t texts, B_s utterances of speech, N text tokens, M speech tokens, D width.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Direction = Literal["text_to_speech", "speech_to_text", "symmetric"]
+
+
+def mean_pool(hidden: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the valid positions of ``hidden`` (B, L, D), in float32: (B, D).
+
+    Raises `ValueError` where a sequence has no valid position, since its mean is not defined.
+    """
+    counts = mask.sum(1, keepdim=True)
+    if not counts.all():
+        rows = (counts.flatten() == 0).nonzero().flatten().tolist()
+        raise ValueError(
+            f"sequences {rows} of the batch have no valid position: empty text, or audio shorter than a frame"
+        )
+    # A matrix product reads the hidden states once and writes no masked copy of them.
+    weights = mask.float() / counts  # (B, L)
+    return torch.einsum("bl,bld->bd", weights, hidden.float())
+
+
+def pooled_cosine(text: Tensor, text_mask: Tensor, speech: Tensor, speech_mask: Tensor) -> Tensor:
+    """Cosine similarity of mean-pooled ``text`` (B_t, N, D) and ``speech`` (B_s, M, D): (B_t, B_s), float32.
+
+    sim(i, j) = cos(mean_n text[i, n], mean_m speech[j, m]); masks are True where valid. Gradients flow to both.
+    Source: Züfle & Niehues 2025, section 3.2 ("cosine").
+    """
+    text_pooled = F.normalize(mean_pool(text, text_mask), dim=-1)
+    return text_pooled @ F.normalize(mean_pool(speech, speech_mask), dim=-1).T
+
+
+def info_nce(similarity: Tensor, *, temperature: float = 0.1, direction: Direction = "text_to_speech") -> Tensor:
+    """InfoNCE of a ``similarity`` matrix (B_t, B_s) whose matching pairs stand on the diagonal: a scalar.
+
+    text_to_speech: -mean_i log softmax_j(similarity[i, j] / temperature)[i], each text picks its speech (the paper);
+    speech_to_text: the same over columns; symmetric: the mean of both. Negatives are the other columns (rows).
+    Source: Züfle & Niehues 2025, equation 1.
+    """
+    logits = similarity.float() / temperature
+    labels = torch.arange(len(logits), device=logits.device)
+    losses = []
+    if direction != "speech_to_text":
+        losses.append(F.cross_entropy(logits, labels))
+    if direction != "text_to_speech":
+        losses.append(F.cross_entropy(logits.T, labels))
+    return torch.stack(losses).mean()

@@ -1,0 +1,1 @@
+"""The frozen encoder, the frozen LLM and the projector between them."""

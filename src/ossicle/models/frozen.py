@@ -1,0 +1,44 @@
+"""What the encoder and the LLM have in common: they never train, and they are known by a fingerprint of their weights."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+from torch import nn
+
+FINGERPRINT_VALUES_PER_TENSOR = 1024
+
+
+def freeze(model: nn.Module) -> nn.Module:
+    """Turn gradients off and evaluation mode on.
+
+    The official code leaves the encoder in train mode, so that dropout, layerdrop and SpecAugment stay on; here frozen
+    means frozen (`SpeechLLM.train` keeps it so).
+    """
+    return model.requires_grad_(False).eval()
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Short hash that tells weights apart: names, shapes and 1024 evenly spaced values of every tensor, in bfloat16.
+
+    The same weights loaded in float32 or bfloat16 have the same fingerprint; fine-tuned ones have another.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        flat = tensor.detach().flatten()
+        step = max(1, flat.numel() // FINGERPRINT_VALUES_PER_TENSOR)
+        values = flat[::step][:FINGERPRINT_VALUES_PER_TENSOR].to(torch.bfloat16).cpu().contiguous()
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(values.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+LAB = "lab"
+LAB_WEIGHTS = Path(__file__).parent.parent / "lab" / "weights"
+
+
+def resolve(name: str, part: str) -> str:
+    """Turn ``lab`` into the folder of the packaged tiny ``part`` (encoder or llm); leave hub ids and folders alone."""
+    return str(LAB_WEIGHTS / part) if name == LAB else name

@@ -1,0 +1,134 @@
+"""The frozen LLM: any causal language model of Hugging Face transformers that has a chat template.
+
+Shape legend: B sequences, L positions, D width, K labelled positions.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ossicle.batch import HiddenStates, Sequence
+from ossicle.models.frozen import fingerprint, freeze
+
+
+class LLM(nn.Module):
+    """Vectors in, hidden states or text out; frozen, in evaluation mode. Gradients pass through to the input vectors.
+
+    Attributes: ``dim``, ``num_layers``, ``tokenizer``, ``fingerprint``, ``name`` (where the weights came from).
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, *, name: str) -> None:
+        super().__init__()
+        self.model, self.tokenizer, self.name = freeze(model), tokenizer, name
+        self.num_layers: int = model.config.num_hidden_layers
+        self.dim: int = model.config.hidden_size
+        self.fingerprint = fingerprint(model)
+        self._trunks: dict[int, Any] = {}
+
+    @cached_property
+    def embedding_rms(self) -> float:
+        """Root mean square of the token embeddings: the scale that the LLM expects of its input vectors."""
+        weight = self.model.get_input_embeddings().weight
+        return float(weight.detach().float().square().mean().sqrt())
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Look up ``ids`` (B, L): (B, L, D)."""
+        return self.model.get_input_embeddings()(ids)
+
+    def hidden_states(self, embeds: Sequence, layers: Iterable[int]) -> HiddenStates:
+        """Run ``embeds`` (B, L, D), positions from 0, and return the hidden states of ``layers``.
+
+        Layer 0 is the input, ``num_layers`` the output after the final norm, as in ``output_hidden_states`` of
+        transformers. Layers above the last one asked for are not run, and logits are never computed. Padding must be on
+        the right. Raises `ValueError` for a layer that the model does not have.
+        """
+        wanted = sorted(set(layers))
+        if not wanted or wanted[0] < 0 or wanted[-1] > self.num_layers:
+            raise ValueError(f"layers {wanted} are not all in 0..{self.num_layers} of {self.name}")
+        if wanted == [0]:
+            return HiddenStates({0: embeds.values}, embeds.mask)
+        every = self._trunk(wanted[-1])(
+            inputs_embeds=embeds.values.to(self.model.dtype),
+            attention_mask=embeds.mask.long(),
+            output_hidden_states=True,
+            use_cache=False,
+        ).hidden_states
+        return HiddenStates({layer: every[layer] for layer in wanted}, embeds.mask)
+
+    def checkpoint_gradients(self) -> None:
+        """Keep each layer's input only and run the layer again in the backward pass: less memory, about 1.5 times the work.
+
+        transformers checkpoints layers in train mode only. Setting that flag on the layers and not on their children
+        leaves every dropout off.
+        """
+        self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        for layer in self.model.base_model.layers:
+            layer.training = True
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits (K, vocabulary) of final hidden states (K, D): the head runs on the positions that need it only."""
+        return self.model.get_output_embeddings()(hidden)
+
+    def _trunk(self, depth: int) -> Any:
+        """The decoder cut after ``depth`` layers; it shares every weight with the whole one."""
+        base = self.model.base_model
+        if depth == self.num_layers:
+            return base
+        if depth not in self._trunks:
+            trunk = copy.copy(base)
+            trunk._modules = dict(base._modules)
+            trunk.layers = base.layers[:depth]
+            trunk.norm = nn.Identity()  # only the last layer of the whole model is normed
+            trunk.config = copy.copy(base.config)
+            trunk.config.num_hidden_layers = depth
+            self._trunks[depth] = trunk
+        return self._trunks[depth]
+
+    @cached_property
+    def stop_ids(self) -> list[int]:
+        """Ids that end an answer: end of turn, end of sequence, and every token that holds a newline."""
+        stops = self.end_ids.copy()
+        texts = self.tokenizer.batch_decode([[i] for i in range(len(self.tokenizer))])
+        return sorted(stops.union(i for i, text in enumerate(texts) if "\n" in text))
+
+    @cached_property
+    def end_ids(self) -> set[int]:
+        """Ids of end of turn and end of sequence, from the generation config and the tokenizer."""
+        configured = self.model.generation_config.eos_token_id
+        ids = configured if isinstance(configured, list) else [configured]
+        return {i for i in [*ids, self.tokenizer.eos_token_id] if i is not None}
+
+    @torch.no_grad()
+    def generate(
+        self, prompt: Sequence, *, max_new_tokens: int = 200, temperature: float = 0.0, top_p: float = 1.0
+    ) -> list[str]:
+        """Continue ``prompt`` (B, L, D; padded on the **left**) with the KV cache; greedy where ``temperature`` is 0."""
+        sampling = (
+            {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature > 0 else {"do_sample": False}
+        )
+        ids = self.model.generate(
+            inputs_embeds=prompt.values.to(self.model.dtype),
+            attention_mask=prompt.mask.long(),
+            max_new_tokens=max_new_tokens,
+            eos_token_id=self.stop_ids,
+            pad_token_id=self.tokenizer.eos_token_id,
+            **sampling,
+        )
+        texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        return [text.split("\n")[0].strip() for text in texts]
+
+
+def load_llm(name: str, *, dtype: torch.dtype = torch.float32) -> LLM:
+    """Load an LLM and its tokenizer from a hub id or a folder. Raises `ValueError` where it has no chat template."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    if tokenizer.chat_template is None:
+        raise ValueError(f"model.llm={name} has no chat template; use an instruction-tuned model")
+    return LLM(AutoModelForCausalLM.from_pretrained(name, dtype=dtype), tokenizer, name=name)

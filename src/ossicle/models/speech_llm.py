@@ -1,0 +1,206 @@
+"""The composition: frozen encoder -> projector -> frozen LLM.
+
+Shape legend: B utterances, M speech tokens, L positions of a chat turn, D width of the LLM.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import TypeAdapter
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ossicle import __version__
+from ossicle.audio import read_audio
+from ossicle.batch import Batch, Chat, Sample, Sequence
+from ossicle.data.collate import Collator
+from ossicle.data.dataset import Utterance
+from ossicle.data.prompts import Prompter
+from ossicle.models.encoder import Encoder, load_encoder
+from ossicle.models.frozen import resolve
+from ossicle.models.llm import LLM, load_llm
+from ossicle.models.projector import ProjectorConfig, project
+from ossicle.section import section
+
+WEIGHTS_FILE, CONFIG_FILE = "projector.safetensors", "ossicle.json"
+IGNORE = -100
+Audio = str | Path | np.ndarray | Tensor
+DType = Literal["float32", "bfloat16", "float16"]
+
+
+@section
+class ModelConfig:
+    """Which frozen parts, and the projector between them."""
+
+    encoder: str = "lab"
+    """Hub id or folder of a HuBERT, wav2vec 2.0, WavLM or Whisper model; ``lab``: the tiny one in the package."""
+    llm: str = "lab"
+    """Hub id or folder of a causal LM with a chat template; ``lab``: the tiny one in the package."""
+    projector: ProjectorConfig = ProjectorConfig()
+    encoder_dtype: DType = "float32"
+    llm_dtype: DType = "float32"
+
+    def build(self) -> SpeechLLM:
+        """Load the frozen parts and make a new projector."""
+        encoder = load_encoder(resolve(self.encoder, "encoder"), dtype=getattr(torch, self.encoder_dtype))
+        llm = load_llm(resolve(self.llm, "llm"), dtype=getattr(torch, self.llm_dtype))
+        return SpeechLLM(encoder, llm, self)
+
+
+class SpeechLLM(nn.Module):
+    """A frozen LLM that hears through a frozen encoder and a trained projector."""
+
+    def __init__(self, encoder: Encoder, llm: LLM, config: ModelConfig) -> None:
+        super().__init__()
+        self.config, self.encoder, self.llm = config, encoder, llm
+        self.projector = config.projector.build(
+            encoder.dim, llm.dim, frame_rate_hz=encoder.frame_rate_hz, embedding_rms=llm.embedding_rms
+        )
+        self.instructions: dict[str, str] = {}
+        """Wording of each task in the data it was trained on (``asr``, ``st/de``): what to ask it with."""
+
+    def train(self, mode: bool = True) -> SpeechLLM:
+        """Switch the projector's mode; the frozen parts stay in evaluation mode."""
+        super().train(mode)
+        self.encoder.eval()
+        self.llm.eval()
+        return self
+
+    def prompter(self, asr_instructions: tuple[str, ...] = ()) -> Prompter:
+        """Writes chat turns for this LLM."""
+        options = {"asr_instructions": asr_instructions} if asr_instructions else {}
+        return Prompter(self.llm.tokenizer, self.llm.end_ids, **options)
+
+    def speech(self, batch: Batch) -> Sequence:
+        """The speech of ``batch`` as vectors for the LLM (B, M, D); gradients reach the projector."""
+        if batch.speech is not None:
+            return batch.speech
+        frames = batch.frames
+        if frames is None:
+            if batch.waveforms is None:
+                raise ValueError("the batch has neither waveforms nor frames")
+            frames = self.encoder(batch.waveforms)
+        return project(self.projector, frames)
+
+    def text(self, batch: Batch) -> Sequence:
+        """The transcripts of ``batch`` as token embeddings (B, N, D), nothing added."""
+        if batch.text is None:
+            missing = [sample.source for sample in batch.samples if not sample.text]
+            raise ValueError(f"this objective needs transcripts; add 'text' to {', '.join(missing[:3])}")
+        return Sequence(self.llm.embed(batch.text.values), batch.text.mask)
+
+    def chat_inputs(self, chat: Chat, speech: Sequence) -> tuple[Sequence, Tensor]:
+        """One sequence per turn, before + speech + after + answer (B, L, D), and its labels (B, L).
+
+        Labels are the answer and its end of turn, -100 elsewhere; position l is predicted from l - 1.
+        """
+        before, after, answer = self._embed(chat.before), self._embed(chat.after), self._embed(chat.answer)
+        ignored = [torch.full_like(part.mask, IGNORE, dtype=torch.long) for part in (before, speech, after)]
+        labels = torch.cat([*ignored, chat.answer.values], 1)
+        embeds, order = join([before, speech, after, answer])
+        return embeds, labels.gather(1, order).masked_fill(~embeds.mask, IGNORE)
+
+    def prompt(self, chat: Chat, speech: Sequence) -> Sequence:
+        """The turn up to the answer (B, L, D), padded on the left as generation wants it."""
+        return join([self._embed(chat.before), speech, self._embed(chat.after)], pad="left")[0]
+
+    def _embed(self, ids: Sequence) -> Sequence:
+        return Sequence(self.llm.embed(ids.values), ids.mask)
+
+    @torch.no_grad()
+    def generate_batch(self, batch: Batch, *, from_text: bool = False, **decoding: Any) -> list[str]:
+        """Answer every turn of ``batch``; ``from_text`` reads the transcripts instead of the speech (the upper bound).
+
+        ``decoding`` goes to `LLM.generate`: ``max_new_tokens``, ``temperature``, ``top_p``.
+        """
+        if batch.chat is None:
+            raise ValueError("the batch has no chat turns")
+        heard = self.text(batch) if from_text else self.speech(batch)
+        return self.llm.generate(self.prompt(batch.chat, heard), **decoding)
+
+    @torch.no_grad()
+    def generate(self, audio: Audio | list[Audio], instruction: str | list[str], **decoding: Any) -> list[str]:
+        """Listen to files or waveforms ((S,), 16 kHz mono) and follow the instruction, one for all or one for each.
+
+        ``decoding``: ``max_new_tokens`` (200), ``temperature`` (0: greedy), ``top_p``.
+        """
+        recordings = audio if isinstance(audio, list) else [audio]
+        instructions = instruction if isinstance(instruction, list) else [instruction] * len(recordings)
+        utterances = [
+            Utterance(Sample(id=str(i), audio=Path(), instruction=asked), waveform=_waveform(recording))
+            for i, (recording, asked) in enumerate(zip(recordings, instructions, strict=True))
+        ]
+        device = next(self.projector.parameters()).device
+        return self.generate_batch(Collator(self.prompter())(list(utterances)).to(device), **decoding)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the projector, its configuration and the fingerprints of the frozen parts; never their weights."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(
+            {k: v.detach().cpu().contiguous() for k, v in self.projector.state_dict().items()}, folder / WEIGHTS_FILE
+        )
+        parts = {"encoder": self.encoder.fingerprint, "llm": self.llm.fingerprint}
+        record = {"ossicle": __version__, "model": asdict(self.config), "fingerprints": parts}  # type: ignore[call-overload]
+        record["instructions"] = self.instructions
+        (folder / CONFIG_FILE).write_text(json.dumps(record, indent=2) + "\n")
+
+    def load_projector(self, folder: str | Path) -> None:
+        """Load the projector of another run. Raises `ValueError` unless it was trained between the same frozen parts."""
+        record = read_record(folder)
+        for part, loaded in (("encoder", self.encoder), ("llm", self.llm)):
+            expected = record["fingerprints"][part]
+            if loaded.fingerprint != expected:
+                raise ValueError(
+                    f"{folder} was trained with the {part} '{record['model'][part]}' (fingerprint {expected}), but "
+                    f"'{loaded.name}' has fingerprint {loaded.fingerprint}: give the folder of the original {part}"
+                )
+        self.projector.load_state_dict(load_file(Path(folder) / WEIGHTS_FILE))
+        self.instructions = dict(record["instructions"])
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, *, encoder: str | None = None, llm: str | None = None) -> SpeechLLM:
+        """Load a saved model; ``encoder`` and ``llm`` say where the frozen parts are now, if they have moved.
+
+        Raises `FileNotFoundError` where ``folder`` holds no checkpoint and `ValueError` for a mismatched base model.
+        """
+        moved = {name: where for name, where in (("encoder", encoder), ("llm", llm)) if where is not None}
+        config = TypeAdapter(ModelConfig).validate_python({**read_record(folder)["model"], **moved})
+        model = config.build()
+        model.load_projector(folder)
+        return model.eval()
+
+
+def _waveform(audio: Audio) -> Tensor:
+    return torch.as_tensor(read_audio(audio) if isinstance(audio, str | Path) else audio, dtype=torch.float32)
+
+
+def read_record(folder: str | Path) -> dict[str, Any]:
+    """What `SpeechLLM.save` wrote beside the weights."""
+    path = Path(folder) / CONFIG_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} is not a checkpoint of Ossicle: it has no {CONFIG_FILE}")
+    record: dict[str, Any] = json.loads(path.read_text())
+    return record
+
+
+def join(parts: list[Sequence], *, pad: Literal["left", "right"] = "right") -> tuple[Sequence, Tensor]:
+    """Concatenate ragged sequences (B, L_k, D) along time with all padding on one side: (B, L, D).
+
+    Also returns the order (B, L) in which positions of the plain concatenation were taken.
+    """
+    values = torch.cat([part.values.to(parts[0].values.dtype) for part in parts], 1)
+    mask = torch.cat([part.mask for part in parts], 1)
+    length = int(mask.sum(1).max())
+    if pad == "right":
+        order = torch.argsort((~mask).byte(), dim=1, stable=True)[:, :length]
+    else:
+        order = torch.argsort(mask.byte(), dim=1, stable=True)[:, -length:]
+    rows = torch.arange(len(mask), device=mask.device)[:, None]
+    return Sequence(values[rows, order], mask[rows, order]), order

@@ -1,0 +1,242 @@
+"""The training loop: manifest line -> `Sample` -> `collate` -> `Batch` -> objective(model, batch) -> loss.backward()."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import nn
+
+from ossicle import checkpoint
+from ossicle import config as configuration
+from ossicle.batch import Batch, LossOutput
+from ossicle.checkpoint import Progress, Trainer
+from ossicle.config import Config, ConfigError
+from ossicle.data.collate import padding_share
+from ossicle.data.loader import Data
+from ossicle.data.prompts import learned_instructions
+from ossicle.models.speech_llm import SpeechLLM
+from ossicle.objectives import Objective
+from ossicle.tracking import Tracker, mean, write_provenance
+
+CONFIG_FILE = "config.yaml"
+PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+
+
+def train(config: Config, *, objective: Objective | None = None, resume: bool = False) -> Path:
+    """Train the projector and return the run's folder, itself a checkpoint that `SpeechLLM.from_pretrained` loads.
+
+    ``objective`` replaces the configured one by any callable ``(model, batch) -> LossOutput``. With ``resume`` the run
+    continues from its newest checkpoint with the losses it would have had. Ctrl-C saves and returns.
+    """
+    accelerator = Accelerator(mixed_precision=PRECISION[config.train.precision], cpu=config.train.cpu)
+    _claim_folder(config, resume=resume, first=accelerator.is_main_process)
+    set_seed(config.train.seed)
+    model = config.model.build()
+    if config.train.init_from is not None:
+        model.load_projector(config.train.init_from)
+    if config.train.gradient_checkpointing:
+        model.llm.checkpoint_gradients()
+    objective = objective or config.objective
+    data = Data.load(config.data, model, accelerator, contrast=objective.needs_negatives)
+    dev = Data.load_dev(config.data, model, accelerator, contrast=objective.needs_negatives)
+
+    model.instructions |= learned_instructions(data.dataset.samples)
+    steps = config.train.steps or math.ceil(config.train.epochs * len(data.sampler) / config.train.accumulate)
+    optimizer, schedule = config.optim.build(checkpoint.trainable(model), steps=steps)
+    step, optimizer = accelerator.prepare(Step(model, objective), optimizer)
+    trainer = Trainer(optimizer, schedule, Progress())
+    start = checkpoint.latest(config.folder) if resume else None
+    if start is not None:
+        checkpoint.load(start, model, trainer)
+
+    progress = trainer.progress
+    loop = Loop(config, accelerator, step, trainer, steps)
+    tracker = Tracker(
+        config.folder, steps=steps, tensorboard=config.train.tensorboard, enabled=accelerator.is_main_process
+    )
+    with tracker, Interruptible() as interrupted:
+        tracker.say(_summary(config, model, data, steps, progress.step))
+        batches = data.stream(progress)
+        model.train()
+        while progress.step < steps and not interrupted():
+            tracker.advance(progress.step)
+            loop.step(batches, tracker)
+            last = progress.step == steps
+            if dev is not None and (last or progress.step % config.train.eval_every == 0):
+                loop.evaluate(dev, model, tracker)
+            if accelerator.is_main_process and (last or progress.step % config.train.save_every == 0):
+                checkpoint.save(config.folder, model, trainer, keep=config.train.keep)
+        tracker.advance(progress.step)
+        if accelerator.is_main_process:
+            _finish(config, model, trainer, tracker, done=progress.step == steps)
+        if data.dataset.skipped:
+            tracker.say(data.dataset.report())
+    accelerator.end_training()
+    return config.folder
+
+
+class Step(nn.Module):
+    """Model and objective as one module, so that distributed wrappers see a single ``forward``."""
+
+    def __init__(self, model: SpeechLLM, objective: Objective) -> None:
+        super().__init__()
+        self.model, self.objective = model, objective
+
+    def forward(self, batch: Batch) -> LossOutput:
+        """Loss of ``batch``."""
+        return self.objective(self.model, batch)
+
+
+@dataclass
+class Loop:
+    """One optimiser step, and one evaluation."""
+
+    config: Config
+    accelerator: Accelerator
+    module: nn.Module
+    trainer: Trainer
+    steps: int
+
+    def __post_init__(self) -> None:
+        self._window: list[dict[str, float]] = []
+        self._window_started_s = time.perf_counter()
+
+    def step(self, batches: Iterator[Batch], tracker: Tracker) -> None:
+        """Forward and backward over ``accumulate`` batches, clip, update, log."""
+        accumulate, progress = self.config.train.accumulate, self.trainer.progress
+        for i in range(accumulate):
+            batch = next(batches).to(self.accelerator.device)
+            with contextlib.nullcontext() if i == accumulate - 1 else self.accelerator.no_sync(self.module):
+                output = self.module(batch)
+                self.accelerator.backward(output.total / accumulate)
+            self._note(output, batch)
+        parameters = checkpoint.trainable(self.module)
+        norm = self.accelerator.clip_grad_norm_(parameters, self.config.optim.clip)
+        self.trainer.optimizer.step()
+        self.trainer.schedule.step()
+        self.trainer.optimizer.zero_grad()
+        progress.step += 1
+        if progress.step % self.config.train.log_every == 0 or progress.step in (1, self.steps):
+            self._log(tracker, norm)
+
+    @torch.no_grad()
+    def evaluate(self, dev: Data, model: SpeechLLM, tracker: Tracker) -> None:
+        """Mean loss on the development data; the best projector so far is kept."""
+        model.eval()
+        totals: dict[str, float] = {}
+        count = 0
+        for batch in dev.epoch(0):
+            if len(batch) == 0:
+                continue
+            output = self.module(batch.to(self.accelerator.device))
+            for name, value in _values(output).items():
+                totals[name] = totals.get(name, 0.0) + value * len(batch)
+            count += len(batch)
+        model.train()
+        names = sorted(totals)
+        sums = torch.tensor([*(totals[name] for name in names), float(count)], device=self.accelerator.device)
+        *sums_of_parts, everything = self.accelerator.reduce(sums, reduction="sum").tolist()
+        values = {name: value / everything for name, value in zip(names, sums_of_parts, strict=True)}
+        progress = self.trainer.progress
+        tracker.log(progress.step, values, split="dev")
+        if values["loss"] < progress.best:
+            progress.best = values["loss"]
+            if self.accelerator.is_main_process:
+                checkpoint.save_best(self.config.folder, model, progress)
+
+    def _note(self, output: LossOutput, batch: Batch) -> None:
+        seconds = batch.audio_s * self.accelerator.num_processes
+        self.trainer.progress.audio_s += seconds
+        self._window.append({**_values(output), "audio_s": seconds, "padding": padding_share(batch)})
+
+    def _log(self, tracker: Tracker, norm: torch.Tensor | None) -> None:
+        now = time.perf_counter()
+        values = mean(self._window)
+        values["audio_s_per_s"] = sum(v["audio_s"] for v in self._window) / (now - self._window_started_s)
+        values["lr"] = self.trainer.schedule.get_last_lr()[0]
+        if norm is not None:
+            values["grad_norm"] = float(norm)
+        tracker.log(self.trainer.progress.step, values)
+        self._window, self._window_started_s = [], now
+
+
+class Interruptible:
+    """Ctrl-C (or SIGTERM) ends the loop after the running step; a second one stops at once."""
+
+    def __enter__(self) -> Interruptible:
+        self._seen = False
+        try:
+            self._old = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not in the main thread, where signals never arrive
+            self._old = {}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def __call__(self) -> bool:
+        """Whether the user asked to stop."""
+        return self._seen
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self._seen:
+            raise KeyboardInterrupt
+        self._seen = True
+
+
+def _values(output: LossOutput) -> dict[str, float]:
+    return {"loss": float(output.total), **{f"part/{name}": float(part) for name, part in output.parts.items()}}
+
+
+def _claim_folder(config: Config, *, resume: bool, first: bool) -> None:
+    """Make the run's folder. Raises `ConfigError` for a run that exists, or that is resumed with other settings."""
+    saved = config.folder / CONFIG_FILE
+    if resume and not saved.is_file():
+        raise ConfigError(f"{config.folder}: there is no run to resume")
+    if resume:
+        changed = _differences(configuration.to_dict(configuration.load(saved)), configuration.to_dict(config))
+        if changed:
+            raise ConfigError(f"{config.folder} was started with other settings: {', '.join(changed)}")
+    elif checkpoint.latest(config.folder) is not None:
+        raise ConfigError(f"{config.folder} holds a run: continue it with --resume, or choose another name=…")
+    if first:
+        config.folder.mkdir(parents=True, exist_ok=True)
+        configuration.save(config, saved)
+        write_provenance(config.folder)
+
+
+def _differences(old: object, new: object, path: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [d for key in old | new for d in _differences(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))]
+    return [] if old == new else [f"{path} ({old} then, {new} now)"]
+
+
+def _summary(config: Config, model: SpeechLLM, data: Data, steps: int, start: int) -> str:
+    count = sum(parameter.numel() for parameter in checkpoint.trainable(model))
+    resumed = f", resumed at {start}" if start else ""
+    return (
+        f"{config.folder}: {len(data.sampler.durations_s)} utterances ({data.hours:.2f} h), {steps} steps{resumed}, "
+        f"{count / 1e6:.2f} M parameters train ({config.model.encoder} -> {config.model.llm})"
+    )
+
+
+def _finish(config: Config, model: SpeechLLM, trainer: Trainer, tracker: Tracker, *, done: bool) -> None:
+    """A finished run's folder holds the projector; an interrupted one's, a checkpoint to resume from."""
+    if done:
+        model.save(config.folder)
+        return
+    saved = checkpoint.save(config.folder, model, trainer, keep=config.train.keep)
+    tracker.say(
+        f"stopped at step {trainer.progress.step}; saved {saved}. Run the same command with --resume to continue."
+    )
