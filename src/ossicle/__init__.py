@@ -1,3 +1,3 @@
-"""Ossicle teaches a frozen LLM to listen: contrastive pretraining of a projector between a speech encoder and an LLM."""
+"""Ossicle teaches a frozen LLM to listen, by contrastive pretraining of a projector from a speech encoder to it."""
 
 __version__ = "0.1.0"

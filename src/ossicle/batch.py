@@ -89,7 +89,7 @@ class Chat:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """What one step sees. Either ``waveforms`` or precomputed ``frames`` is set; ``text`` and ``chat`` as the data allows."""
+    """What one step sees: ``waveforms`` or precomputed ``frames``; ``text`` and ``chat`` as the data allows."""
 
     samples: list[Sample]
     waveforms: Sequence | None = None  # (B, S) float32 at 16 kHz, mono, as read: the encoder normalises

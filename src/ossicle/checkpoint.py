@@ -64,7 +64,7 @@ class Trainer:
 
 
 def save(run_folder: Path, model: SpeechLLM, trainer: Trainer, *, keep: int) -> Path:
-    """Write ``checkpoints/step-N`` and delete all but the ``keep`` newest. A kill half-way leaves the older ones whole."""
+    """Write ``checkpoints/step-N``, delete all but the ``keep`` newest. A kill half-way leaves older ones whole."""
     folder = run_folder / CHECKPOINTS / f"step-{trainer.progress.step:07d}"
     partial = folder.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)

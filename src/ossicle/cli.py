@@ -39,7 +39,7 @@ def train(
 
 
 @app.command()
-def evaluate(
+def evaluate(  # noqa: PLR0913 - each parameter is an option of the command
     model: Annotated[Path, typer.Argument(help="A run's folder or a checkpoint.", show_default=False)],
     manifest: Annotated[Path, typer.Argument(help="Stage-2 manifest (JSONL) with references.", show_default=False)],
     out: Annotated[Path | None, typer.Option(help="Hypotheses; default: MODEL/eval/MANIFEST.jsonl.")] = None,

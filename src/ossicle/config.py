@@ -33,7 +33,7 @@ class DataConfig:
     """Manifests (JSONL); relative paths start at the working directory."""
     dev: list[str] = Field(default_factory=list)
     """Manifests for the evaluation during training; without them there is no "best" checkpoint."""
-    fraction: float = Field(1.0, gt=0, le=1)
+    fraction: float = Field(default=1.0, gt=0, le=1)
     """Seeded subset of ``train``, the same share of every task and language; 0.1 is contained in 0.5."""
     seed: int = 0
     """Of the subset and of the order."""
@@ -41,9 +41,9 @@ class DataConfig:
     max_duration_s: float = 45.0
     on_error: Literal["raise", "skip"] = "raise"
     """What a broken, empty, missing, too short or too long file does: stop the run, or be counted and listed."""
-    batch_size: int = Field(10, ge=1)
+    batch_size: int = Field(default=10, ge=1)
     """Most utterances in a batch, per process."""
-    max_batch_s: float = Field(400.0, gt=0)
+    max_batch_s: float = Field(default=400.0, gt=0)
     """Most seconds of padded audio in a batch, per process."""
     order: Literal["random", "duration"] | None = None
     """``random`` or ``duration`` buckets; default: what the objective prefers (contrastive: random)."""
@@ -51,7 +51,7 @@ class DataConfig:
     """Sampling weight per task, e.g. {asr: 1, st: 2}; tasks not named weigh 1."""
     asr_instructions: list[str] = Field(default_factory=list)
     """Instructions for samples that bring none; default: those of `ossicle.data.prompts`."""
-    workers: int = Field(0, ge=0)
+    workers: int = Field(default=0, ge=0)
     """Processes that read audio; 0 reads in the training process."""
     cache_frames: bool = False
     """Encode every utterance once and keep the frames on disk (bfloat16)."""
@@ -62,11 +62,11 @@ class DataConfig:
 class TrainConfig:
     """The training loop."""
 
-    epochs: float = Field(5.0, gt=0)
+    epochs: float = Field(default=5.0, gt=0)
     """Passes over the training data; ``steps`` overrides it."""
-    steps: int | None = Field(None, ge=1)
+    steps: int | None = Field(default=None, ge=1)
     """Optimiser steps."""
-    accumulate: int = Field(1, ge=1)
+    accumulate: int = Field(default=1, ge=1)
     """Batches per optimiser step."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Automatic mixed precision; the projector's weights stay in float32."""
@@ -75,13 +75,13 @@ class TrainConfig:
     """Checkpoint whose projector to start from (stage 2 after stage 1)."""
     seed: int = 0
     """Of the projector's weights and of dropout."""
-    eval_every: int = Field(500, ge=1)
+    eval_every: int = Field(default=500, ge=1)
     """Steps between evaluations on ``data.dev``."""
-    save_every: int = Field(500, ge=1)
+    save_every: int = Field(default=500, ge=1)
     """Steps between checkpoints."""
-    keep: int = Field(2, ge=1)
+    keep: int = Field(default=2, ge=1)
     """Newest checkpoints kept, besides the best."""
-    log_every: int = Field(10, ge=1)
+    log_every: int = Field(default=10, ge=1)
     tensorboard: bool = True
     cpu: bool = False
     """Train on the CPU even where there is an accelerator."""

@@ -25,9 +25,13 @@ Layers = Literal["embeddings", "all"] | int | list[int]
 class Objective(Protocol):
     """The seam between model and training loop."""
 
-    needs_negatives: bool
-    """Whether utterances are compared with each other: batches then hold at least two and are drawn at random, since
-    negatives of equal length would make length uninformative."""
+    @property
+    def needs_negatives(self) -> bool:
+        """Whether utterances are compared with each other.
+
+        Batches then hold at least two and are drawn at random: negatives of equal length make length uninformative.
+        """
+        ...
 
     def __call__(self, model: SpeechLLM, batch: Batch) -> LossOutput:
         """Compute the loss of ``batch``."""
@@ -47,7 +51,7 @@ class Contrastive:
     """``embeddings`` (layer 0), ``all`` (every hidden state of the LLM), one layer or a list of layers."""
     layer_weights: list[float] | None = None
     """One weight per layer, in the order of ``layers``; default: 1 each, as in the paper."""
-    temperature: float = Field(0.1, gt=0)
+    temperature: float = Field(default=0.1, gt=0)
 
     needs_negatives = True
 

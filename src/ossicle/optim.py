@@ -16,12 +16,12 @@ from ossicle.section import section
 class OptimConfig:
     """AdamW with linear warm-up and cosine decay to zero; the defaults are the paper's."""
 
-    lr: float = Field(1e-4, gt=0)
+    lr: float = Field(default=1e-4, gt=0)
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
-    warmup: float = Field(0.03, ge=0, lt=1)
+    warmup: float = Field(default=0.03, ge=0, lt=1)
     """Share of all steps."""
-    clip: float = Field(1.0, gt=0)
+    clip: float = Field(default=1.0, gt=0)
     """Largest norm of the gradient."""
 
     def build(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar, dataclass_transform
+from typing import TypeVar, cast, dataclass_transform
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
@@ -15,5 +14,4 @@ T = TypeVar("T")
 def section(cls: type[T]) -> type[T]:
     """Make ``cls`` a frozen, keyword-only, validated section of the configuration that rejects unknown fields."""
     settings = ConfigDict(extra="forbid", use_attribute_docstrings=True)
-    decorate: Callable[[type[T]], type[T]] = dataclass(frozen=True, kw_only=True, config=settings)
-    return decorate(cls)
+    return cast("type[T]", dataclass(cls, frozen=True, kw_only=True, config=settings))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import soundfile
@@ -22,7 +22,27 @@ EncoderFamily = Literal["hubert", "wav2vec2", "wavlm", "whisper"]
 LLMFamily = Literal["llama", "qwen2", "mistral"]
 ENCODERS: tuple[EncoderFamily, ...] = ("hubert", "wav2vec2", "wavlm", "whisper")
 LLMS: tuple[LLMFamily, ...] = ("llama", "qwen2", "mistral")
-WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "red", "green", "blue", "dog", "cat", "bird", "sees", "takes", "wants"]
+WORDS = [
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "red",
+    "green",
+    "blue",
+    "dog",
+    "cat",
+    "bird",
+    "sees",
+    "takes",
+    "wants",
+]
 CHAT_TEMPLATE = (
     "<s>{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -36,20 +56,38 @@ def tiny_encoder(folder: Path, family: EncoderFamily = "hubert", *, norm: str = 
     torch.manual_seed(seed)
     if family == "whisper":
         config = transformers.WhisperConfig(
-            d_model=24, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=32, decoder_layers=1,
-            decoder_attention_heads=2, decoder_ffn_dim=32, vocab_size=64, num_mel_bins=16, pad_token_id=0,
-            bos_token_id=1, eos_token_id=2, decoder_start_token_id=1, max_target_positions=16,
-        )  # fmt: skip
+            d_model=24,
+            encoder_layers=2,
+            encoder_attention_heads=2,
+            encoder_ffn_dim=32,
+            decoder_layers=1,
+            decoder_attention_heads=2,
+            decoder_ffn_dim=32,
+            vocab_size=64,
+            num_mel_bins=16,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+            decoder_start_token_id=1,
+            max_target_positions=16,
+        )
         transformers.WhisperModel(config).save_pretrained(folder)
         transformers.WhisperFeatureExtractor(feature_size=16).save_pretrained(folder)
         return folder
     prefix = {"hubert": "Hubert", "wav2vec2": "Wav2Vec2", "wavlm": "WavLM"}[family]
     large = norm == "layer"
     config = getattr(transformers, f"{prefix}Config")(
-        hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, conv_dim=(8,) * 7,
-        num_conv_pos_embeddings=8, num_conv_pos_embedding_groups=2, vocab_size=32, feat_extract_norm=norm,
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        conv_dim=(8,) * 7,
+        num_conv_pos_embeddings=8,
+        num_conv_pos_embedding_groups=2,
+        vocab_size=32,
+        feat_extract_norm=norm,
         do_stable_layer_norm=large,
-    )  # fmt: skip
+    )
     getattr(transformers, f"{prefix}Model")(config).save_pretrained(folder)
     transformers.Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=large).save_pretrained(folder)
     return folder
@@ -63,16 +101,24 @@ def tiny_llm(folder: Path, family: LLMFamily = "llama", *, layers: int = 2, seed
     torch.manual_seed(seed)
     prefix = {"llama": "Llama", "qwen2": "Qwen2", "mistral": "Mistral"}[family]
     config = getattr(transformers, f"{prefix}Config")(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=layers, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=2048, tie_word_embeddings=False, pad_token_id=None,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=2048,
+        tie_word_embeddings=False,
+        pad_token_id=None,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
     getattr(transformers, f"{prefix}ForCausalLM")(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
 
-def tiny_tokenizer() -> object:
+def tiny_tokenizer() -> Any:
     """A byte-level tokenizer without merges: it spells any text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -119,7 +165,7 @@ def tiny_manifest(folder: Path, count: int = 8, *, tasks: Sequence[str] = (), se
                 instruction=instruction,
                 answers=answers,
                 target_language=target,
-            )  # fmt: skip
+            )
         )
     manifest = folder / f"manifest-{seed}.jsonl"
     write_manifest(manifest, samples)

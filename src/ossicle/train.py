@@ -1,4 +1,4 @@
-"""The training loop: manifest line -> `Sample` -> `collate` -> `Batch` -> objective(model, batch) -> loss.backward()."""
+"""The loop: manifest line -> `Sample` -> `collate` -> `Batch` -> `objective(model, batch)` -> `total.backward()`."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def train(config: Config, *, objective: Objective | None = None, resume: bool = 
         model.load_projector(config.train.init_from)
     if config.train.gradient_checkpointing:
         model.llm.checkpoint_gradients()
-    objective = objective or config.objective
-    data = Data.load(config.data, model, accelerator, contrast=objective.needs_negatives)
-    dev = Data.load_dev(config.data, model, accelerator, contrast=objective.needs_negatives)
+    chosen: Objective = objective or config.objective
+    data = Data.load(config.data, model, accelerator, contrast=chosen.needs_negatives)
+    dev = Data.load_dev(config.data, model, accelerator, contrast=chosen.needs_negatives)
 
     model.instructions |= learned_instructions(data.dataset.samples)
     steps = config.train.steps or math.ceil(config.train.epochs * len(data.sampler) / config.train.accumulate)
     optimizer, schedule = config.optim.build(checkpoint.trainable(model), steps=steps)
-    step, optimizer = accelerator.prepare(Step(model, objective), optimizer)
+    step, optimizer = accelerator.prepare(Step(model, chosen), optimizer)
     trainer = Trainer(optimizer, schedule, Progress())
     start = checkpoint.latest(config.folder) if resume else None
     if start is not None:
@@ -139,8 +139,8 @@ class Loop:
             if len(batch) == 0:
                 continue
             output = self.module(batch.to(self.accelerator.device))
-            for name, value in _values(output).items():
-                totals[name] = totals.get(name, 0.0) + value * len(batch)
+            for name, part in _values(output).items():
+                totals[name] = totals.get(name, 0.0) + part * len(batch)
             count += len(batch)
         model.train()
         names = sorted(totals)
@@ -163,7 +163,7 @@ class Loop:
         now = time.perf_counter()
         values = mean(self._window)
         values["audio_s_per_s"] = sum(v["audio_s"] for v in self._window) / (now - self._window_started_s)
-        values["lr"] = self.trainer.schedule.get_last_lr()[0]
+        values["lr"] = float(self.trainer.schedule.get_last_lr()[0])
         if norm is not None:
             values["grad_norm"] = float(norm)
         tracker.log(self.trainer.progress.step, values)

@@ -45,7 +45,7 @@ class ChatTemplate:
         between, header = rest.split(_INSTRUCTION)
         answered = whole.split(_INSTRUCTION)[1]  # header, ANSWER, end
         lead, end = answered.split(_ANSWER)
-        # Mistral's template writes a space before the answer that its generation prompt lacks: it belongs to the header.
+        # Mistral's template writes a space before the answer that its generation prompt lacks: part of the header.
         return cls(before, between, lead if lead.startswith(header) else header, end)
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from ossicle.lab.grammar import LANGUAGES
+from ossicle.lab.grammar import ENGLISH, TRANSLATIONS
 from ossicle.lab.llm_data import RowBatch, RowMaker, Stage
 from ossicle.lab.llm_eval import score_llm
 from ossicle.lab.llm_model import answer_loss, new_model
@@ -25,20 +25,20 @@ from ossicle.lab.tokenizer import ASSISTANT, BOS, END, PAD, USER, WordIds, train
 from ossicle.lab.world import sample_passages
 
 SEED = 0
-STEPS = 2400
+STEPS = 1400
 ROWS = 32
 """Passages per step, with about five instructions each."""
 STAGES = (
     Stage(0, (0.6, 0.3, 0.1), 0.0),
-    Stage(150, (0.25, 0.4, 0.35), 0.0),
-    Stage(1000, (0.2, 0.35, 0.45), 0.3),
+    Stage(152, (0.25, 0.4, 0.35), 0.0),
+    Stage(480, (0.2, 0.35, 0.45), 0.3),
 )
 _MATRIX_RATE = 3e-3
 _VECTOR_RATE = 3e-3
 _WARMUP_STEPS = 60
 _DECAY_SHARE = 0.4
 _BLOCK = 8
-_LOG_EVERY, _CHECKPOINT_EVERY, _EVALUATE_EVERY = 20, 100, 300
+_LOG_EVERY, _CHECKPOINT_EVERY, _EVALUATE_EVERY = 20, 50, 200
 _DEV_PASSAGES, _TEST_PASSAGES = 40, 400
 _TOKENIZER_PASSAGES = 3000
 
@@ -51,7 +51,7 @@ def build_llm(work: Path, out: Path, steps: int = STEPS) -> Scores:
     tokenizer = _tokenizer(work / "tokenizer")
     model = new_model(tokenizer, SEED)
     _train(model, tokenizer, work, steps)
-    model = model.to(torch.bfloat16)
+    model = model.to(dtype=torch.bfloat16)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     model = LlamaForCausalLM.from_pretrained(out, dtype=torch.float32)  # score what ships: weights rounded to bfloat16
@@ -72,7 +72,7 @@ def _texts() -> Iterator[str]:
     rng = random.Random(SEED)
     for passage in sample_passages("train", _TOKENIZER_PASSAGES, seed=SEED):
         for task in TASKS:
-            for language in LANGUAGES[1:] if task == "st" else LANGUAGES[:1]:
+            for language in TRANSLATIONS if task == "st" else (ENGLISH,):
                 asked = ask(passage, task, rng, language)
                 if asked:
                     yield from (passage.text, asked.instruction, *asked.answers)

@@ -80,7 +80,7 @@ def _run(chain: Chain) -> ChainResult:
         scores = decode_and_score(model, chain.data, chain.folder / "hypotheses.jsonl")
         if chain.stage1 is not None:
             model.load_projector(chain.folder / "stage1")
-        alignment = align(model, chain.data, chain.folder / "similarity.npz")
+        alignment = align(model, chain.data, chain.folder / "similarity.npy")
     return ChainResult(chain.name, scores, alignment, seconds)
 
 
@@ -108,7 +108,9 @@ def decode_and_score(model: Any, data: Path, out: Path, *, from_text: bool = Fal
     from ossicle.models.frozen import fingerprint
     from ossicle.targets import CachedDataset, FrameCache
 
-    dataset = CachedDataset(SpeechDataset(read_manifest(data / "test.jsonl")), FrameCache(data / "cache", model.encoder))
+    dataset = CachedDataset(
+        SpeechDataset(read_manifest(data / "test.jsonl")), FrameCache(data / "cache", model.encoder)
+    )
     collate = Collator(model.prompter())
     mark = "text" if from_text else fingerprint(model.projector)
     decode(model, dataset, collate, out, fingerprint=mark, batch_size=64, max_new_tokens=80, from_text=from_text)
@@ -118,8 +120,9 @@ def decode_and_score(model: Any, data: Path, out: Path, *, from_text: bool = Fal
 
 
 def align(model: Any, data: Path, matrices: Path) -> list[dict[str, Any]]:
-    """Alignment of the test passages per layer; the similarity matrices of all layers go to ``matrices``."""
+    """Alignment of the test passages per layer; the similarity matrices (layer, N, N) go to ``matrices``."""
     import numpy as np
+    import torch
 
     from ossicle.data.collate import Collator
     from ossicle.data.dataset import SpeechDataset
@@ -134,10 +137,8 @@ def align(model: Any, data: Path, matrices: Path) -> list[dict[str, Any]]:
     starts = range(0, len(dataset), CHANCE_BATCH)
     batches = (collate([dataset[i] for i in range(s, min(s + CHANCE_BATCH, len(dataset)))]) for s in starts)
     states = pooled_states(model, batches)
-    np.savez(
-        matrices,
-        **{str(layer): similarity_matrix(states.speech[layer], states.text[layer]).numpy() for layer in states.text},
-    )
+    similarities = [similarity_matrix(states.speech[layer], states.text[layer]) for layer in sorted(states.text)]
+    np.save(matrices, torch.stack(similarities).numpy())
     report = alignment_report(states.text, states.speech, texts=states.transcripts)
     return [asdict(row) for row in report]
 

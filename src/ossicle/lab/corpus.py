@@ -36,15 +36,18 @@ def make_corpus(folder: Path, *, train: int, dev: int, test: int, seed: int = 0,
     counts: dict[Split, int] = {"train": train, "dev": dev, "test": test}
     passages = {split: sample_passages(split, n, seed=seed, max_sentences=max_sentences) for split, n in counts.items()}
     spoken = {
-        split: _speak(folder / split, split, passages[split], test_voices() if split == "test" else train_voices(), seed)
+        split: _speak(
+            folder / split, split, passages[split], test_voices() if split == "test" else train_voices(), seed
+        )
         for split in counts
     }
     corpus = Corpus(spoken["train"], folder / "finetune.jsonl", folder / "dev.jsonl", folder / "test.jsonl")
-    for path, split, tasks in (
+    lines: list[tuple[Path, Split, tuple[str, ...]]] = [
         (corpus.finetune, "train", FINETUNE_TASKS),
         (corpus.dev, "dev", FINETUNE_TASKS),
         (corpus.test, "test", TEST_TASKS),
-    ):
+    ]
+    for path, split, tasks in lines:
         samples = read_manifest(spoken[split])
         write_manifest(path, list(_lines(samples, passages[split], tasks, seed)))
     return corpus
@@ -67,7 +70,7 @@ def _lines(samples: list[Sample], passages: list[Passage], tasks: tuple[str, ...
 
 def _ask(passage: Passage, key: str, rng: random.Random) -> Task | None:
     task, _, language = key.partition("/")
-    return ask(passage, task, rng, language) if language in ("de", "es") else ask(passage, task, rng)
+    return ask(passage, task, rng, "es" if language == "es" else "de")
 
 
 def _line(sample: Sample, key: str, asked: Task) -> Sample:

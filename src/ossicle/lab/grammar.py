@@ -11,8 +11,9 @@ from typing import Literal
 
 from ossicle.lab.lexicon import CONNECTORS, INVERTING, Adjective, Noun, Place, Time, Verb
 
-LANGUAGES = ("en", "de", "es")
 Language = Literal["en", "de", "es"]
+ENGLISH: Language = "en"
+TRANSLATIONS: tuple[Language, ...] = ("de", "es")
 
 _GERMAN_THE = {
     "nominative": {"m": "der", "f": "die", "n": "das"},

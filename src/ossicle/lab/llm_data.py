@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ossicle.lab.grammar import LANGUAGES
+from ossicle.lab.grammar import ENGLISH, TRANSLATIONS
 from ossicle.lab.tasks import TASKS, Task, ask
 from ossicle.lab.tokenizer import ASSISTANT, BOS, END, PAD, USER, WordIds
 from ossicle.lab.world import Passage, random_passage
@@ -24,7 +24,6 @@ _ECHO_SHARE = 0.6
 _OTHER_SHARE = 0.7
 _PLAIN_SHARE = 0.2
 _PLAIN_TOKEN_WEIGHT = 0.02
-_TRANSLATIONS = LANGUAGES[1:]
 _OTHERS = tuple(task for task in TASKS if task not in ("asr", "st", "qa", "echo"))
 
 
@@ -141,8 +140,8 @@ def _draw_tasks(passage: Passage, rng: random.Random) -> list[Task]:
     tasks: list[Task | None] = list(asked.values())
     if rng.random() < _ECHO_SHARE:
         tasks.append(ask(passage, "echo", rng))
-    long = rng.choice(("asr", *_TRANSLATIONS))
-    tasks.append(ask(passage, "asr", rng) if long == "asr" else ask(passage, "st", rng, long))
+    language = rng.choice((ENGLISH, *TRANSLATIONS))
+    tasks.append(ask(passage, "asr" if language == ENGLISH else "st", rng, language))
     if rng.random() < _OTHER_SHARE:
         tasks.append(ask(passage, rng.choice(_OTHERS), rng))
     return [task for task in tasks if task]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from ossicle.lab.grammar import LANGUAGES
+from ossicle.lab.grammar import TRANSLATIONS
 from ossicle.lab.tasks import TASKS, Task, ask
 from ossicle.lab.world import Passage, Split, sample_passages
 
@@ -21,7 +21,7 @@ def greedy_answers(
 ) -> list[str]:
     """The answer to each "PASSAGE INSTRUCTION", decoded greedily through the chat template."""
     chats = [
-        tokenizer.apply_chat_template([{"role": "user", "content": r}], tokenize=False, add_generation_prompt=True)
+        str(tokenizer.apply_chat_template([{"role": "user", "content": r}], tokenize=False, add_generation_prompt=True))
         for r in requests
     ]
     answers = [""] * len(chats)
@@ -30,7 +30,9 @@ def greedy_answers(
         chosen = by_length[start : start + _BATCH]
         ids, mask = _left_padded([tokenizer(chats[i])["input_ids"] for i in chosen], tokenizer.pad_token_id)
         with torch.no_grad():
-            output = model.generate(input_ids=ids, attention_mask=mask, do_sample=False, max_new_tokens=max_new_tokens)
+            output = model.generate(  # type: ignore[misc]
+                input_ids=ids, attention_mask=mask, do_sample=False, max_new_tokens=max_new_tokens
+            )
         decoded = tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
         for index, answer in zip(chosen, decoded, strict=True):
             answers[index] = answer.strip()
@@ -61,7 +63,7 @@ def _tasks(passage: Passage, rng: random.Random) -> list[tuple[str, Task]]:
     found: list[tuple[str, Task | None]] = []
     for name in TASKS:
         if name == "st":
-            found += [(f"st_{language}", ask(passage, name, rng, language)) for language in LANGUAGES[1:]]
+            found += [(f"st_{language}", ask(passage, name, rng, language)) for language in TRANSLATIONS]
         elif name == "qa":
             found.append((f"qa_{len(passage.sentences)}", ask(passage, name, rng)))
         else:

@@ -26,12 +26,11 @@ def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM
         num_attention_heads=_HEADS,
         num_key_value_heads=_HEADS,
         max_position_embeddings=1024,
-        rope_theta=_ROPE_THETA,
+        rope_parameters={"rope_type": "default", "rope_theta": _ROPE_THETA},
         tie_word_embeddings=True,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        attn_implementation="eager",
     )
     return LlamaForCausalLM(config)
 

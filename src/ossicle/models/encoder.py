@@ -36,7 +36,8 @@ class ConvEncoder(nn.Module):
     def __init__(self, model: nn.Module, *, name: str, normalise: bool) -> None:
         super().__init__()
         config: Any = model.config
-        self.model, self.name, self.dim = freeze(model), name, config.hidden_size
+        self.model: Any = freeze(model)
+        self.name, self.dim = name, config.hidden_size
         self.fingerprint = fingerprint(model)
         self.frame_rate_hz = SAMPLE_RATE_HZ / math.prod(config.conv_stride)
         self.normalise = normalise
@@ -73,7 +74,8 @@ class WhisperEncoder(nn.Module):
     def __init__(self, model: nn.Module, extractor: Any, *, name: str) -> None:
         super().__init__()
         config: Any = model.config
-        self.model, self.name, self.dim = freeze(model), name, config.d_model
+        self.model: Any = freeze(model)
+        self.name, self.dim = name, config.d_model
         self.fingerprint = fingerprint(model)
         self.extractor = extractor
         self.hop = extractor.hop_length * 2  # the second convolution has stride 2

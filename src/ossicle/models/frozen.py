@@ -1,4 +1,4 @@
-"""What the encoder and the LLM have in common: they never train, and they are known by a fingerprint of their weights."""
+"""What encoder and LLM have in common: they never train, and a fingerprint of their weights identifies them."""
 
 from __future__ import annotations
 

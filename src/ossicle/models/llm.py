@@ -25,7 +25,8 @@ class LLM(nn.Module):
 
     def __init__(self, model: Any, tokenizer: Any, *, name: str) -> None:
         super().__init__()
-        self.model, self.tokenizer, self.name = freeze(model), tokenizer, name
+        self.model: Any = freeze(model)
+        self.tokenizer, self.name = tokenizer, name
         self.num_layers: int = model.config.num_hidden_layers
         self.dim: int = model.config.hidden_size
         self.fingerprint = fingerprint(model)
@@ -62,7 +63,7 @@ class LLM(nn.Module):
         return HiddenStates({layer: every[layer] for layer in wanted}, embeds.mask)
 
     def checkpoint_gradients(self) -> None:
-        """Keep each layer's input only and run the layer again in the backward pass: less memory, about 1.5 times the work.
+        """Keep each layer's input only, and run the layer again in the backward pass: less memory, 1.5 times the work.
 
         transformers checkpoints layers in train mode only. Setting that flag on the layers and not on their children
         leaves every dropout off.
@@ -108,7 +109,7 @@ class LLM(nn.Module):
     def generate(
         self, prompt: Sequence, *, max_new_tokens: int = 200, temperature: float = 0.0, top_p: float = 1.0
     ) -> list[str]:
-        """Continue ``prompt`` (B, L, D; padded on the **left**) with the KV cache; greedy where ``temperature`` is 0."""
+        """Continue ``prompt`` (B, L, D), padded on the **left**, with the KV cache; greedy if ``temperature`` is 0."""
         sampling = (
             {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature > 0 else {"do_sample": False}
         )

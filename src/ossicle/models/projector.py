@@ -1,4 +1,4 @@
-"""The projector: the only part that trains. It turns encoder frames into vectors that the LLM reads like token embeddings.
+"""The projector: the only part that trains. It turns encoder frames into vectors that the LLM reads like tokens.
 
 Shape legend: B utterances, T encoder frames, W frames per window, V valid windows of the whole batch, Q queries per
 window, M = Q * ceil(T / W) speech tokens, D width of the Q-Former.
@@ -118,7 +118,7 @@ class QFormerProjector(nn.Module):
         return self.num_queries * -(-num_frames // self.window)
 
     def forward(self, frames: Tensor, frame_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Project ``frames`` (B, T, in_dim) with ``frame_mask`` (B, T) to tokens (B, M, out_dim) and their mask (B, M)."""
+        """Project ``frames`` (B, T, in_dim) with their mask (B, T) to tokens (B, M, out_dim) with theirs (B, M)."""
         batch, length, _ = frames.shape
         padding = -length % self.window
         frames = F.pad(self.norm_frames(frames), (0, 0, 0, padding))
@@ -145,11 +145,11 @@ class QFormerConfig:
     name: Literal["qformer"] = "qformer"
     width: int = 768
     heads: int = 12
-    layers: int = Field(4, ge=1)
+    layers: int = Field(default=4, ge=1)
     ffn: int = 3072
-    queries: int = Field(4, ge=1)
+    queries: int = Field(default=4, ge=1)
     """Vectors per window."""
-    window_s: float = Field(1 / 3, gt=0)
+    window_s: float = Field(default=1 / 3, gt=0)
     """Length of a window in seconds; rounded to whole frames (17 at 50 frames a second)."""
     dropout: float = 0.1
     window_positions: bool = False

@@ -143,16 +143,15 @@ class SpeechLLM(nn.Module):
         """Write the projector, its configuration and the fingerprints of the frozen parts; never their weights."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(
-            {k: v.detach().cpu().contiguous() for k, v in self.projector.state_dict().items()}, folder / WEIGHTS_FILE
-        )
+        weights = {name: tensor.cpu().contiguous() for name, tensor in self.projector.state_dict().items()}
+        save_file(weights, folder / WEIGHTS_FILE)
         parts = {"encoder": self.encoder.fingerprint, "llm": self.llm.fingerprint}
-        record = {"ossicle": __version__, "model": asdict(self.config), "fingerprints": parts}  # type: ignore[call-overload]
+        record = {"ossicle": __version__, "model": asdict(self.config), "fingerprints": parts}
         record["instructions"] = self.instructions
         (folder / CONFIG_FILE).write_text(json.dumps(record, indent=2) + "\n")
 
     def load_projector(self, folder: str | Path) -> None:
-        """Load the projector of another run. Raises `ValueError` unless it was trained between the same frozen parts."""
+        """Load another run's projector. Raises `ValueError` unless it was trained between the same frozen parts."""
         record = read_record(folder)
         for part, loaded in (("encoder", self.encoder), ("llm", self.llm)):
             expected = record["fingerprints"][part]

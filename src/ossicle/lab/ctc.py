@@ -1,0 +1,312 @@
+"""CTC training of a speech encoder on manifests: the lab's encoder from scratch, or any HuBERT with more speech.
+
+Shapes: B utterances, S samples, T frames, V characters.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import jiwer
+import numpy as np
+import soxr
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import (
+    HubertConfig,
+    HubertForCTC,
+    Wav2Vec2CTCTokenizer,
+    Wav2Vec2FeatureExtractor,
+    Wav2Vec2Processor,
+)
+
+from ossicle.audio import SAMPLE_RATE_HZ, read_audio
+from ossicle.batch import Sample
+
+CHARACTERS = ("<pad>", "<unk>", "|", "'", *"abcdefghijklmnopqrstuvwxyz")
+"""The CTC vocabulary; ``<pad>`` is the blank and ``|`` stands between words."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """So many optimiser steps on the utterances that are short enough."""
+
+    steps: int
+    max_duration_s: float
+    batch_s: float
+    """Seconds of audio in a batch, at most."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CTCTraining:
+    """How to train. The phases are a curriculum: short utterances are where an alignment is found first."""
+
+    phases: tuple[Phase, ...]
+    lr: float = 1.5e-3
+    warmup: float = 0.05
+    """Share of all steps over which the rate rises; a cosine then takes it to 2% of ``lr``."""
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    speed: tuple[float, float] = (0.87, 1.15)
+    """Every utterance is played at a speed from this range: pitch and formants move, which makes more speakers."""
+    noise_std: tuple[float, float] = (0.0, 0.01)
+    bf16: bool = True
+    eval_every: int = 100
+    log_every: int = 10
+    checkpoint_every_s: float = 120.0
+    seed: int = 0
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of all phases."""
+        return sum(phase.steps for phase in self.phases)
+
+
+def tiny_hubert() -> HubertForCTC:
+    """A randomly initialised HuBERT of 2.6M parameters with the usual frames: one every 20 ms, each from 25 ms.
+
+    Layer norm in the convolutions and an attention mask, as in HuBERT-large: an utterance gets the same frames alone
+    as in a batch. The first convolutions are narrow, with ReLU: on a CPU they would cost as much as all the rest.
+    """
+    return HubertForCTC(
+        HubertConfig(
+            vocab_size=len(CHARACTERS),
+            pad_token_id=0,
+            bos_token_id=None,
+            eos_token_id=None,
+            hidden_size=192,
+            num_hidden_layers=5,
+            num_attention_heads=4,
+            intermediate_size=768,
+            conv_dim=(16, 48, 96, 128, 160, 192, 192),
+            conv_stride=(5, 2, 2, 2, 2, 2, 2),
+            conv_kernel=(10, 3, 3, 3, 3, 2, 2),
+            conv_bias=True,
+            feat_extract_norm="layer",
+            feat_extract_activation="relu",
+            do_stable_layer_norm=True,
+            num_conv_pos_embeddings=31,
+            num_conv_pos_embedding_groups=16,
+            apply_spec_augment=False,
+            layerdrop=0.0,
+            **dict.fromkeys(("hidden_dropout", "attention_dropout", "activation_dropout"), 0.0),
+            **dict.fromkeys(("feat_proj_dropout", "final_dropout"), 0.0),
+            attn_implementation="eager",  # the backward of fused attention is slow on CPUs
+        )
+    )
+
+
+def ctc_processor(folder: Path) -> Wav2Vec2Processor:
+    """Write the feature extractor and the character tokenizer into ``folder``, and return both as a processor."""
+    folder.mkdir(parents=True, exist_ok=True)
+    vocabulary = folder / "vocab.json"
+    vocabulary.write_text(json.dumps({character: index for index, character in enumerate(CHARACTERS)}, indent=0))
+    processor = Wav2Vec2Processor(
+        feature_extractor=Wav2Vec2FeatureExtractor(
+            sampling_rate=SAMPLE_RATE_HZ, do_normalize=True, return_attention_mask=True
+        ),
+        tokenizer=Wav2Vec2CTCTokenizer(
+            str(vocabulary), pad_token="<pad>", unk_token="<unk>", bos_token=None, eos_token=None
+        ),
+    )
+    processor.save_pretrained(folder)
+    return processor
+
+
+def train_ctc(
+    train: Sequence[Sample], dev: Sequence[Sample], work: Path, *, settings: CTCTraining, init_from: Path | None = None
+) -> HubertForCTC:
+    """Train on ``train``, printing scores on ``dev`` now and then; every sample needs ``text`` and ``duration_s``.
+
+    The model starts as `tiny_hubert`, or as the ``HubertForCTC`` in the folder ``init_from``. A checkpoint in
+    ``work`` every few minutes lets a repeated call continue; the batches depend on the seed and the step alone.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(settings.seed)
+    model = tiny_hubert() if init_from is None else HubertForCTC.from_pretrained(init_from, dtype=torch.float32)
+    processor = ctc_processor(work / "processor")
+    optimiser = _optimiser(model, settings)
+    checkpoint, step = work / "checkpoint.pt", 0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimiser.load_state_dict(state["optimiser"])
+        step = int(state["step"])
+    progress = _Progress(settings.steps, step)
+    saved_at = time.monotonic()
+    for batch in islice(_batches(train, settings), step, None):
+        for group in optimiser.param_groups:
+            group["lr"] = settings.lr * _schedule(step, settings)
+        loss = _loss(model, processor, batch, settings, step)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        step += 1
+        progress.add(loss.item(), norm.item(), sum(sample.duration_s or 0.0 for sample in batch))
+        if step % settings.log_every == 0:
+            progress.log(step)
+        if step % settings.eval_every == 0:
+            print(f"encoder step {step} dev", recognition_scores(model, processor, dev), flush=True)
+        if time.monotonic() - saved_at > settings.checkpoint_every_s or step == settings.steps:
+            _save({"model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": step}, checkpoint)
+            saved_at = time.monotonic()
+    return model.eval()
+
+
+def recognise(model: HubertForCTC, processor: Wav2Vec2Processor, waveforms: Sequence[np.ndarray]) -> list[str]:
+    """Greedy CTC transcripts of mono 16 kHz waveforms, each (S,)."""
+    model.eval()
+    transcripts: list[str] = []
+    order = sorted(range(len(waveforms)), key=lambda index: len(waveforms[index]))
+    for start in range(0, len(order), 16):
+        inputs = _inputs(processor, [waveforms[index] for index in order[start : start + 16]])
+        with torch.inference_mode():
+            best = model(**inputs).logits.argmax(-1)  # (B, T)
+        lengths = _frames(model, inputs["attention_mask"])
+        best[torch.arange(best.shape[1]) >= lengths[:, None]] = 0
+        transcripts += processor.batch_decode(best)
+    return [transcripts[rank] for rank in np.argsort(order)]
+
+
+def recognition_scores(
+    model: HubertForCTC, processor: Wav2Vec2Processor, samples: Sequence[Sample]
+) -> dict[str, float]:
+    """Corpus word and character error rates in percent."""
+    hypotheses = recognise(model, processor, [_read(sample) for sample in samples])
+    references = [sample.text or "" for sample in samples]
+    model.train()
+    return {
+        "wer": round(100 * jiwer.wer(references, hypotheses), 2),
+        "cer": round(100 * jiwer.cer(references, hypotheses), 2),
+    }
+
+
+def save_encoder(model: HubertForCTC, folder: Path) -> HubertForCTC:
+    """Write model (bfloat16) and processor to ``folder``; returns the model as it reads back, in float32."""
+    ctc_processor(folder)
+    model.to(torch.bfloat16).save_pretrained(folder)
+    return HubertForCTC.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def _loss(
+    model: HubertForCTC, processor: Wav2Vec2Processor, batch: Sequence[Sample], settings: CTCTraining, step: int
+) -> Tensor:
+    """CTC loss per character."""
+    rng = np.random.default_rng([settings.seed, step])
+    inputs = _inputs(processor, [_augment(_read(sample), rng, settings) for sample in batch])
+    labels = [processor.tokenizer(sample.text or "").input_ids for sample in batch]
+    target_lengths = torch.tensor([len(label) for label in labels])
+    model.train()
+    with torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16):
+        logits = model(**inputs).logits  # (B, T, V)
+    total = F.ctc_loss(
+        F.log_softmax(logits.float(), dim=-1).transpose(0, 1),
+        torch.tensor([index for label in labels for index in label]),
+        _frames(model, inputs["attention_mask"]),
+        target_lengths,
+        reduction="sum",
+        zero_infinity=True,
+    )
+    return total / target_lengths.sum()
+
+
+def _inputs(processor: Wav2Vec2Processor, waveforms: list[np.ndarray]) -> Any:
+    return processor(
+        waveforms, sampling_rate=SAMPLE_RATE_HZ, padding=True, return_attention_mask=True, return_tensors="pt"
+    )
+
+
+def _frames(model: HubertForCTC, attention_mask: Tensor) -> Tensor:
+    """Valid encoder frames (B,) of waveforms with this mask (B, S)."""
+    return model._get_feat_extract_output_lengths(attention_mask.sum(-1)).long()
+
+
+def _read(sample: Sample) -> np.ndarray:
+    return read_audio(sample.audio, start_s=sample.start_s, end_s=sample.end_s)
+
+
+def _augment(waveform: np.ndarray, rng: np.random.Generator, settings: CTCTraining) -> np.ndarray:
+    faster = soxr.resample(waveform, SAMPLE_RATE_HZ * rng.uniform(*settings.speed), SAMPLE_RATE_HZ, quality="LQ")
+    noise = rng.standard_normal(len(faster), dtype=np.float32) * np.float32(rng.uniform(*settings.noise_std))
+    return faster + noise
+
+
+def _batches(samples: Sequence[Sample], settings: CTCTraining) -> Iterator[list[Sample]]:
+    """One batch a step: utterances of like duration, in random order of batches."""
+    rng = random.Random(settings.seed)
+    for phase in settings.phases:
+        short = [sample for sample in samples if (sample.duration_s or math.inf) <= phase.max_duration_s]
+        if not short:
+            raise ValueError(f"no utterance has a duration_s up to {phase.max_duration_s}: raise the phase's limit")
+        done = 0
+        while done < phase.steps:
+            epoch = _packed(short, phase.batch_s, rng)
+            yield from epoch[: phase.steps - done]
+            done += len(epoch)
+
+
+def _packed(samples: Sequence[Sample], batch_s: float, rng: random.Random) -> list[list[Sample]]:
+    jittered = sorted(samples, key=lambda sample: (sample.duration_s or 0.0) * rng.uniform(0.9, 1.1))
+    batches: list[list[Sample]] = [[]]
+    for sample in jittered:
+        if batches[-1] and (len(batches[-1]) + 1) * (sample.duration_s or 0.0) > batch_s:
+            batches.append([])
+        batches[-1].append(sample)
+    rng.shuffle(batches)
+    return batches
+
+
+def _optimiser(model: HubertForCTC, settings: CTCTraining) -> torch.optim.Optimizer:
+    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    vectors = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.98))
+
+
+def _schedule(step: int, settings: CTCTraining) -> float:
+    warmup = max(settings.warmup * settings.steps, 1.0)
+    if step < warmup:
+        return (step + 1) / warmup
+    done = (step - warmup) / max(settings.steps - warmup, 1.0)
+    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+
+
+def _save(state: dict[str, Any], path: Path) -> None:
+    partial = path.with_suffix(".partial")
+    torch.save(state, partial)
+    partial.replace(path)
+
+
+class _Progress:
+    """Means since the last line of the log."""
+
+    def __init__(self, steps: int, first_step: int) -> None:
+        self._steps, self._first_step, self._start = steps, first_step, time.monotonic()
+        self._losses: list[float] = []
+        self._norms: list[float] = []
+        self._audio_s = 0.0
+
+    def add(self, loss: float, norm: float, audio_s: float) -> None:
+        self._losses.append(loss)
+        self._norms.append(norm)
+        self._audio_s += audio_s
+
+    def log(self, step: int) -> None:
+        elapsed = time.monotonic() - self._start
+        eta_s = elapsed / (step - self._first_step) * (self._steps - step)
+        print(
+            f"encoder step {step}/{self._steps}  loss {np.mean(self._losses):.3f}  grad {np.mean(self._norms):.2f}  "
+            f"{self._audio_s / elapsed:.0f} x real time  {eta_s / 60:.1f} min left",
+            flush=True,
+        )
+        self._losses, self._norms = [], []

@@ -1,0 +1,170 @@
+"""`ossicle demo`: the whole method on generated speech, small enough for a laptop.
+
+Corpus -> encoder frames -> three chains side by side (contrastive pretraining, ASR pretraining, none; each fine-tuned
+with 10% of the task data) -> held-out sentences in held-out voices -> table, plots, examples, a model to talk to.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+import ossicle
+from ossicle.lab import demo_report
+from ossicle.lab.chain import MALLOC, Chain, ChainResult, decode_and_score, run_chain
+from ossicle.lab.watch import Watch
+
+CHAINS = {"contrastive": "contr-cos-all", "asr": "asr", "none": None}
+"""Row of the table -> recipe of its stage 1. The longest come first, so that they share the cores."""
+BEST = "contrastive"
+MAX_PROCESSES = 3
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much of everything."""
+
+    train: int
+    dev: int
+    test: int
+    stage1_steps: int
+    stage2_steps: int
+
+
+FULL = Scale(train=3000, dev=60, test=150, stage1_steps=600, stage2_steps=375)
+QUICK = Scale(train=800, dev=30, test=50, stage1_steps=150, stage2_steps=120)
+
+
+def run(out: Path, *, quick: bool = False) -> dict[str, Any]:
+    """Run the demo in ``out``, continuing what an earlier call left; returns what ``results.json`` holds.
+
+    Raises `ValueError` where ``out`` holds a demo of another size.
+    """
+    scale = QUICK if quick else FULL
+    console = Console()
+    _claim(out, scale)
+    _give_back_memory_slowly()
+    seconds: dict[str, float] = {}
+    with _timed(seconds, "corpus", console, "Speaking the corpus (espeak-ng)"):
+        from ossicle.lab.corpus import make_corpus
+
+        make_corpus(out / "data", train=scale.train, dev=scale.dev, test=scale.test)
+    with _timed(seconds, "frames", console, "Encoding it once with the frozen encoder"):
+        _encode(out)
+    with _timed(seconds, "training", console, "Training and evaluating three projectors"):
+        results = _run_chains(out, scale)
+    with _timed(seconds, "text", console, "Upper bound: the LLM reads the transcripts"):
+        bound = _text_bound(out)
+    _publish(out)
+    record = demo_report.collect(results, bound, scale=asdict(scale), seconds=seconds)
+    (out / "results.json").write_text(json.dumps(record, indent=2) + "\n")
+    demo_report.plots(out, CHAINS)
+    demo_report.show(out, record, console)
+    return record
+
+
+def _claim(out: Path, scale: Scale) -> None:
+    """A demo of another size or of other recipes must not mix with this one."""
+    stamp = {"scale": asdict(scale), "recipes": {p.stem: p.read_text() for p in sorted(recipes().glob("*.yaml"))}}
+    path = out / "demo.json"
+    if path.is_file() and json.loads(path.read_text()) != stamp:
+        raise ValueError(f"{out} holds a demo of another size or of other recipes: delete it or give another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(stamp))
+
+
+def recipes() -> Path:
+    """The lab's recipes: inside an installed package, or in the checkout."""
+    package = Path(ossicle.__file__).parent
+    installed = package / "recipes" / "lab"
+    return installed if installed.is_dir() else package.parents[1] / "recipes" / "lab"
+
+
+def _give_back_memory_slowly() -> None:
+    """For the processes started from here: glibc reads these when a process starts."""
+    for name, value in MALLOC.items():
+        os.environ.setdefault(name, value)
+
+
+def _encode(out: Path) -> None:
+    import torch
+
+    from ossicle.data.dataset import SpeechDataset
+    from ossicle.data.manifest import read_manifest
+    from ossicle.models.encoder import load_encoder
+    from ossicle.models.frozen import resolve
+    from ossicle.targets import FrameCache
+
+    cache = FrameCache(out / "data" / "cache", load_encoder(resolve("lab", "encoder")))
+    for split in ("train", "dev", "test"):
+        samples = read_manifest(out / "data" / split / "manifest.jsonl")
+        cache.fill(SpeechDataset(samples), torch.device("cpu"))
+
+
+def _run_chains(out: Path, scale: Scale) -> list[ChainResult]:
+    """All chains, as many at a time as there are cores for; the first error stops the demo, and what is done stays."""
+    cores = os.cpu_count() or 1
+    processes = min(MAX_PROCESSES, len(CHAINS), cores)
+    chains = [_chain(name, recipe, out, scale) for name, recipe in CHAINS.items()]
+    # Spawned: a forked copy of a process that has used torch's threads can hang.
+    context = multiprocessing.get_context("spawn")
+    with (
+        ProcessPoolExecutor(processes, mp_context=context) as pool,
+        Watch(chains, scale.stage1_steps, scale.stage2_steps) as watch,
+    ):
+        futures: list[Future[ChainResult]] = [
+            pool.submit(run_chain, chain, max(1, cores // processes)) for chain in chains
+        ]
+        watch.until_done(futures)
+        return [future.result() for future in futures]
+
+
+def _chain(name: str, stage1: str | None, out: Path, scale: Scale) -> Chain:
+    data = out / "data"
+    return Chain(
+        name=name,
+        folder=out / name,
+        stage1=stage1,
+        overrides1=(f"data.train=[{data / 'train' / 'manifest.jsonl'}]", f"train.steps={scale.stage1_steps}"),
+        overrides2=(f"data.train=[{data / 'finetune.jsonl'}]", f"train.steps={scale.stage2_steps}"),
+        data=data,
+        recipes=recipes(),
+    )
+
+
+def _text_bound(out: Path) -> list[dict[str, Any]]:
+    from ossicle.models.speech_llm import SpeechLLM
+
+    folder = out / "text"
+    folder.mkdir(exist_ok=True)
+    model = SpeechLLM.from_pretrained(out / BEST / "stage2")
+    return decode_and_score(model, out / "data", folder / "hypotheses.jsonl", from_text=True)
+
+
+def _publish(out: Path) -> None:
+    """Copy the best projector to ``model``, where ``transcribe``, ``translate`` and ``ask`` look for it."""
+    from ossicle.models.speech_llm import CONFIG_FILE, WEIGHTS_FILE
+
+    (out / "model").mkdir(exist_ok=True)
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        shutil.copyfile(out / BEST / "stage2" / name, out / "model" / name)
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], name: str, console: Console, title: str) -> Iterator[None]:
+    started = time.perf_counter()
+    console.print(f"[bold]{title}[/] …")
+    yield
+    seconds[name] = round(time.perf_counter() - started, 1)
+    console.print(f"  done in {seconds[name]:.0f} s", style="dim", highlight=False)
