@@ -110,19 +110,19 @@ def _listen(files: list[Path], model: Path, task: str = "", language: str | None
 
 
 def main() -> None:
-    """Run a command; errors that name their own fix are shown without a traceback."""
-    if not sys.stderr.isatty():
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    """Run a command; errors are shown as one message, with a traceback only where OSSICLE_DEBUG is set."""
     if os.environ.get("OSSICLE_DEBUG"):
         app()
         return
     try:
         app()
-    except (ValueError, FileNotFoundError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         from rich.console import Console
+        from rich.markup import escape
 
-        Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error:[/] {error}", markup=True)
+        console = Console(stderr=True, soft_wrap=True, highlight=False)
+        console.print(f"[bold red]error:[/] {escape(str(error))}")
+        console.print("(OSSICLE_DEBUG=1 shows where)", style="dim")
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

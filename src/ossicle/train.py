@@ -196,7 +196,10 @@ class Interruptible:
 
 
 def _values(output: LossOutput) -> dict[str, float]:
-    return {"loss": float(output.total), **{f"part/{name}": float(part) for name, part in output.parts.items()}}
+    return {
+        "loss": float(output.total.detach()),
+        **{f"part/{name}": float(part) for name, part in output.parts.items()},
+    }
 
 
 def _claim_folder(config: Config, *, resume: bool, first: bool) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ossicle.lab.grammar import ENGLISH, TRANSLATIONS
 from ossicle.lab.llm_data import RowBatch, RowMaker, Stage
@@ -25,7 +25,7 @@ from ossicle.lab.tokenizer import ASSISTANT, BOS, END, PAD, USER, WordIds, train
 from ossicle.lab.world import sample_passages
 
 SEED = 0
-STEPS = 1400
+STEPS = 1800
 ROWS = 32
 """Passages per step, with about five instructions each."""
 STAGES = (
@@ -51,8 +51,7 @@ def build_llm(work: Path, out: Path, steps: int = STEPS) -> Scores:
     tokenizer = _tokenizer(work / "tokenizer")
     model = new_model(tokenizer, SEED)
     _train(model, tokenizer, work, steps)
-    model = model.to(dtype=torch.bfloat16)
-    model.save_pretrained(out)
+    model.bfloat16().save_pretrained(out)
     tokenizer.save_pretrained(out)
     model = LlamaForCausalLM.from_pretrained(out, dtype=torch.float32)  # score what ships: weights rounded to bfloat16
     scores = score_llm(model, tokenizer, "test", _TEST_PASSAGES)
@@ -64,7 +63,7 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     """The tokenizer of an earlier run in this folder, or a new one from the training split."""
     if not folder.exists():
         train_tokenizer(_texts()).save_pretrained(folder)
-    return AutoTokenizer.from_pretrained(folder)
+    return PreTrainedTokenizerFast.from_pretrained(folder)
 
 
 def _texts() -> Iterator[str]:
@@ -109,7 +108,7 @@ def _train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, work: Pa
 
 def _batches(tokenizer: PreTrainedTokenizerFast, first_step: int) -> Iterator[RowBatch]:
     """The batches from a step on; each block of steps has its own generator, so a resumed run sees the same ones."""
-    special = {token: tokenizer.convert_tokens_to_ids(token) for token in (PAD, BOS, USER, ASSISTANT, END)}
+    special = {token: tokenizer.get_vocab()[token] for token in (PAD, BOS, USER, ASSISTANT, END)}
     maker = RowMaker(WordIds(tokenizer), special)
     block, skip = divmod(first_step, _BLOCK)
     while True:

@@ -9,7 +9,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -173,18 +173,26 @@ def recognise(model: HubertForCTC, processor: Wav2Vec2Processor, waveforms: Sequ
         with torch.inference_mode():
             best = model(**inputs).logits.argmax(-1)  # (B, T)
         lengths = _frames(model, inputs["attention_mask"])
-        best[torch.arange(best.shape[1]) >= lengths[:, None]] = 0
+        best = best.masked_fill(torch.arange(best.shape[1]) >= lengths[:, None], 0)
         transcripts += processor.batch_decode(best)
     return [transcripts[rank] for rank in np.argsort(order)]
 
 
 def recognition_scores(
-    model: HubertForCTC, processor: Wav2Vec2Processor, samples: Sequence[Sample]
+    model: HubertForCTC,
+    processor: Wav2Vec2Processor,
+    samples: Sequence[Sample],
+    *,
+    merge: Mapping[str, str] | None = None,
 ) -> dict[str, float]:
-    """Corpus word and character error rates in percent."""
+    """Corpus word and character error rates in percent; ``merge`` maps words that need not be told from another."""
     hypotheses = recognise(model, processor, [_read(sample) for sample in samples])
     references = [sample.text or "" for sample in samples]
-    model.train()
+    if merge:
+        hypotheses, references = (
+            [" ".join(merge.get(word, word) for word in text.split()) for text in texts]
+            for texts in (hypotheses, references)
+        )
     return {
         "wer": round(100 * jiwer.wer(references, hypotheses), 2),
         "cer": round(100 * jiwer.cer(references, hypotheses), 2),

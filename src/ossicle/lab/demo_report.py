@@ -61,7 +61,7 @@ def _scores(rows: list[dict[str, Any]]) -> dict[str, float]:
         "wer": found["asr", "en"]["wer"],
         "bleu_de": found["st", "de"]["bleu"],
         "bleu_es": found["st", "es"]["bleu"],
-        "em": found["qa", "en"]["exact_match"],
+        "em": found["qa", "en"]["em"],
         "f1": found["qa", "en"]["f1"],
     }
 

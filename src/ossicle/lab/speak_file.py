@@ -1,4 +1,4 @@
-"""Speaks one utterance into a file: what each process of `ossicle.lab.synthesise` runs (no torch, so it starts fast)."""
+"""Speaks one utterance into a file: what each process of `ossicle.lab.synthesise` runs (no torch: it starts fast)."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import threading
 import zlib
 from dataclasses import dataclass
 from functools import cache
-from itertools import takewhile
+from itertools import pairwise, takewhile
 from typing import Any, Literal
 
 import numpy as np
@@ -54,8 +54,8 @@ class Utterance:
 
     waveform: np.ndarray  # (S,) float32 mono at 16 kHz, in [-1, 1]
     words: list[tuple[str, float, float]]
-    """(word, start_s, end_s), one for each word of the text in order. espeak-ng reports starts; an end is the next
-    start. Where espeak-ng speaks several words as one ("of the"), they share its time in proportion to their letters."""
+    """(word, start_s, end_s) for each word of the text, in order. espeak-ng reports starts; an end is the next start.
+    Where espeak-ng speaks several words as one ("of the"), they share its time in proportion to their letters."""
     rate_wpm: int
     pitch: int
 
@@ -65,8 +65,9 @@ class Utterance:
         return len(self.waveform) / SAMPLE_RATE_HZ
 
 
-# Accents: "en" is British. No variant is in both splits, whatever the accent. Whispers, robots, croaks and children are left out: hard to
-# understand. Where a variant's file states a gender it is this one (a test compares); the other files are men's voices.
+# Accents: "en" is British. No variant is in both splits, whatever the accent. Whispers, robots, croaks and children are
+# left out: hard to understand. Where a variant's file states a gender it is this one (a test compares); the files that
+# state none are men's voices.
 _TRAIN = {
     "female": {
         "en-us": "Alicia anika aunty belinda f1 f2 f5 linda steph steph2",
@@ -258,7 +259,7 @@ def _word_times(text: str, starts: dict[int, float], duration_s: float) -> list[
     anchors = [*sorted(known), len(words)]
     edges = np.zeros(len(words) + 1)
     edges[-1] = duration_s
-    for left, right in zip(anchors, anchors[1:], strict=False):
+    for left, right in pairwise(anchors):
         end = known.get(right, duration_s)
         letters = np.cumsum([0] + [len(word) for word in words[left:right]])
         edges[left : right + 1] = known[left] + (end - known[left]) * letters / letters[-1]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ossicle.audio import SAMPLE_RATE_HZ
 from ossicle.batch import Sequence
-from ossicle.models.frozen import fingerprint, freeze
+from ossicle.models.frozen import fingerprint, freeze, hide_loading_bar
 
 WAVEFORM_VARIANCE_EPS = 1e-7
 CONV_FAMILIES = ("hubert", "wav2vec2", "wavlm")
@@ -61,7 +61,9 @@ class ConvEncoder(nn.Module):
         short = self.receptive_field - values.shape[1]
         if short > 0:
             values, mask = F.pad(values, (0, short)), F.pad(mask, (0, short))
-        attention_mask = mask.long() if self.takes_mask else None
+        # transformers fails on a mask that leaves no whole frame; such an utterance has no valid frame below either.
+        attended = mask | (torch.arange(mask.shape[1], device=mask.device) < self.receptive_field)
+        attention_mask = attended.long() if self.takes_mask else None
         frames = self.model(values.to(self.model.dtype), attention_mask=attention_mask).last_hidden_state
         lengths = self.frame_lengths(waveforms.mask.sum(1))
         frame_mask = torch.arange(frames.shape[1], device=frames.device) < lengths[:, None]
@@ -118,6 +120,7 @@ def load_encoder(name: str, *, dtype: torch.dtype = torch.float32) -> Encoder:
     """Load an encoder from a hub id or a folder. Raises `ValueError` for a family that is not supported."""
     from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
 
+    hide_loading_bar(name)
     config = AutoConfig.from_pretrained(name)
     if config.model_type == "whisper":
         model = AutoModel.from_pretrained(name, dtype=dtype).get_encoder()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from pathlib import Path
 
 import torch
@@ -37,6 +38,16 @@ def fingerprint(model: nn.Module) -> str:
 
 LAB = "lab"
 LAB_WEIGHTS = Path(__file__).parent.parent / "lab" / "weights"
+
+
+def hide_loading_bar(name: str) -> None:
+    """Spare the user transformers' progress bar where it only clutters: in a log file, or for the lab's tiny models."""
+    from transformers.utils import logging
+
+    if not sys.stderr.isatty() or Path(name).parent == LAB_WEIGHTS:
+        logging.disable_progress_bar()
+    else:
+        logging.enable_progress_bar()
 
 
 def resolve(name: str, part: str) -> str:

@@ -6,15 +6,17 @@ Shape legend: B sequences, L positions, D width, K labelled positions.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ossicle.batch import HiddenStates, Sequence
-from ossicle.models.frozen import fingerprint, freeze
+from ossicle.models import packing
+from ossicle.models.frozen import fingerprint, freeze, hide_loading_bar
 
 
 class LLM(nn.Module):
@@ -30,7 +32,12 @@ class LLM(nn.Module):
         self.num_layers: int = model.config.num_hidden_layers
         self.dim: int = model.config.hidden_size
         self.fingerprint = fingerprint(model)
+        self.packs = packing.can_pack(model)
+        if self.packs:
+            packing.register()
+            model.set_attn_implementation(packing.ATTENTION)
         self._trunks: dict[int, Any] = {}
+        self._recomputed: list[nn.Module] = []
 
     @cached_property
     def embedding_rms(self) -> float:
@@ -46,31 +53,48 @@ class LLM(nn.Module):
         """Run ``embeds`` (B, L, D), positions from 0, and return the hidden states of ``layers``.
 
         Layer 0 is the input, ``num_layers`` the output after the final norm, as in ``output_hidden_states`` of
-        transformers. Layers above the last one asked for are not run, and logits are never computed. Padding must be on
-        the right. Raises `ValueError` for a layer that the model does not have.
+        transformers. Layers above the last one asked for are not run, logits are never computed, and where the model
+        allows it (``packs``) nothing is computed for padding, which must be on the right. Raises `ValueError` for a layer that the model does not have.
         """
         wanted = sorted(set(layers))
         if not wanted or wanted[0] < 0 or wanted[-1] > self.num_layers:
             raise ValueError(f"layers {wanted} are not all in 0..{self.num_layers} of {self.name}")
         if wanted == [0]:
             return HiddenStates({0: embeds.values}, embeds.mask)
-        every = self._trunk(wanted[-1])(
-            inputs_embeds=embeds.values.to(self.model.dtype),
-            attention_mask=embeds.mask.long(),
-            output_hidden_states=True,
-            use_cache=False,
-        ).hidden_states
-        return HiddenStates({layer: every[layer] for layer in wanted}, embeds.mask)
+        values = embeds.values.to(self.model.dtype)
+        trunk = partial(self._trunk(wanted[-1]), use_cache=False)
+        with _outputs(self.model.base_model.layers, wanted) as states:
+            if self.packs:
+                packed = packing.Packing.of(embeds.mask)
+                states[wanted[-1]] = trunk(
+                    inputs_embeds=packed.pack(values)[None],
+                    attention_mask=packed.not_looked_at(),
+                    position_ids=packed.positions,
+                    packing=packed,
+                ).last_hidden_state
+                states = {layer: packed.unpack(state[0]) for layer, state in states.items()}
+            else:
+                out = trunk(inputs_embeds=values, attention_mask=embeds.mask.long())
+                states[wanted[-1]] = out.last_hidden_state
+        states[0] = values
+        return HiddenStates({layer: states[layer] for layer in wanted}, embeds.mask)
+
+    def train(self, mode: bool = True) -> LLM:
+        """Stay in evaluation mode; ``mode`` only turns the recomputation of `checkpoint_gradients` on and off."""
+        super().train(False)
+        for layer in self._recomputed:
+            layer.training = mode
+        return self
 
     def checkpoint_gradients(self) -> None:
-        """Keep each layer's input only, and run the layer again in the backward pass: less memory, 1.5 times the work.
+        """In training, keep each layer's input only and run the layer again in the backward pass: less memory, about
+        1.5 times the work.
 
         transformers checkpoints layers in train mode only. Setting that flag on the layers and not on their children
         leaves every dropout off.
         """
         self.model.gradient_checkpointing_enable({"use_reentrant": False})
-        for layer in self.model.base_model.layers:
-            layer.training = True
+        self._recomputed = list(self.model.base_model.layers)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits (K, vocabulary) of final hidden states (K, D): the head runs on the positions that need it only."""
@@ -125,10 +149,34 @@ class LLM(nn.Module):
         return [text.split("\n")[0].strip() for text in texts]
 
 
+@contextmanager
+def _outputs(decoder_layers: nn.ModuleList, wanted: list[int]) -> Iterator[dict[int, Tensor]]:
+    """Collect what decoder layers put out, by index of the hidden state.
+
+    Not ``output_hidden_states``: transformers sets its hooks once for each decoder that runs, and would record twice
+    the layers that two trunks share.
+    """
+    states: dict[int, Tensor] = {}
+
+    def keep(layer: int) -> Callable[..., None]:
+        def hook(module: nn.Module, args: object, output: Any) -> None:
+            states[layer] = output[0] if isinstance(output, tuple) else output
+
+        return hook
+
+    handles = [decoder_layers[layer - 1].register_forward_hook(keep(layer)) for layer in wanted if layer > 0]
+    try:
+        yield states
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def load_llm(name: str, *, dtype: torch.dtype = torch.float32) -> LLM:
     """Load an LLM and its tokenizer from a hub id or a folder. Raises `ValueError` where it has no chat template."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    hide_loading_bar(name)
     tokenizer = AutoTokenizer.from_pretrained(name)
     if tokenizer.chat_template is None:
         raise ValueError(f"model.llm={name} has no chat template; use an instruction-tuned model")

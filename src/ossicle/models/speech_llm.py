@@ -69,7 +69,6 @@ class SpeechLLM(nn.Module):
         """Switch the projector's mode; the frozen parts stay in evaluation mode."""
         super().train(mode)
         self.encoder.eval()
-        self.llm.eval()
         return self
 
     def prompter(self, asr_instructions: tuple[str, ...] = ()) -> Prompter:

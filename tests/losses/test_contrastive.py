@@ -1,0 +1,105 @@
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ossicle.losses.contrastive import info_nce, mean_pool, pooled_cosine
+
+FIXTURES = Path(__file__).parents[3] / "shared" / "fixtures"
+
+
+def ragged(lengths: list[int], longest: int, dim: int = 6, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    values = torch.randn(len(lengths), longest, dim, generator=torch.Generator().manual_seed(seed))
+    return values, torch.arange(longest) < torch.tensor(lengths)[:, None]
+
+
+def loss_of(text: torch.Tensor, text_mask: torch.Tensor, speech: torch.Tensor, speech_mask: torch.Tensor):
+    return info_nce(pooled_cosine(text, text_mask, speech, speech_mask))
+
+
+def test_mean_pool_by_hand():
+    hidden = torch.tensor([[[1.0, 2.0], [3.0, 6.0], [99.0, 99.0]], [[5.0, -1.0], [99.0, 99.0], [99.0, 99.0]]])
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    torch.testing.assert_close(mean_pool(hidden, mask), torch.tensor([[2.0, 4.0], [5.0, -1.0]]))
+
+
+def test_pooled_cosine_by_hand():
+    text = torch.tensor([[[3.0, 0.0], [5.0, 0.0]], [[0.0, 2.0], [0.0, 0.0]]])
+    text_mask = torch.tensor([[True, True], [True, False]])
+    speech = torch.tensor([[[1.0, 1.0]], [[3.0, 4.0]], [[0.0, -1.0]]])
+    speech_mask = torch.ones(3, 1, dtype=torch.bool)
+    half = 1 / math.sqrt(2)
+    expected = torch.tensor([[half, 0.6, 0.0], [half, 0.8, -1.0]])
+    torch.testing.assert_close(pooled_cosine(text, text_mask, speech, speech_mask), expected)
+
+
+def test_info_nce_by_hand():
+    similarity = torch.tensor([[0.8, 0.3], [0.1, 0.4]])
+    first = math.log(1 + math.exp((0.3 - 0.8) / 0.1))
+    second = math.log(1 + math.exp((0.1 - 0.4) / 0.1))
+    assert info_nce(similarity, temperature=0.1).item() == pytest.approx((first + second) / 2, rel=1e-5)
+    assert info_nce(torch.zeros(5, 5)).item() == pytest.approx(math.log(5))
+
+
+def test_directions_compare_rows_and_columns():
+    similarity = torch.tensor([[0.8, 0.3], [0.1, 0.4]])
+    down_first = math.log(1 + math.exp((0.1 - 0.8) / 0.5))
+    down_second = math.log(1 + math.exp((0.3 - 0.4) / 0.5))
+    columns = info_nce(similarity, temperature=0.5, direction="speech_to_text").item()
+    assert columns == pytest.approx((down_first + down_second) / 2, rel=1e-5)
+    rows = info_nce(similarity, temperature=0.5).item()
+    assert rows != pytest.approx(columns, rel=1e-3)
+    both = info_nce(similarity, temperature=0.5, direction="symmetric").item()
+    assert both == pytest.approx((rows + columns) / 2, rel=1e-6)
+
+
+def test_the_reference_implementation_gives_the_same_loss_and_gradient():
+    if not FIXTURES.is_dir():
+        pytest.skip("the reference losses are not beside this checkout (shared/fixtures)")
+    reference = load_file(FIXTURES / "contrastive.safetensors")
+    speech = reference["speech"].requires_grad_()
+    loss = loss_of(reference["text"], reference["text_mask"], speech, reference["speech_mask"])
+    loss.backward()
+    torch.testing.assert_close(loss.detach(), reference["cosine_loss"].squeeze(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(speech.grad, reference["cosine_grad_speech"], atol=1e-6, rtol=1e-4)
+
+
+def test_permuting_the_batch_changes_nothing():
+    text, speech = ragged([4, 2, 5], 5), ragged([7, 3, 6], 7, seed=1)
+    order = torch.tensor([2, 0, 1])
+    permuted = loss_of(text[0][order], text[1][order], speech[0][order], speech[1][order])
+    torch.testing.assert_close(loss_of(*text, *speech), permuted)
+    mismatched = loss_of(text[0][order], text[1][order], *speech)
+    assert abs(mismatched - permuted) > 1e-3
+
+
+def test_padding_changes_nothing():
+    text, speech = ragged([4, 2, 5], 5), ragged([7, 3, 6], 7, seed=1)
+    padded = []
+    for values, mask in (text, speech):
+        values = torch.cat([values.masked_fill(~mask[..., None], -7.0), torch.full((3, 4, 6), 1e3)], 1)
+        padded += [values, torch.cat([mask, torch.zeros(3, 4, dtype=torch.bool)], 1)]
+    torch.testing.assert_close(loss_of(*text, *speech), loss_of(*padded))
+
+
+def test_scale_does_not_matter_but_temperature_does():
+    text, speech = ragged([4, 2, 5], 5), ragged([7, 3, 6], 7, seed=1)
+    similarity = pooled_cosine(*text, *speech)
+    torch.testing.assert_close(similarity, pooled_cosine(text[0] * 100, text[1], speech[0] / 100, speech[1]))
+    assert abs(info_nce(similarity, temperature=0.1) - info_nce(similarity, temperature=1.0)) > 1e-3
+
+
+def test_half_precision_states_are_compared_in_float32():
+    text, speech = ragged([4, 2, 5], 5), ragged([7, 3, 6], 7, seed=1)
+    similarity = pooled_cosine(text[0].bfloat16(), text[1], speech[0].bfloat16(), speech[1])
+    assert similarity.dtype == torch.float32
+    exact = pooled_cosine(text[0].bfloat16().double(), text[1], speech[0].bfloat16().double(), speech[1])
+    torch.testing.assert_close(similarity, exact, atol=1e-6, rtol=1e-5)
+
+
+def test_a_sequence_without_a_valid_position_is_named():
+    values, mask = ragged([4, 0, 5], 5)
+    with pytest.raises(ValueError, match=r"sequences \[1\] of the batch have no valid position"):
+        mean_pool(values, mask)

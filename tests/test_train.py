@@ -1,0 +1,354 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+from safetensors.torch import load_file
+
+from ossicle.batch import Batch, LossOutput
+from ossicle.config import Config, ConfigError, load
+from ossicle.data.dataset import DataError
+from ossicle.data.manifest import read_manifest, write_manifest
+from ossicle.models.speech_llm import WEIGHTS_FILE, SpeechLLM, read_record
+from ossicle.objectives import Contrastive, NextToken, Objective
+from ossicle.testing import tiny_manifest
+from ossicle.tracking import read_metrics
+from ossicle.train import Interruptible, train
+
+
+@dataclass
+class Spy:
+    """An objective that lets the test look in: ``watch(model, batch, call)`` before each call, counted from 1."""
+
+    objective: Objective
+    watch: object
+    needs_negatives: bool = False
+    calls: int = 0
+    ids: list[list[str]] = field(default_factory=list)
+
+    def __call__(self, model: SpeechLLM, batch: Batch) -> LossOutput:
+        self.calls += 1
+        self.ids.append([sample.id for sample in batch.samples])
+        self.watch(model, batch, self.calls)
+        return self.objective(model, batch)
+
+
+def losses(folder: Path, split: str = "train") -> dict[int, float]:
+    return {r["step"]: r["loss"] for r in read_metrics(folder / "metrics.jsonl") if r["split"] == split}
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / WEIGHTS_FILE)
+
+
+def states(model: SpeechLLM) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("objective", [{"name": "contrastive"}, {"name": "next_token"}])
+def test_the_loss_falls(config, objective):
+    folder = train(config(objective=objective, train={"steps": 60, "log_every": 20}, data={"batch_size": 8}))
+    by_step = losses(folder)
+    assert list(by_step) == [1, 20, 40, 60]
+    assert by_step[60] < 0.8 * by_step[1]
+
+
+def test_only_the_projector_changes(config):
+    seen = {}
+
+    def watch(model: SpeechLLM, batch: Batch, call: int) -> None:
+        seen.setdefault("before", states(model))
+        seen["model"] = model
+
+    train(config(), objective=Spy(Contrastive(), watch))
+    after = states(seen["model"])
+    changed = {name for name, before in seen["before"].items() if not torch.equal(before, after[name])}
+    frozen = {name for name in after if not name.startswith("projector.")}
+    assert not changed & frozen
+    assert changed >= {name for name in after if name.endswith(".weight") and name not in frozen}
+    assert all(
+        parameter.grad is None for parameter in (*seen["model"].encoder.parameters(), *seen["model"].llm.parameters())
+    )
+
+
+def test_a_runs_folder_is_a_checkpoint_and_says_where_it_came_from(config, task_manifest):
+    settings = config(
+        data={"train": [str(task_manifest)]}, objective={"name": "next_token"}, train={"tensorboard": True}
+    )
+    folder = train(settings)
+    assert folder == settings.folder
+    assert load(folder / "config.yaml") == settings
+    assert list((folder / "tensorboard").glob("events*"))
+    versions = json.loads((folder / "versions.json").read_text())
+    assert versions["packages"]["torch"] == torch.__version__.split("+")[0]
+    assert {"commit", "command", "started", "python"} <= set(versions)
+    assert read_record(folder)["instructions"] == {"asr": "repeat", "st/de": "translate to german"}
+    last = sorted((folder / "checkpoints").iterdir())[-1]
+    assert {name: t.tolist() for name, t in weights(folder).items()} == {
+        n: t.tolist() for n, t in weights(last).items()
+    }
+    assert SpeechLLM.from_pretrained(folder).projector.num_queries == 2
+
+
+def test_what_is_logged(config):
+    folder = train(config(train={"steps": 3}))
+    first, *_ = read_metrics(folder / "metrics.jsonl")
+    assert first["loss"] == pytest.approx(sum(first[f"part/contrastive/{layer}"] for layer in range(4)), rel=1e-5)
+    assert first["audio_s_per_s"] > 0
+    assert 0 < first["padding"] < 1
+    assert first["grad_norm"] > 0
+    assert 0 < first["lr"] <= 3e-3
+
+
+class Killed(Exception):
+    """Stands for a process that is killed: nothing gets to clean up."""
+
+
+# Dropout is on (0.1), three batches an epoch and two a step, so that the kill and the checkpoints fall inside epochs.
+INTERRUPTED = {"data": {"batch_size": 3}, "train": {"steps": 8, "accumulate": 2, "save_every": 3}}
+
+
+@pytest.mark.parametrize("objective", [Contrastive(layers=[0, 2]), NextToken()])
+def test_a_killed_run_continues_as_if_nothing_had_happened(config, objective):
+    def die(model: SpeechLLM, batch: Batch, call: int) -> None:
+        if call == 10:  # in the middle of step 5; the newest checkpoint is that of step 3
+            raise Killed
+
+    whole_data, resumed_data = Spy(objective, lambda *_: None), Spy(objective, lambda *_: None)
+    whole = train(config(name="whole", **INTERRUPTED), objective=whole_data)
+    with pytest.raises(Killed):
+        train(config(name="killed", **INTERRUPTED), objective=Spy(objective, die))
+    resumed = train(config(name="killed", **INTERRUPTED), objective=resumed_data, resume=True)
+    assert resumed_data.ids == whole_data.ids[6:]
+    assert list(losses(resumed)) == list(range(1, 9))
+    assert losses(resumed) == losses(whole)
+    for name, tensor in weights(whole).items():
+        assert torch.equal(tensor, weights(resumed)[name]), name
+
+
+def test_dropout_is_on_in_training(config):
+    """Else the test above would say nothing about the random state."""
+    drops, none = (
+        train(config(name=f"dropout{p}", model={"projector": {**config().model.projector.__dict__, "dropout": p}}))
+        for p in (0.1, 0.0)
+    )
+    assert losses(drops)[1] != losses(none)[1]
+
+
+def test_ctrl_c_saves_and_says_how_to_resume(config, capsys):
+    def press(model: SpeechLLM, batch: Batch, call: int) -> None:
+        if call == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    whole = train(config(name="whole", **INTERRUPTED), objective=Spy(NextToken(), lambda *_: None))
+    folder = train(config(name="stopped", **INTERRUPTED), objective=Spy(NextToken(), press))
+    assert signal.getsignal(signal.SIGINT) is before
+    said = " ".join(capsys.readouterr().err.split())
+    assert "stopped at step 3; saved" in said
+    assert "Run the same command with --resume to continue." in said
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-0000003"]
+    train(config(name="stopped", **INTERRUPTED), objective=Spy(NextToken(), lambda *_: None), resume=True)
+    assert losses(folder) == losses(whole)
+
+
+def test_a_second_ctrl_c_stops_at_once():
+    with Interruptible() as interrupted:
+        assert not interrupted()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interrupted()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_the_newest_and_the_best_checkpoints_are_kept(config, manifest):
+    data = {"dev": [str(manifest)], "batch_size": 4}
+    folder = train(
+        config(data=data, optim={"lr": 0.5}, train={"steps": 6, "save_every": 1, "eval_every": 2, "keep": 2})
+    )
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step-0000005", "step-0000006"]
+    dev = losses(folder, "dev")
+    assert list(dev) == [2, 4, 6]
+    best = json.loads((folder / "best" / "progress.json").read_text())
+    assert (best["best"], best["step"]) == (min(dev.values()), min(dev, key=dev.get))
+    assert set(weights(folder / "best")) == set(weights(folder))
+
+
+def test_the_development_loss_is_that_of_the_saved_model_without_dropout(config, manifest, collate):
+    data = {"dev": [str(manifest)], "batch_size": 8}
+    folder = train(config(data=data, train={"steps": 3, "eval_every": 3}))
+    model = SpeechLLM.from_pretrained(folder)
+    with torch.no_grad():
+        by_hand = Contrastive()(model, collate(model, manifest, range(8))).total
+    assert losses(folder, "dev")[3] == pytest.approx(float(by_hand), rel=1e-4)
+
+
+def test_evaluating_does_not_change_the_training(config, manifest):
+    plain = train(config(name="plain"))
+    evaluated = train(config(name="evaluated", data={"dev": [str(manifest)]}, train={"eval_every": 1}))
+    assert losses(plain) == losses(evaluated)
+
+
+def test_an_existing_run_is_not_overwritten(config):
+    train(config())
+    with pytest.raises(ConfigError, match=r"run holds a run: continue it with --resume, or choose another name="):
+        train(config())
+
+
+def test_a_run_is_resumed_with_its_own_settings_only(config):
+    train(config())
+    with pytest.raises(ConfigError, match=r"was started with other settings: optim\.lr \(0\.003 then, 0\.1 now\)"):
+        train(config(optim={"lr": 0.1}), resume=True)
+    with pytest.raises(ConfigError, match="there is no run to resume"):
+        train(config(name="other"), resume=True)
+
+
+def test_resuming_a_finished_run_changes_nothing(config):
+    folder = train(config())
+    before = weights(folder)
+    assert train(config(), resume=True) == folder
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights(folder).items())
+    assert list(losses(folder)) == [1, 2, 3, 4]
+
+
+@pytest.fixture
+def broken(tmp_path) -> Path:
+    """Six utterances, of which line 2 has a truncated FLAC and line 4 no file."""
+    samples = read_manifest(tiny_manifest(tmp_path / "broken", 6, seed=3))
+    flac = tmp_path / "broken" / "cut.flac"
+    soundfile.write(flac, soundfile.read(samples[1].audio)[0], 16_000)
+    flac.write_bytes(flac.read_bytes()[: flac.stat().st_size // 3])
+    samples[1].audio.unlink()
+    samples[3].audio.unlink()
+    path = tmp_path / "broken" / "manifest.jsonl"
+    write_manifest(path, samples)
+    path.write_text(path.read_text().replace(samples[1].audio.name, flac.name))
+    return path
+
+
+def test_skipped_files_are_listed_at_the_end(config, broken, capsys):
+    train(config(data={"train": [str(broken)], "on_error": "skip"}, train={"steps": 3}))
+    said = capsys.readouterr().err
+    end = said[said.rindex("2 of 6 utterances skipped") :]
+    assert f"{broken}:2: '3-1' skipped" in end
+    assert f"{broken}:4: '3-3' skipped" in end
+    assert "there is no such file" in end
+
+
+def test_a_broken_file_stops_a_run_that_does_not_skip(config, broken):
+    with pytest.raises(DataError, match=r"manifest\.jsonl:4: '3-3' cannot be used: .*there is no such file"):
+        train(config(data={"train": [str(broken)]}))
+
+
+def test_a_run_whose_files_are_all_broken_ends(config, tmp_path):
+    manifest = tiny_manifest(tmp_path / "cut", 2, seed=4)
+    for sample in read_manifest(manifest):
+        sample.audio.write_bytes(sample.audio.read_bytes()[:1000])
+    with pytest.raises(ConfigError, match="no utterance"):
+        train(config(data={"train": [str(manifest)], "on_error": "skip"}))
+
+
+def test_cached_frames_give_nearly_the_same_losses(config, tmp_path):
+    """The cache is bfloat16: its 8 bits of precision show in the third digit of the loss."""
+    data = {"cache_frames": True, "cache_dir": str(tmp_path / "cache")}
+    plain = losses(train(config(name="plain", train={"steps": 6})))
+    cached = losses(train(config(name="cached", data=data, train={"steps": 6})))
+    again = losses(train(config(name="again", data=data, train={"steps": 6})))
+    assert cached == again
+    assert cached != plain
+    assert cached == pytest.approx(plain, rel=0.01)
+
+
+def test_reading_in_other_processes_changes_nothing(config):
+    assert losses(train(config(name="here"))) == losses(train(config(name="there", data={"workers": 1})))
+
+
+@pytest.mark.parametrize("objective", [{"name": "contrastive", "layers": [0, 2]}, {"name": "next_token"}])
+def test_gradient_checkpointing_gives_the_same_losses(config, objective):
+    plain = losses(train(config(name="plain", objective=objective)))
+    checkpointed = losses(train(config(name="again", objective=objective, train={"gradient_checkpointing": True})))
+    assert checkpointed == pytest.approx(plain, rel=1e-5)
+
+
+def test_mixed_precision_keeps_the_weights_in_float32(config):
+    plain = losses(train(config(name="fp32")))
+    folder = train(config(name="bf16", train={"precision": "bf16"}))
+    assert losses(folder) == pytest.approx(plain, rel=0.05)
+    assert losses(folder) != plain
+    assert {tensor.dtype for tensor in weights(folder).values()} == {torch.float32}
+
+
+def test_accumulation_is_a_larger_batch(config):
+    """For a loss that does not compare utterances, with dropout off and batches of equal weight."""
+    quiet = {"projector": {**config().model.projector.__dict__, "dropout": 0.0}}
+    objective = {"name": "next_token", "average": "example"}
+    whole = config(name="whole", model=quiet, objective=objective, data={"batch_size": 8}, train={"steps": 2})
+    halves = {"batch_size": 4, "order": "random"}
+    split = config(name="split", model=quiet, objective=objective, data=halves, train={"steps": 2, "accumulate": 2})
+    torch.testing.assert_close(weights(train(whole)), weights(train(split)), atol=1e-4, rtol=1e-3)
+    assert losses(split.folder) == pytest.approx(losses(whole.folder), rel=1e-4)
+
+
+def test_epochs_become_steps(config):
+    folder = train(config(data={"batch_size": 3}, train={"steps": None, "epochs": 1.5, "accumulate": 2}))
+    assert list(losses(folder)) == [1, 2, 3]  # 1.5 * 3 batches / 2
+
+
+def test_stage_two_starts_from_the_projector_of_stage_one(config, task_manifest, tmp_path, folders):
+    first = train(config(name="first"))
+    seen = []
+
+    def watch(model: SpeechLLM, batch: Batch, call: int) -> None:
+        seen.append({name: tensor.clone() for name, tensor in model.projector.state_dict().items()})
+
+    second = {"data": {"train": [str(task_manifest)]}, "train": {"init_from": str(first), "steps": 2}}
+    train(config(name="second", **second), objective=Spy(NextToken(), watch))
+    assert all(torch.equal(tensor, weights(first)[name]) for name, tensor in seen[0].items())
+    with pytest.raises(ValueError, match="was trained with the llm"):
+        train(config(name="third", model={"llm": str(folders["qwen2"])}, **second))
+
+
+def test_the_seed_decides_the_run(config):
+    runs = [train(config(name=f"run{i}", train={"seed": seed})) for i, seed in enumerate((0, 0, 1))]
+    assert losses(runs[0]) == losses(runs[1])
+    assert losses(runs[0]) != losses(runs[2])
+
+
+TWO_PROCESSES = """
+import sys
+from ossicle.config import load
+from ossicle.objectives import Contrastive
+from ossicle.train import train
+import torch
+
+class Spy(Contrastive):
+    def __call__(self, model, batch):
+        Spy.model = model
+        return Contrastive.__call__(self, model, batch)
+
+config = load(sys.argv[1])
+train(config, objective=Spy())
+rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else int(__import__("os").environ["RANK"])
+torch.save(Spy.model.projector.state_dict(), f"{sys.argv[2]}/rank{rank}.pt")
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_end_with_the_same_projector(recipe, tmp_path):
+    script = tmp_path / "two.py"
+    script.write_text(TWO_PROCESSES)
+    path = recipe(train={"steps": 2}, data={"batch_size": 2})
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", "--standalone"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1"}
+    subprocess.run([*command, str(script), str(path), str(tmp_path)], check=True, env=environment, timeout=120)
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+    folder = load(path).folder
+    assert list(losses(folder)) == [1, 2]
+    assert all(torch.equal(tensor, weights(folder)[name]) for name, tensor in first.items())
