@@ -84,6 +84,28 @@ def ask(
 
 
 @app.command()
+def align(  # noqa: PLR0913 - each parameter is an option of the command
+    manifest: Annotated[Path, typer.Argument(help="Manifest (JSONL) with transcripts.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The same manifest with word times.", show_default=False)],
+    model: Annotated[str, typer.Option(help="CTC model: hub id or folder; lab: the tiny one in the package.")] = "lab",
+    batch_size: Annotated[int, typer.Option(help="Utterances aligned together.")] = 16,
+    from_textgrid: Annotated[Path | None, typer.Option(help="Folder of TextGrids to read instead.")] = None,
+    from_ctm: Annotated[Path | None, typer.Option(help="CTM file to read instead.")] = None,
+    skip_broken: Annotated[bool, typer.Option(help="Leave out and list what fails instead of stopping.")] = False,
+) -> None:
+    """Find when each word is spoken: what mixed speech-text training needs."""
+    from ossicle.data.align_files import align_manifest, import_words
+    from ossicle.data.aligner import Aligner
+
+    source = from_textgrid or from_ctm
+    if source is not None:
+        report = import_words(manifest, out, source, skip_broken=skip_broken)
+    else:
+        report = align_manifest(manifest, out, Aligner.load(model), batch_size=batch_size, skip_broken=skip_broken)
+    print(f"{out}: {report.summary()}")
+
+
+@app.command()
 def demo(
     quick: Annotated[bool, typer.Option("--quick", help="A smaller corpus and fewer steps: under 4 minutes.")] = False,
     out: Annotated[Path, typer.Option(help="Where everything goes; a second call continues there.")] = Path(

@@ -119,11 +119,15 @@ class NextToken:
         return LossOutput(loss, _detached({"next_token": loss}))
 
 
+Single = Annotated[Contrastive | NextToken, Field(discriminator="name")]
+"""Every objective that can be a summand: a new one is named here."""
+
+
 @section
 class Term:
     """One summand."""
 
-    objective: Annotated[Contrastive | NextToken, Field(discriminator="name")]
+    objective: Single
     weight: float = 1.0
 
 
@@ -147,7 +151,7 @@ class Sum:
         return LossOutput(total, {name: part for output in outputs for name, part in output.parts.items()})
 
 
-ObjectiveConfig = Annotated[Contrastive | NextToken | Sum, Field(discriminator="name")]
+ObjectiveConfig = Annotated[Single | Sum, Field(discriminator="name")]
 
 
 def sum_of(terms: list[Tensor]) -> Tensor:

@@ -139,8 +139,8 @@ def _tensorboard(folder: Path) -> Any:
     return SummaryWriter(str(folder / "tensorboard"))
 
 
-def write_provenance(folder: Path) -> None:
-    """Write ``versions.json``: when, on what, with which versions and which commit of the working directory."""
+def write_provenance(folder: Path, objective: object = None) -> None:
+    """Write ``versions.json``: when, on what, with which versions and commit, and an objective that was passed in."""
     packages = ("ossicle", "torch", "transformers", "accelerate", "safetensors", "soundfile", "soxr", "numpy")
     record = {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -149,6 +149,7 @@ def write_provenance(folder: Path) -> None:
         "platform": platform.platform(),
         "packages": {name: version(name) for name in packages},
         "commit": _commit(),
+        "objective": None if objective is None else repr(objective),
     }
     (folder / "versions.json").write_text(json.dumps(record, indent=2) + "\n")
 

@@ -13,6 +13,7 @@ from types import FrameType
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from torch import nn
 
@@ -39,7 +40,7 @@ def train(config: Config, *, objective: Objective | None = None, resume: bool = 
     continues from its newest checkpoint with the losses it would have had. Ctrl-C saves and returns.
     """
     accelerator = Accelerator(mixed_precision=PRECISION[config.train.precision], cpu=config.train.cpu)
-    _claim_folder(config, resume=resume, first=accelerator.is_main_process)
+    _claim_folder(config, objective, resume=resume, first=accelerator.is_main_process)
     set_seed(config.train.seed)
     model = config.model.build()
     if config.train.init_from is not None:
@@ -82,6 +83,7 @@ def train(config: Config, *, objective: Objective | None = None, resume: bool = 
         if data.dataset.skipped:
             tracker.say(data.dataset.report())
     accelerator.end_training()
+    AcceleratorState._reset_state()  # or the next run of this process could not have another precision
     return config.folder
 
 
@@ -202,7 +204,7 @@ def _values(output: LossOutput) -> dict[str, float]:
     }
 
 
-def _claim_folder(config: Config, *, resume: bool, first: bool) -> None:
+def _claim_folder(config: Config, objective: Objective | None, *, resume: bool, first: bool) -> None:
     """Make the run's folder. Raises `ConfigError` for a run that exists, or that is resumed with other settings."""
     saved = config.folder / CONFIG_FILE
     if resume and not saved.is_file():
@@ -216,7 +218,7 @@ def _claim_folder(config: Config, *, resume: bool, first: bool) -> None:
     if first:
         config.folder.mkdir(parents=True, exist_ok=True)
         configuration.save(config, saved)
-        write_provenance(config.folder)
+        write_provenance(config.folder, objective)
 
 
 def _differences(old: object, new: object, path: str = "") -> list[str]:

@@ -68,7 +68,7 @@ def test_every_task_and_language_gets_its_own_row(path):
 
 def test_scores_are_written_beside_the_hypotheses(path):
     written = write_scores(path)
-    assert written == path.with_name("scores.json")
+    assert written == path.with_name("hypotheses.scores.json")
     content = json.loads(written.read_text())
     assert content["hypotheses"] == "hypotheses.jsonl"
     assert content["rows"][1]["scores"] == {"em": 50, "f1": 50}

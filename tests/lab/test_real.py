@@ -10,9 +10,10 @@ from rich.console import Console
 
 from ossicle.batch import Sample
 from ossicle.data.manifest import read_manifest, write_manifest
-from ossicle.lab.ctc import save_encoder, tiny_hubert
+from ossicle.lab.ctc import save_encoder
 from ossicle.lab.real import Scale, run, table
 from ossicle.lab.real_corpus import CORPUS, SPELLABLE, RealCorpus, Sizes, read_corpus, split_by_speaker
+from ossicle.lab.tiny_hubert import tiny_hubert
 from ossicle.testing import tiny_llm
 
 RECORDED = Path(__file__).parents[3] / "shared" / "data" / "real_speech"

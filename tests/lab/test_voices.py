@@ -9,8 +9,9 @@ import pytest
 from ossicle.audio import SAMPLE_RATE_HZ, read_audio
 from ossicle.data.manifest import read_manifest
 from ossicle.lab.build_encoder import homophones, training_strings
-from ossicle.lab.ctc import ctc_processor, recognition_scores
+from ossicle.lab.ctc import recognition_scores
 from ossicle.lab.synthesise import synthesise
+from ossicle.lab.tiny_hubert import ctc_processor
 from ossicle.lab.voices import PITCH, RATE_WPM, VoiceError, espeak, speak, speak_with_times, test_voices, train_voices
 from ossicle.lab.world import sample_passages
 

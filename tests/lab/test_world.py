@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ossicle.lab import build_llm as build_llm_module
-from ossicle.lab import lexicon, llm_eval
+from ossicle.lab import lexicon, llm_eval, llm_model
 from ossicle.lab.build_llm import build_llm
 from ossicle.lab.grammar import Phrase, Sentence, Where
 from ossicle.lab.llm_data import RowMaker, Stage
@@ -159,8 +159,8 @@ def test_synonyms_change_the_english_and_not_the_translation() -> None:
 
 
 def test_no_sentence_is_in_two_splits() -> None:
-    cores = [{s.core() for p in sample_passages(split, 400) for s in p.sentences} for split in SPLITS]
-    assert all(len(found) > 300 for found in cores)
+    cores = [{s.core() for p in sample_passages(split, 150) for s in p.sentences} for split in SPLITS]
+    assert all(len(found) > 200 for found in cores)
     assert not (cores[0] & cores[1] or cores[0] & cores[2] or cores[1] & cores[2])
 
 
@@ -215,6 +215,7 @@ def test_tasks_of_a_passage_known_by_heart() -> None:
     assert answers["time_first"] == "on monday anna bought a red car and the old king saw tom in the garden"
     assert answers["present"] == "anna buys a red car on monday and the old king sees tom in the garden"
     assert answers["paraphrase"] == "anna purchased a red car on monday and the old king saw tom in the garden"
+    assert answers["backwards"] == "garden the in tom saw king old the and monday on car red a bought anna"
     assert {(q.instruction, q.answers[0]) for q in questions(passage)} == {
         ("who bought the red car", "anna"),
         ("what did anna buy", "a red car"),
@@ -283,8 +284,9 @@ def test_every_branch_of_a_row_is_the_chat_it_stands_for(tokenizer: PreTrainedTo
 def test_a_killed_training_continues_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"ROWS": 2, "_CHECKPOINT_EVERY": 1, "_TOKENIZER_PASSAGES": 50, "_TEST_PASSAGES": 1}.items():
         monkeypatch.setattr(build_llm_module, name, value)
+    monkeypatch.setattr(llm_model, "_LAYERS", 1)
     monkeypatch.setattr(llm_eval, "greedy_answers", lambda model, tokenizer, requests: [""] * len(requests))
-    build_llm(tmp_path / "whole", tmp_path / "whole" / "out", steps=4)
+    build_llm(tmp_path / "whole", tmp_path / "whole" / "out", steps=3)
 
     calls = iter((False, False, True))
 
@@ -295,8 +297,8 @@ def test_a_killed_training_continues_to_the_same_weights(tmp_path: Path, monkeyp
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(build_llm_module, "answer_loss", killed)
-        build_llm(tmp_path / "cut", tmp_path / "cut" / "out", steps=4)
-    build_llm(tmp_path / "cut", tmp_path / "cut" / "out", steps=4)
+        build_llm(tmp_path / "cut", tmp_path / "cut" / "out", steps=3)
+    build_llm(tmp_path / "cut", tmp_path / "cut" / "out", steps=3)
 
     whole, cut = (tmp_path / name / "out" / "model.safetensors" for name in ("whole", "cut"))
     assert whole.read_bytes() == cut.read_bytes()

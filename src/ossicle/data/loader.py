@@ -100,12 +100,19 @@ class Data:
             yield batch
 
     def stream(self, progress: Progress) -> Iterator[Batch]:
-        """Batches without end from where ``progress`` stands, which moves along."""
+        """Batches without end from where ``progress`` stands, which moves along.
+
+        Raises `ConfigError` after an epoch of which no utterance could be read.
+        """
         while True:
+            usable, whole = False, progress.batch == 0
             for batch in self.epoch(progress.epoch, start=progress.batch):
                 progress.batch += 1
                 if len(batch) > 0:
+                    usable = True
                     yield batch
+            if whole and not usable:
+                raise ConfigError(f"data: no utterance could be read. {self.dataset.report()}")
             progress.epoch += 1
             progress.batch = 0
 

@@ -19,7 +19,6 @@ from rich.table import Table
 from ossicle.evaluate.metrics import metrics_for
 
 HYPOTHESES_NAME = "hypotheses.jsonl"
-SCORES_NAME = "scores.json"
 
 Key = tuple[str | None, ...]
 """Identity of a line: id, task, target language, instruction."""
@@ -93,9 +92,9 @@ def score(hypotheses_path: Path) -> list[Row]:
 
 
 def write_scores(hypotheses_path: Path, rows: Sequence[Row] | None = None) -> Path:
-    """Scores the file (unless ``rows`` already holds that) and writes ``scores.json`` beside it."""
+    """Scores the file (unless ``rows`` already holds that) and writes ``<name>.scores.json`` beside it."""
     rows = score(hypotheses_path) if rows is None else rows
-    path = hypotheses_path.with_name(SCORES_NAME)
+    path = hypotheses_path.with_suffix(".scores.json")
     content = {"hypotheses": hypotheses_path.name, "rows": [asdict(row) for row in rows]}
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return path

@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from ossicle.data.manifest import read_manifest
-from ossicle.lab.ctc import CTCTraining, Phase, ctc_processor, recognition_scores, save_encoder, train_ctc
+from ossicle.lab.ctc import CTCTraining, Phase, recognition_scores, save_encoder, train_ctc
 from ossicle.lab.synthesise import synthesise
+from ossicle.lab.tiny_hubert import ctc_processor
 from ossicle.lab.voices import Voice, espeak, test_voices, train_voices
 from ossicle.lab.world import word_strings
 
 SEED = 0
 SETTINGS = CTCTraining(
     phases=(
-        Phase(steps=400, max_duration_s=1.9, batch_s=40.0),
-        Phase(steps=1200, max_duration_s=30.0, batch_s=64.0),
+        Phase(steps=150, max_duration_s=1.9, batch_s=40.0),
+        Phase(steps=1250, max_duration_s=30.0, batch_s=64.0),
     )
 )
 _FUNCTION_WORDS = (

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -25,21 +26,24 @@ from ossicle.lab.tokenizer import ASSISTANT, BOS, END, PAD, USER, WordIds, train
 from ossicle.lab.world import sample_passages
 
 SEED = 0
-STEPS = 1800
+STEPS = 2350
 ROWS = 32
 """Passages per step, with about five instructions each."""
 STAGES = (
     Stage(0, (0.6, 0.3, 0.1), 0.0),
     Stage(152, (0.25, 0.4, 0.35), 0.0),
     Stage(480, (0.2, 0.35, 0.45), 0.3),
+    Stage(1152, (0.1, 0.45, 0.45), 0.0, questions=6, question_weight=0.2, backwards_share=0.5),
+    Stage(1600, (0.15, 0.4, 0.45), 0.3, questions=6, question_weight=0.1, backwards_share=0.2),
+    Stage(1752, (0.1, 0.4, 0.5), 0.3, questions=12, question_weight=0.1, backwards_share=0.2),
 )
 _MATRIX_RATE = 3e-3
 _VECTOR_RATE = 3e-3
-_WARMUP_STEPS = 60
-_DECAY_SHARE = 0.4
+_RATE_KNOTS = ((-1, 0.0), (59, 1.0), (1080, 1.0), (1149, 0.904), (1150, 0.955), (1750, 0.409), (STEPS, 0.0))
+"""(step, share of the learning rate), linear between them; as run: the schedule was lengthened twice on the way."""
 _BLOCK = 8
 _LOG_EVERY, _CHECKPOINT_EVERY, _EVALUATE_EVERY = 20, 50, 200
-_DEV_PASSAGES, _TEST_PASSAGES = 40, 400
+_DEV_PASSAGES, _TEST_PASSAGES = 40, 300
 _TOKENIZER_PASSAGES = 3000
 
 Scores = dict[str, dict[str, float]]
@@ -86,7 +90,7 @@ def _train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, work: Pa
     for step in range(first, steps):
         for optimizer in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * _rate(step, steps)
+                group["lr"] = group["initial_lr"] * float(np.interp(step, *zip(*_RATE_KNOTS, strict=True)))
         noise = torch.Generator().manual_seed(SEED + step)
         loss = answer_loss(model, next(batches), noise, torch.bfloat16)
         loss.backward()
@@ -129,11 +133,6 @@ def _optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
     return optimizers
-
-
-def _rate(step: int, steps: int) -> float:
-    """Linear warm-up, then constant, then a linear fall to zero over the last share of the steps."""
-    return min((step + 1) / _WARMUP_STEPS, 1.0, (steps - step) / (steps * _DECAY_SHARE))
 
 
 def _save(model: nn.Module, optimizers: list[torch.optim.Optimizer], step: int, path: Path) -> None:

@@ -5,7 +5,6 @@ Shapes: B utterances, S samples, T frames, V characters.
 
 from __future__ import annotations
 
-import json
 import math
 import random
 import time
@@ -21,19 +20,11 @@ import soxr
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import (
-    HubertConfig,
-    HubertForCTC,
-    Wav2Vec2CTCTokenizer,
-    Wav2Vec2FeatureExtractor,
-    Wav2Vec2Processor,
-)
+from transformers import HubertForCTC, Wav2Vec2Processor
 
 from ossicle.audio import SAMPLE_RATE_HZ, read_audio
 from ossicle.batch import Sample
-
-CHARACTERS = ("<pad>", "<unk>", "|", "'", *"abcdefghijklmnopqrstuvwxyz")
-"""The CTC vocabulary; ``<pad>`` is the blank and ``|`` stands between words."""
+from ossicle.lab.tiny_hubert import ctc_processor, tiny_hubert
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +42,7 @@ class CTCTraining:
     """How to train. The phases are a curriculum: short utterances are where an alignment is found first."""
 
     phases: tuple[Phase, ...]
-    lr: float = 1.5e-3
+    lr: float = 2e-3
     warmup: float = 0.05
     """Share of all steps over which the rate rises; a cosine then takes it to 2% of ``lr``."""
     weight_decay: float = 0.01
@@ -71,57 +62,6 @@ class CTCTraining:
         return sum(phase.steps for phase in self.phases)
 
 
-def tiny_hubert() -> HubertForCTC:
-    """A randomly initialised HuBERT of 2.6M parameters with the usual frames: one every 20 ms, each from 25 ms.
-
-    Layer norm in the convolutions and an attention mask, as in HuBERT-large: an utterance gets the same frames alone
-    as in a batch. The first convolutions are narrow, with ReLU: on a CPU they would cost as much as all the rest.
-    """
-    return HubertForCTC(
-        HubertConfig(
-            vocab_size=len(CHARACTERS),
-            pad_token_id=0,
-            bos_token_id=None,
-            eos_token_id=None,
-            hidden_size=192,
-            num_hidden_layers=5,
-            num_attention_heads=4,
-            intermediate_size=768,
-            conv_dim=(16, 48, 96, 128, 160, 192, 192),
-            conv_stride=(5, 2, 2, 2, 2, 2, 2),
-            conv_kernel=(10, 3, 3, 3, 3, 2, 2),
-            conv_bias=True,
-            feat_extract_norm="layer",
-            feat_extract_activation="relu",
-            do_stable_layer_norm=True,
-            num_conv_pos_embeddings=31,
-            num_conv_pos_embedding_groups=16,
-            apply_spec_augment=False,
-            layerdrop=0.0,
-            **dict.fromkeys(("hidden_dropout", "attention_dropout", "activation_dropout"), 0.0),
-            **dict.fromkeys(("feat_proj_dropout", "final_dropout"), 0.0),
-            attn_implementation="eager",  # the backward of fused attention is slow on CPUs
-        )
-    )
-
-
-def ctc_processor(folder: Path) -> Wav2Vec2Processor:
-    """Write the feature extractor and the character tokenizer into ``folder``, and return both as a processor."""
-    folder.mkdir(parents=True, exist_ok=True)
-    vocabulary = folder / "vocab.json"
-    vocabulary.write_text(json.dumps({character: index for index, character in enumerate(CHARACTERS)}, indent=0))
-    processor = Wav2Vec2Processor(
-        feature_extractor=Wav2Vec2FeatureExtractor(
-            sampling_rate=SAMPLE_RATE_HZ, do_normalize=True, return_attention_mask=True
-        ),
-        tokenizer=Wav2Vec2CTCTokenizer(
-            str(vocabulary), pad_token="<pad>", unk_token="<unk>", bos_token=None, eos_token=None
-        ),
-    )
-    processor.save_pretrained(folder)
-    return processor
-
-
 def train_ctc(
     train: Sequence[Sample], dev: Sequence[Sample], work: Path, *, settings: CTCTraining, init_from: Path | None = None
 ) -> HubertForCTC:
@@ -134,23 +74,25 @@ def train_ctc(
     torch.manual_seed(settings.seed)
     model = tiny_hubert() if init_from is None else HubertForCTC.from_pretrained(init_from, dtype=torch.float32)
     processor = ctc_processor(work / "processor")
-    optimiser = _optimiser(model, settings)
+    optimisers = _optimisers(model, settings)
     checkpoint, step = work / "checkpoint.pt", 0
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
+        for optimiser, optimiser_state in zip(optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(optimiser_state)
         step = int(state["step"])
     progress = _Progress(settings.steps, step)
     saved_at = time.monotonic()
     for batch in islice(_batches(train, settings), step, None):
-        for group in optimiser.param_groups:
-            group["lr"] = settings.lr * _schedule(step, settings)
         loss = _loss(model, processor, batch, settings, step)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
+        for optimiser in optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = settings.lr * _schedule(step, settings)
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
         step += 1
         progress.add(loss.item(), norm.item(), sum(sample.duration_s or 0.0 for sample in batch))
         if step % settings.log_every == 0:
@@ -158,7 +100,8 @@ def train_ctc(
         if step % settings.eval_every == 0:
             print(f"encoder step {step} dev", recognition_scores(model, processor, dev), flush=True)
         if time.monotonic() - saved_at > settings.checkpoint_every_s or step == settings.steps:
-            _save({"model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": step}, checkpoint)
+            states = [optimiser.state_dict() for optimiser in optimisers]
+            _save({"model": model.state_dict(), "optimisers": states, "step": step}, checkpoint)
             saved_at = time.monotonic()
     return model.eval()
 
@@ -274,11 +217,16 @@ def _packed(samples: Sequence[Sample], batch_s: float, rng: random.Random) -> li
     return batches
 
 
-def _optimiser(model: HubertForCTC, settings: CTCTraining) -> torch.optim.Optimizer:
-    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-    vectors = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.98))
+def _optimisers(model: HubertForCTC, settings: CTCTraining) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the transformer layers, which need fewer steps with it, and AdamW for all others."""
+    matrices = [parameter for parameter in model.hubert.encoder.layers.parameters() if parameter.ndim == 2]
+    in_muon = {id(parameter) for parameter in matrices}
+    others = [parameter for parameter in model.parameters() if id(parameter) not in in_muon]
+    return [
+        # This adjustment makes its steps as large as AdamW's, so one rate serves both.
+        torch.optim.Muon(matrices, lr=settings.lr, weight_decay=settings.weight_decay, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=settings.lr, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
 
 
 def _schedule(step: int, settings: CTCTraining) -> float:

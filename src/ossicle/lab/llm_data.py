@@ -19,21 +19,29 @@ from ossicle.lab.world import Passage, random_passage
 _PASSAGE = 0  # group of the passage's tokens; branches count from 1
 _NOTHING = -1  # group of padding, and what a branch reads that may not see the passage
 
-QUESTIONS_PER_ROW = 3
 _ECHO_SHARE = 0.6
 _OTHER_SHARE = 0.7
 _PLAIN_SHARE = 0.2
 _PLAIN_TOKEN_WEIGHT = 0.02
-_OTHERS = tuple(task for task in TASKS if task not in ("asr", "st", "qa", "echo"))
+_OTHERS = tuple(task for task in TASKS if task not in ("asr", "st", "qa", "echo", "backwards"))
 
 
 @dataclass(frozen=True)
 class Stage:
-    """What is drawn from a training step on: shares of 1, 2 and 3 sentences, and of rows disturbed like speech."""
+    """What is drawn from a training step on."""
 
     first_step: int
     sentence_shares: tuple[float, float, float]
+    """Of passages of 1, 2 and 3 sentences."""
     disturbed_share: float
+    """Of rows whose passage has repeated tokens and noisy embeddings, as speech has."""
+    questions: int = 3
+    """At most so many questions about a passage."""
+    question_weight: float = 0.0
+    """Loss weight of each token of a question after its first word. Having asked "what did anna", the passage tells
+    that "buy the red car" follows: predicting it teaches to read the right sentence, which answers alone do not."""
+    backwards_share: float = 0.0
+    """Of rows with the passage backwards as an answer: "who" has to read the words before a key."""
 
 
 @dataclass
@@ -93,19 +101,21 @@ class RowMaker:
         row = Row(noise=rng.uniform(0.0, 0.5) if disturbed else 0.0)
         prefix = [self._special[BOS], self._special[USER], *spoken]
         row.add(prefix, [0.0] * len(prefix), _PASSAGE, _NOTHING, 0)
-        for group, task in enumerate(_draw_tasks(passage, rng), start=1):
-            self._branch(row, task, group, len(prefix))
+        for group, task in enumerate(_draw_tasks(passage, stage, rng), start=1):
+            self._branch(row, task, group, stage.question_weight if task.task == "qa" else 0.0)
         if rng.random() < _PLAIN_SHARE:
             weights = [0.0] + [_PLAIN_TOKEN_WEIGHT] * (len(words) - 1)
             row.add(words, weights, max(row.groups) + 1, _NOTHING, 0)
         return row
 
-    def _branch(self, row: Row, task: Task, group: int, start: int) -> None:
+    def _branch(self, row: Row, task: Task, group: int, instruction_weight: float) -> None:
         """Instruction, answer and end; long answers count more than short ones, but less than by their length."""
-        prompt = [*self._ids(task.instruction), self._special[END], self._special[ASSISTANT]]
+        instruction = self._ids(task.instruction)
         answer = [*self._ids(task.answers[0]), self._special[END]]
-        weights = [0.0] * len(prompt) + [len(answer) ** -0.5] * len(answer)
-        row.add(prompt + answer, weights, group, _PASSAGE, start)
+        weights = [0.0] + [instruction_weight] * (len(instruction) - 1) + [0.0, 0.0]
+        weights += [len(answer) ** -0.5] * len(answer)
+        markers = [self._special[END], self._special[ASSISTANT]]
+        row.add(instruction + markers + answer, weights, group, _PASSAGE, row.groups.count(_PASSAGE))
 
 
 def collate_rows(rows: list[Row], pad_id: int) -> RowBatch:
@@ -131,9 +141,9 @@ def collate_rows(rows: list[Row], pad_id: int) -> RowBatch:
     )
 
 
-def _draw_tasks(passage: Passage, rng: random.Random) -> list[Task]:
+def _draw_tasks(passage: Passage, stage: Stage, rng: random.Random) -> list[Task]:
     asked: dict[str, Task] = {}
-    for _ in range(QUESTIONS_PER_ROW):
+    for _ in range(stage.questions):
         question = ask(passage, "qa", rng)
         if question:
             asked[question.instruction] = question
@@ -144,6 +154,8 @@ def _draw_tasks(passage: Passage, rng: random.Random) -> list[Task]:
     tasks.append(ask(passage, "asr" if language == ENGLISH else "st", rng, language))
     if rng.random() < _OTHER_SHARE:
         tasks.append(ask(passage, rng.choice(_OTHERS), rng))
+    if stage.backwards_share and rng.random() < stage.backwards_share:
+        tasks.append(ask(passage, "backwards", rng))
     return [task for task in tasks if task]
 
 

@@ -83,6 +83,10 @@ def _count(passage: Passage, rng: random.Random) -> Task:
     return Task("count", "how many people are there", (_NUMBERS[len(_people(passage))],))
 
 
+def _backwards(passage: Passage, rng: random.Random) -> Task:
+    return Task("backwards", "say it backwards", (" ".join(reversed(passage.text.split())),))
+
+
 def _objects(passage: Passage, rng: random.Random) -> Task | None:
     names = [s.object.english() for s in passage.sentences if s.object.noun.kind != "p"]
     return Task("objects", "name the objects", (" and ".join(names),)) if names else None
@@ -133,5 +137,6 @@ _BUILDERS: dict[str, Callable[[Passage, random.Random], Task | None]] = {
     "time_first": _time_first,
     "present": _present,
     "paraphrase": _paraphrase,
+    "backwards": _backwards,
 }
 TASKS = ("asr", "st", "qa", *(name for name in _BUILDERS if name != "asr"))

@@ -54,7 +54,8 @@ class LLM(nn.Module):
 
         Layer 0 is the input, ``num_layers`` the output after the final norm, as in ``output_hidden_states`` of
         transformers. Layers above the last one asked for are not run, logits are never computed, and where the model
-        allows it (``packs``) nothing is computed for padding, which must be on the right. Raises `ValueError` for a layer that the model does not have.
+        allows it (``packs``) nothing is computed for padding, which must be on the right. Raises `ValueError` for a
+        layer that the model does not have.
         """
         wanted = sorted(set(layers))
         if not wanted or wanted[0] < 0 or wanted[-1] > self.num_layers:

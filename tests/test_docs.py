@@ -1,0 +1,177 @@
+"""README and docs are tests: their Python runs, their commands parse, the files they name exist.
+
+Python blocks of a page run one after the other in one namespace, in a folder that `workplace` fills with the files that
+the pages name. What a line ``print(...)  # → text`` prints must be that text. ```` ```python no-run ```` is only read.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import yaml
+from accelerate.state import AcceleratorState
+from typer.main import get_command
+
+from ossicle import config
+from ossicle.cli import app
+from ossicle.data.manifest import read_manifest
+from ossicle.evaluate import metrics
+from ossicle.models import frozen
+from ossicle.models.projector import QFormerConfig
+from ossicle.models.speech_llm import ModelConfig
+from ossicle.testing import tiny_encoder, tiny_llm, tiny_manifest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(r"^```(\S*)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PRINTS = re.compile(r"^ *print\(.*\)  # → (.*)$", re.MULTILINE)
+LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
+CODE_PATH = re.compile(r"`([\w./-]+\.(?:py|md|yaml|toml|svg)|[\w./-]+/)`")
+MADE_BY_USE = ("runs/", "my/", "corpus/", "tour/")
+
+
+@dataclass(frozen=True)
+class Block:
+    """One fenced block."""
+
+    language: str
+    info: str
+    text: str
+    line: int
+
+
+def blocks(page: Path, language: str) -> list[Block]:
+    text = page.read_text(encoding="utf-8")
+    found = [Block(m[1], m[2].strip(), m[3], text[: m.start()].count("\n") + 2) for m in FENCE.finditer(text)]
+    return [block for block in found if block.language == language]
+
+
+def page_id(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def runnable(page: Path) -> list[Block]:
+    return [block for block in blocks(page, "python") if block.info != "no-run"]
+
+
+def yaml_files(page: Path) -> dict[str, str]:
+    """Recipes that a page writes out: YAML blocks that begin with ``# name.yaml``."""
+    named = [(re.match(r"# (\S+\.yaml)\n", block.text), block.text) for block in blocks(page, "yaml")]
+    return {match[1]: text for match, text in named if match}
+
+
+def commands(page: Path) -> list[tuple[int, str]]:
+    """Every shown ``ossicle ...`` command with its line: in shell blocks, and inline where it has a subcommand."""
+    found = []
+    for block in blocks(page, "sh"):
+        for match in re.finditer(r"^ossicle (?:.*\\\n)*.*", block.text, re.MULTILINE):
+            found.append((block.line + block.text[: match.start()].count("\n"), match[0].replace("\\\n", " ")))
+    text = FENCE.sub(lambda match: "\n" * match[0].count("\n"), page.read_text(encoding="utf-8"))
+    for match in re.finditer(r"`(ossicle [a-z][^`]*)`", text):
+        found.append((text[: match.start()].count("\n") + 1, match[1]))
+    return found
+
+
+@pytest.fixture(scope="module")
+def lab_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tiny random models in place of the lab's: the pages show how, not how well."""
+    folder = tmp_path_factory.mktemp("weights")
+    tiny_encoder(folder / "encoder")
+    tiny_llm(folder / "llm")
+    return folder
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, lab_weights: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The working directory of a reader who has run the demo and has two recordings and two manifests."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(frozen, "LAB_WEIGHTS", lab_weights)
+    monkeypatch.setattr(metrics, "METRICS", dict(metrics.METRICS))
+    shutil.copytree(ROOT / "recipes", "recipes")
+    tiny_manifest(Path("my"), 8).rename("my/speech.jsonl")
+    tiny_manifest(Path("my"), 6, tasks=("asr", "st", "qa"), seed=1).rename("my/tasks.jsonl")
+    shutil.copy("my/0-0.wav", "recording.wav")
+    shutil.copy("my/0-1.wav", "another.wav")
+    tiny_manifest(Path("corpus"), 3)
+    rows = [f"0-{i}.wav\tspeaker{i}\tone two" for i in range(3)]
+    Path("corpus/transcripts.tsv").write_text("\n".join(rows) + "\n")
+    ModelConfig(projector=QFormerConfig(width=16, heads=2, layers=1, ffn=16)).build().save("runs/demo/model")
+    AcceleratorState._reset_state(True)  # the pages train in bf16, other tests in this process may not
+    yield tmp_path
+    AcceleratorState._reset_state(True)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if runnable(page)], ids=page_id)
+def test_python_of_the_page_runs_and_prints_what_it_says(
+    page: Path, workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    namespace: dict[str, object] = {"__name__": "__main__"}
+    for block in runnable(page):
+        capsys.readouterr()
+        padded = "\n" * (block.line - 1) + block.text  # so that a traceback names the line of the page
+        exec(compile(padded, page_id(page), "exec", dont_inherit=True), namespace)
+        promised = PRINTS.findall(block.text)
+        assert capsys.readouterr().out.splitlines()[: len(promised)] == promised, f"{page_id(page)}:{block.line}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_commands_parse(page: Path, workplace: Path) -> None:
+    for name, text in yaml_files(page).items():
+        Path(name).write_text(text)
+    for line, command in commands(page):
+        _, name, *arguments = shlex.split(command, comments=True)
+        where = f"{page_id(page)}:{line}: {command}"
+        subcommand = get_command(app).commands.get(name)  # type: ignore[attr-defined]
+        assert subcommand is not None, f"{where}: there is no such command"
+        if not arguments:  # named in a sentence, not shown with its arguments
+            continue
+        context = subcommand.make_context(name, arguments)  # raises for options that do not exist
+        if name == "train":
+            config.load(context.params["recipe"], context.params["overrides"])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_recipes_on_the_page_are_valid(page: Path, workplace: Path) -> None:
+    for name, text in yaml_files(page).items():
+        Path(name).write_text(text)
+        assert config.load(name).objective.name == yaml.safe_load(text)["objective"]["name"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_manifest_lines_on_the_page_are_valid(page: Path, workplace: Path) -> None:
+    for block in (block for block in blocks(page, "json") if '"audio"' in block.text):
+        Path("shown.jsonl").write_text(block.text, encoding="utf-8")
+        assert len(read_manifest("shown.jsonl")) == len(block.text.splitlines())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_files_that_the_page_names_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for link in LINK.findall(text):
+        assert (page.parent / link).exists(), f"{page_id(page)}: link to {link}"
+    for name in CODE_PATH.findall(FENCE.sub("", text)):
+        places = (ROOT, ROOT / "src" / "ossicle", page.parent)
+        assert name.startswith(MADE_BY_USE) or any((place / name).exists() for place in places), (
+            f"{page_id(page)}: there is no {name}"
+        )
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_make_targets_that_the_page_names_exist(page: Path) -> None:
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    named = re.findall(r"(?:`|^)make ([a-z]+)", page.read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(named) <= set(targets)
+
+
+def test_the_picture_is_well_formed_and_brings_its_own_background() -> None:
+    root = ElementTree.parse(ROOT / "docs" / "method.svg").getroot()
+    shapes = [element for element in root if element.tag.endswith("rect")]
+    _, _, width, height = root.attrib["viewBox"].split()
+    assert (shapes[0].get("width"), shapes[0].get("height")) == (width, height)
