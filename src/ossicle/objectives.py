@@ -148,7 +148,11 @@ class Sum:
         batch = replace(batch, speech=model.speech(batch))
         outputs = [term.objective(model, batch) for term in self.terms]
         total = sum_of([term.weight * output.total for term, output in zip(self.terms, outputs, strict=True)])
-        return LossOutput(total, {name: part for output in outputs for name, part in output.parts.items()})
+        parts: dict[str, Tensor] = {}
+        for i, output in enumerate(outputs):
+            # Two terms may report a part of the same name, such as the same layer at two temperatures.
+            parts |= {name if name not in parts else f"{name}#{i}": part for name, part in output.parts.items()}
+        return LossOutput(total, parts)
 
 
 ObjectiveConfig = Annotated[Single | Sum, Field(discriminator="name")]

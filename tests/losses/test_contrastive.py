@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ossicle.losses.contrastive import info_nce, mean_pool, pooled_cosine
+from ossicle.losses.contrastive import info_nce, mean_pool, pooled_cosine, token_info_nce
 
 FIXTURES = Path(__file__).parents[3] / "shared" / "fixtures"
 
@@ -103,3 +103,24 @@ def test_a_sequence_without_a_valid_position_is_named():
     values, mask = ragged([4, 0, 5], 5)
     with pytest.raises(ValueError, match=r"sequences \[1\] of the batch have no valid position"):
         mean_pool(values, mask)
+
+
+def test_token_info_nce_by_hand():
+    half = 1 / math.sqrt(2)
+    text = torch.tensor([[[2.0, 0.0], [9.0, 9.0], [0.0, 3.0]], [[1.0, 0.0], [9.0, 9.0], [9.0, 9.0]]])
+    speech = torch.tensor([[[5.0, 5.0], [0.0, 1.0]], [[9.0, 9.0], [0.0, -4.0]]])
+    text_mask = torch.tensor([[True, False, True], [True, False, False]])
+    speech_mask = torch.tensor([[True, True], [False, True]])
+    # utterance 0: cosines [[√½, 0], [√½, 1]] between text tokens 0, 2 and speech tokens 0, 1; utterance 1: one token
+    first = math.log(1 + math.exp(-half / 0.5))
+    second = math.log(1 + math.exp((half - 1) / 0.5))
+    loss = token_info_nce(text, text_mask, speech.requires_grad_(), speech_mask)
+    assert loss.item() == pytest.approx((first + second) / 2 / 2, rel=1e-5)
+    loss.backward()
+    assert speech.grad is not None and (speech.grad[~speech_mask] == 0).all() and speech.grad.isfinite().all()
+
+
+def test_token_info_nce_names_utterances_whose_tokens_do_not_match():
+    text, speech = ragged([4, 2, 5], 5), ragged([4, 3, 5], 7, seed=1)
+    with pytest.raises(ValueError, match=r"utterances \[1\] of the batch do not mark the same tokens"):
+        token_info_nce(*text, *speech)

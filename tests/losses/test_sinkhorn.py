@@ -134,15 +134,19 @@ def test_neither_order_nor_padding_nor_the_rest_of_the_batch_matters(backend: st
     assert (padded.grad[~holes] == 0).all() and padded.grad.isfinite().all()
 
 
-def test_the_gradient_is_that_of_finite_differences_once_the_iterations_have_converged():
+def test_the_gradient_is_that_of_finite_differences_where_the_iterations_converge():
     x, y = clouds([4, 2], 0, dim=3, dtype=torch.float64), clouds([3, 5], 1, dim=3, dtype=torch.float64)
-    x[0].requires_grad_()
-    y[0].requires_grad_()
+    along = [torch.randn(points.shape, generator=torch.Generator().manual_seed(2)) * 1e-4 for points in (x[0], y[0])]
 
-    def divergence(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        return sinkhorn_divergence(a, x[1], b, y[1], blur=0.5, scaling=0.98)
+    def total(step: float) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        moved = [(points + step * by).requires_grad_() for points, by in zip((x[0], y[0]), along, strict=True)]
+        weights = torch.tensor([[1.0, -0.5], [0.3, 2.0]])
+        return (sinkhorn_divergence(moved[0], x[1], moved[1], y[1], blur=0.5, scaling=0.995) * weights).sum(), moved
 
-    torch.autograd.gradcheck(divergence, (x[0], y[0]), atol=1e-5, rtol=1e-3)
+    value, points = total(0.0)
+    gradients = torch.autograd.grad(value, points)
+    slope = sum(float((gradient * by).sum()) for gradient, by in zip(gradients, along, strict=True))
+    assert (total(1.0)[0] - total(-1.0)[0]).item() / 2 == pytest.approx(slope, rel=5e-3)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -176,9 +180,9 @@ def test_both_solvers_agree_for_lengths_from_1_to_200(schedule: str):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("spread", [1e-7, 1e-3, 30.0])
+@pytest.mark.parametrize("spread", [1e-7, 1e-3, 10.0])
 def test_collapsed_and_far_apart_clouds_give_finite_numbers(backend: str, spread: float):
-    x, y = clouds([4, 30, 1], 0, spread=spread), clouds([4, 60], 1, spread=spread)
+    x, y = clouds([4, 15, 1], 0, spread=spread), clouds([4, 30], 1, spread=spread)
     y[0][0] = y[0][0, 0]  # one point, many times
     y[0].requires_grad_()
     for options in ({}, {"scaling": 0.01}, {"blur": 1e-3}):
@@ -255,7 +259,7 @@ def test_empty_clouds_and_senseless_points_and_options_are_refused():
 def test_the_temperatures_are_those_of_geomloss():
     module = pytest.importorskip("geomloss._legacy.sinkhorn_divergence", reason="geomloss is not installed")
     for diameter in (3.9, 2.0, 1.2, 0.0501, 0.05, 0.02):
-        schedule = make_schedule(torch.tensor([diameter]), 0.05, 0.5)
+        schedule = make_schedule(torch.tensor([diameter], dtype=torch.float64), 0.05, 0.5)
         theirs = module.epsilon_schedule(2, diameter, 0.05, 0.5)
         assert schedule.listed((0,)) == pytest.approx([float(value) for value in theirs])
 

@@ -27,9 +27,10 @@ and nothing else: use them to see the method work, not to recognise speech. Lice
 
 ## Encoder
 
-A HuBERT trained from random weights by CTC on characters: {train_utterances} strings of the lab's words in random
-order ({train_hours} hours, {train_speakers} synthetic voices), {steps} steps, seed {seed}. No sentence of the lab's
-tasks was among them. Greedy decoding without a language model, on other strings in voices it has never heard:
+A HuBERT trained by CTC on characters, from random weights but for the first convolution, which started as a bank of
+band-pass filters: {train_utterances} strings of the lab's words in random order ({train_hours} hours,
+{train_speakers} synthetic voices), {steps} steps, seed {seed}. Greedy decoding without a language model, on other
+strings in voices it has never heard:
 
 {encoder_table}
 

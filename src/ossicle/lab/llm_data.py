@@ -40,6 +40,8 @@ class Stage:
     question_weight: float = 0.0
     """Loss weight of each token of a question after its first word. Having asked "what did anna", the passage tells
     that "buy the red car" follows: predicting it teaches to read the right sentence, which answers alone do not."""
+    who_weight: float = 0.0
+    """Loss weight of naming the subject already at the verb of "who fed the dog": a step that the answer then reads."""
     backwards_share: float = 0.0
     """Of rows with the passage backwards as an answer: "who" has to read the words before a key."""
 
@@ -49,6 +51,8 @@ class Row:
     """Lists of one value per position (L)."""
 
     ids: list[int] = field(default_factory=list)
+    targets: list[int] = field(default_factory=list)
+    """What to predict from the position before: the token itself but for hints (`Stage.who_weight`)."""
     positions: list[int] = field(default_factory=list)
     groups: list[int] = field(default_factory=list)
     reads: list[int] = field(default_factory=list)
@@ -61,6 +65,7 @@ class Row:
     def add(self, ids: list[int], weights: list[float], group: int, reads: int, start: int) -> None:
         """A run of tokens of one group, at positions from `start`."""
         self.ids += ids
+        self.targets += ids
         self.weights += weights
         self.positions += range(start, start + len(ids))
         self.groups += [group] * len(ids)
@@ -72,9 +77,10 @@ class RowBatch:
     """Tensors of a batch of rows."""
 
     ids: Tensor  # (R, L) long
+    targets: Tensor  # (R, L) long, to predict from the previous position
     positions: Tensor  # (R, L) long
     visible: Tensor  # (R, L, L) bool: query may see key
-    weights: Tensor  # (R, L) float, of predicting the token at this position from the previous one
+    weights: Tensor  # (R, L) float, of predicting the target at this position from the previous one
     noise: Tensor  # (R, L) float, standard deviation relative to the RMS of the embeddings
 
 
@@ -102,20 +108,27 @@ class RowMaker:
         prefix = [self._special[BOS], self._special[USER], *spoken]
         row.add(prefix, [0.0] * len(prefix), _PASSAGE, _NOTHING, 0)
         for group, task in enumerate(_draw_tasks(passage, stage, rng), start=1):
-            self._branch(row, task, group, stage.question_weight if task.task == "qa" else 0.0)
+            self._branch(row, task, group, stage)
         if rng.random() < _PLAIN_SHARE:
             weights = [0.0] + [_PLAIN_TOKEN_WEIGHT] * (len(words) - 1)
             row.add(words, weights, max(row.groups) + 1, _NOTHING, 0)
         return row
 
-    def _branch(self, row: Row, task: Task, group: int, instruction_weight: float) -> None:
+    def _branch(self, row: Row, task: Task, group: int, stage: Stage) -> None:
         """Instruction, answer and end; long answers count more than short ones, but less than by their length."""
         instruction = self._ids(task.instruction)
         answer = [*self._ids(task.answers[0]), self._special[END]]
-        weights = [0.0] + [instruction_weight] * (len(instruction) - 1) + [0.0, 0.0]
+        hinted = stage.who_weight > 0 and task.instruction.startswith("who ")
+        question_weight = stage.question_weight if task.task == "qa" and not hinted else 0.0
+        weights = [0.0] + [question_weight] * (len(instruction) - 1) + [0.0, 0.0]
         weights += [len(answer) ** -0.5] * len(answer)
         markers = [self._special[END], self._special[ASSISTANT]]
+        start = len(row.ids)
         row.add(instruction + markers + answer, weights, group, _PASSAGE, row.groups.count(_PASSAGE))
+        if hinted:
+            after_verb = start + 2  # every word of a question is one token
+            row.targets[after_verb] = answer[-2]  # the noun: the last word before the end marker
+            row.weights[after_verb] = stage.who_weight
 
 
 def collate_rows(rows: list[Row], pad_id: int) -> RowBatch:
@@ -134,6 +147,7 @@ def collate_rows(rows: list[Row], pad_id: int) -> RowBatch:
     noise[:, :2] = 0.0  # the begin and user markers are text also where the passage is speech
     return RowBatch(
         ids=padded([row.ids for row in rows], pad_id),
+        targets=padded([row.targets for row in rows], pad_id),
         positions=padded([row.positions for row in rows], 0),
         visible=(same | readable) & torch.ones(length, length, dtype=torch.bool).tril(),
         weights=weights,

@@ -42,7 +42,7 @@ def answer_loss(model: LlamaForCausalLM, batch: RowBatch, noise: torch.Generator
     predicting = weights > 0
     head = model.lm_head.weight.to(dtype)
     logits = F.linear(hidden[:, :-1][predicting], head).float()
-    losses = F.cross_entropy(logits, batch.ids[:, 1:][predicting], reduction="none")
+    losses = F.cross_entropy(logits, batch.targets[:, 1:][predicting], reduction="none")
     chosen = weights[predicting]
     return (losses * chosen).sum() / chosen.sum()
 

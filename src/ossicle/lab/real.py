@@ -36,8 +36,8 @@ class Scale:
     """How much of everything."""
 
     sizes: Sizes = field(default_factory=Sizes)
-    encoder_steps: int = 600
-    encoder_batch_s: float = 64.0
+    encoder_steps: int = 400
+    encoder_batch_s: float = 48.0
     stage1_steps: int = 400
     stage2_steps: int = 300
 

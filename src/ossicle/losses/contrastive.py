@@ -55,3 +55,32 @@ def info_nce(similarity: Tensor, *, temperature: float = 0.1, direction: Directi
     if direction != "text_to_speech":
         losses.append(F.cross_entropy(logits.T, labels))
     return torch.stack(losses).mean()
+
+
+def token_info_nce(
+    text: Tensor, text_mask: Tensor, speech: Tensor, speech_mask: Tensor, *, temperature: float = 0.5
+) -> Tensor:
+    """InfoNCE between the positions of each utterance ("subword"): a scalar, the mean over utterances.
+
+    ``text`` (B, N, D) and ``speech`` (B, M, D) are hidden states of the same tokens without and with speech around
+    them. The k-th True of an utterance's ``text_mask`` and the k-th of its ``speech_mask`` mark one token, so both
+    must count the same; `ValueError` names the utterances where they do not, or where they mark nothing. Each
+    position of the text picks its own among those of the speech, by cosine. Gradients flow to both.
+    Source: Züfle & Niehues 2025, contrastive pretraining on mixed sequences.
+    """
+    counts = text_mask.sum(1)
+    wrong = ((counts != speech_mask.sum(1)) | (counts == 0)).nonzero().flatten().tolist()
+    if wrong:
+        raise ValueError(
+            f"utterances {wrong} of the batch do not mark the same tokens, at least one, in both sequences"
+        )
+    places = torch.arange(int(counts.max()), device=counts.device) < counts[:, None]  # (B, K)
+    logits = _marked(text, text_mask, places) @ _marked(speech, speech_mask, places).mT / temperature  # (B, K, K)
+    log_p = logits.masked_fill(~places[:, None], -torch.inf).log_softmax(-1).diagonal(dim1=1, dim2=2)
+    return -(log_p.masked_fill(~places, 0.0).sum(1) / counts).mean()
+
+
+def _marked(hidden: Tensor, mask: Tensor, places: Tensor) -> Tensor:
+    """The vectors of ``hidden`` (B, L, D) under ``mask``, of unit length in float32, moved to ``places``: (B, K, D)."""
+    moved = torch.zeros(*places.shape, hidden.shape[-1], device=hidden.device)
+    return moved.masked_scatter(places[..., None], F.normalize(hidden[mask].float(), dim=-1))

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ossicle.audio import SAMPLE_RATE_HZ
 from ossicle.batch import Sequence
-from ossicle.models.frozen import fingerprint, freeze, hide_loading_bar
+from ossicle.models.frozen import fingerprint, freeze, quiet_loading
 
 WAVEFORM_VARIANCE_EPS = 1e-7
 CONV_FAMILIES = ("hubert", "wav2vec2", "wavlm")
@@ -120,16 +120,16 @@ def load_encoder(name: str, *, dtype: torch.dtype = torch.float32) -> Encoder:
     """Load an encoder from a hub id or a folder. Raises `ValueError` for a family that is not supported."""
     from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
 
-    hide_loading_bar(name)
-    config = AutoConfig.from_pretrained(name)
-    if config.model_type == "whisper":
-        model = AutoModel.from_pretrained(name, dtype=dtype).get_encoder()
-        return WhisperEncoder(model, AutoFeatureExtractor.from_pretrained(name), name=name)
-    if config.model_type in CONV_FAMILIES:
-        model = AutoModel.from_pretrained(name, dtype=dtype)
-        return ConvEncoder(
-            model, name=name, normalise=_does_normalise(name, default=config.feat_extract_norm == "layer")
-        )
+    with quiet_loading(name):
+        config = AutoConfig.from_pretrained(name)
+        if config.model_type == "whisper":
+            model = AutoModel.from_pretrained(name, dtype=dtype).get_encoder()
+            return WhisperEncoder(model, AutoFeatureExtractor.from_pretrained(name), name=name)
+        if config.model_type in CONV_FAMILIES:
+            model = AutoModel.from_pretrained(name, dtype=dtype)
+            return ConvEncoder(
+                model, name=name, normalise=_does_normalise(name, default=config.feat_extract_norm == "layer")
+            )
     raise ValueError(
         f"model.encoder={name}: '{config.model_type}' is not a supported encoder; "
         f"use one of {', '.join(CONV_FAMILIES)} or whisper"

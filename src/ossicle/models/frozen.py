@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -40,13 +42,24 @@ LAB = "lab"
 LAB_WEIGHTS = Path(__file__).parent.parent / "lab" / "weights"
 
 
-def hide_loading_bar(name: str) -> None:
-    """Spare the user transformers' progress bar where it only clutters: in a log file, or for the lab's tiny models."""
+@contextmanager
+def quiet_loading(name: str) -> Iterator[None]:
+    """Spare the user what transformers says while it loads, where that only clutters.
+
+    The progress bar goes in a log file and for the lab's tiny models; the report of unused weights goes too for those,
+    whose CTC head is left out on purpose.
+    """
     from transformers.utils import logging
 
-    if not sys.stderr.isatty() or Path(name).parent == LAB_WEIGHTS:
+    verbosity, ours = logging.get_verbosity(), Path(name).parent == LAB_WEIGHTS
+    if ours:
+        logging.set_verbosity_error()
+    if ours or not sys.stderr.isatty():
         logging.disable_progress_bar()
-    else:
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
         logging.enable_progress_bar()
 
 

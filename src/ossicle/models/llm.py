@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ossicle.batch import HiddenStates, Sequence
 from ossicle.models import packing
-from ossicle.models.frozen import fingerprint, freeze, hide_loading_bar
+from ossicle.models.frozen import fingerprint, freeze, quiet_loading
 
 
 class LLM(nn.Module):
@@ -177,8 +177,8 @@ def load_llm(name: str, *, dtype: torch.dtype = torch.float32) -> LLM:
     """Load an LLM and its tokenizer from a hub id or a folder. Raises `ValueError` where it has no chat template."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    hide_loading_bar(name)
     tokenizer = AutoTokenizer.from_pretrained(name)
     if tokenizer.chat_template is None:
         raise ValueError(f"model.llm={name} has no chat template; use an instruction-tuned model")
-    return LLM(AutoModelForCausalLM.from_pretrained(name, dtype=dtype), tokenizer, name=name)
+    with quiet_loading(name):
+        return LLM(AutoModelForCausalLM.from_pretrained(name, dtype=dtype), tokenizer, name=name)

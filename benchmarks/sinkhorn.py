@@ -1,0 +1,137 @@
+"""The Wasserstein loss of a batch, forward and backward, beside the loop over pairs with geomloss of the paper's code.
+
+Synthetic ragged clouds, text of 25 to 55 tokens and speech of three times as many, gradient into speech only. Values
+and gradients are compared, also with geomloss in float64 (on the first texts, since that takes long). Runs alternate;
+the table gives the median of the paired ratios of process CPU time and of wall time.
+
+    python benchmarks/sinkhorn.py [--batch 32] [--width 512 4096] [--pairs 3] [--threads 1] [--solvers torch numba]
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from geomloss import SamplesLoss
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from ossicle.losses import info_nce, wasserstein_similarity
+
+Clouds = tuple[Tensor, Tensor]
+EXACT_TEXTS = 2
+
+
+def ragged(lengths: list[int], width: int, seed: int) -> Clouds:
+    """Hidden states as LLMs have them: positions share a large mean."""
+    generator = torch.Generator().manual_seed(seed)
+    points = torch.randn(len(lengths), max(lengths), width, generator=generator)
+    points += torch.randn(width, generator=torch.Generator().manual_seed(0))
+    return points, torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+
+
+def loop_over_pairs(text: Clouds, speech: Clouds) -> Tensor:
+    """Similarity as the official code computes it: (B_text, B_speech)."""
+    loss = SamplesLoss("sinkhorn", p=2, blur=0.05, backend="tensorized")
+    texts, utterances = (
+        [F.normalize(points[mask].to(torch.promote_types(points.dtype, torch.float32)), dim=-1)
+         for points, mask in zip(*side, strict=True)] for side in (text, speech)
+    )  # fmt: skip
+    similarity = torch.zeros(len(texts), len(utterances), dtype=texts[0].dtype)
+    for i, words in enumerate(texts):
+        for j, sounds in enumerate(utterances):
+            similarity[i, j] = -loss(words, sounds)
+    return similarity
+
+
+def timed(
+    similarity: Callable[[Clouds, Clouds], Tensor], text: Clouds, speech: Clouds
+) -> tuple[float, float, Tensor, Tensor]:
+    """CPU seconds, wall seconds, similarity and gradient of the loss in the speech."""
+    heard = speech[0].clone().requires_grad_()
+    cpu, wall = time.process_time(), time.perf_counter()
+    matrix = similarity(text, (heard, speech[1]))
+    info_nce(matrix).backward()
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    assert heard.grad is not None
+    return cpu, wall, matrix.detach(), heard.grad
+
+
+def relative(ours: Tensor, theirs: Tensor) -> float:
+    return float((ours.double() - theirs.double()).norm() / theirs.double().norm())
+
+
+def exactness(similarity: Callable[[Clouds, Clouds], Tensor], text: Clouds, speech: Clouds) -> tuple[float, float]:
+    """Relative distance of values and of a gradient from geomloss in float64, on a part of the batch."""
+    results = []
+    for function, dtype in ((loop_over_pairs, torch.float64), (similarity, torch.float32)):
+        heard = speech[0][:EXACT_TEXTS].to(dtype).requires_grad_()
+        part = text[0][:EXACT_TEXTS].to(dtype), text[1][:EXACT_TEXTS]
+        matrix = function(part, (heard, speech[1][:EXACT_TEXTS]))
+        (gradient,) = torch.autograd.grad(matrix.diagonal().sum() - matrix.sum() / 4, heard)
+        results.append((matrix.detach(), gradient))
+    return relative(results[1][0], results[0][0]), relative(results[1][1], results[0][1])
+
+
+def solver(name: str) -> Callable[[Clouds, Clouds], Tensor]:
+    """Our similarity, by one of its solvers."""
+    return lambda text, speech: wasserstein_similarity(*text, *speech, backend=name)
+
+
+def row(table: Table, name: str, width: int, mine: list, theirs: list, exact: tuple[float, float]) -> None:
+    """One line of the table, of runs of ours and of the loop that alternated."""
+    cpu, wall = ([other[k] / own[k] for own, other in zip(mine, theirs, strict=True)] for k in (0, 1))
+    table.add_row(
+        name, str(width),
+        *(f"{1000 * statistics.median(run[0] for run in runs):.0f}" for runs in (theirs, mine)),
+        f"{statistics.median(cpu):.1f}", f"{min(cpu):.1f}-{max(cpu):.1f}", f"{statistics.median(wall):.1f}",
+        f"{relative(mine[-1][2], theirs[-1][2]):.0e}", f"{relative(mine[-1][3], theirs[-1][3]):.0e}",
+        f"{exact[0]:.0e}", f"{exact[1]:.0e}",
+    )  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--width", type=int, nargs="+", default=[512, 4096])
+    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--solvers", nargs="+", default=["torch", "numba"])
+    parser.add_argument("--precision", default="highest", help="of torch.set_float32_matmul_precision, for ours")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    draw = random.Random(0)
+    lengths = [draw.randint(25, 55) for _ in range(arguments.batch)]
+
+    table = Table(
+        "solver", "D", "geomloss loop, CPU ms", "ours, CPU ms", "× (median, CPU)", "range", "× (wall)",
+        "values rel.", "gradient rel.", "values, fp64", "gradient, fp64",
+    )  # fmt: skip
+    for width in arguments.width:
+        text, speech = ragged(lengths, width, 1), ragged([3 * length for length in lengths], width, 2)
+        runs: dict[str, list] = {name: [] for name in ["geomloss", *arguments.solvers]}
+        for name in arguments.solvers:  # compiles and warms up
+            timed(solver(name), text, speech)
+        for _ in range(arguments.pairs):
+            runs["geomloss"].append(timed(loop_over_pairs, text, speech))
+            torch.set_float32_matmul_precision(arguments.precision)
+            for name in arguments.solvers:
+                runs[name].append(timed(solver(name), text, speech))
+            torch.set_float32_matmul_precision("highest")
+        for name in arguments.solvers:
+            row(table, name, width, runs[name], runs["geomloss"], exactness(solver(name), text, speech))
+    console = Console(width=160)
+    console.print(
+        f"B = {arguments.batch}, text {min(lengths)}-{max(lengths)} tokens, speech × 3, {arguments.threads} thread(s)"
+    )
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
