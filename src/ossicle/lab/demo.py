@@ -42,7 +42,7 @@ class Scale:
     stage2_steps: int
 
 
-FULL = Scale(train=2500, dev=60, test=150, stage1_steps=400, stage2_steps=300)
+FULL = Scale(train=2500, dev=60, test=150, stage1_steps=600, stage2_steps=300)
 QUICK = Scale(train=800, dev=30, test=50, stage1_steps=150, stage2_steps=120)
 
 

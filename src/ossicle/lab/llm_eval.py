@@ -30,9 +30,7 @@ def greedy_answers(
         chosen = by_length[start : start + _BATCH]
         ids, mask = _left_padded([tokenizer(chats[i])["input_ids"] for i in chosen], tokenizer.pad_token_id)
         with torch.no_grad():
-            output = model.generate(  # type: ignore[misc]
-                input_ids=ids, attention_mask=mask, do_sample=False, max_new_tokens=max_new_tokens
-            )
+            output = model.generate(input_ids=ids, attention_mask=mask, do_sample=False, max_new_tokens=max_new_tokens)
         decoded = tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
         for index, answer in zip(chosen, decoded, strict=True):
             answers[index] = answer.strip()

@@ -36,10 +36,10 @@ class Scale:
     """How much of everything."""
 
     sizes: Sizes = field(default_factory=Sizes)
-    encoder_steps: int = 400
+    encoder_steps: int = 250
     encoder_batch_s: float = 48.0
-    stage1_steps: int = 400
-    stage2_steps: int = 300
+    stage1_steps: int = 250
+    stage2_steps: int = 200
 
 
 FULL = Scale()

@@ -177,7 +177,7 @@ class _Side:
             plan = torch.einsum("ac,acnm->anm", weights[group.clouds], plans)
             grad[group.rows].view(shape).baddbmm_(plan, self.points[group.rows].view(shape))
         if self.norms is not None:  # the part of the gradient along a unit vector p + centre does not move it
-            along = (torch.linalg.vecdot(grad, self.points) + grad @ centre)[:, None]
+            along = (torch.einsum("rd,rd->r", grad, self.points) + grad @ centre)[:, None]
             grad.addcmul_(self.points, along, value=-1).addr_(along[:, 0], centre, alpha=-1).div_(self.norms)
         return self.layout.unpack(grad, self.shape).to(self.dtype)
 

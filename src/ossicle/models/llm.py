@@ -45,6 +45,11 @@ class LLM(nn.Module):
         weight = self.model.get_input_embeddings().weight
         return float(weight.detach().float().square().mean().sqrt())
 
+    @cached_property
+    def embedding_mean(self) -> Tensor:
+        """Mean of the token embeddings (D,): what they have in common."""
+        return self.model.get_input_embeddings().weight.detach().float().mean(0)
+
     def embed(self, ids: Tensor) -> Tensor:
         """Look up ``ids`` (B, L): (B, L, D)."""
         return self.model.get_input_embeddings()(ids)

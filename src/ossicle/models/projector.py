@@ -17,7 +17,8 @@ from ossicle.batch import Sequence
 from ossicle.section import section
 
 BERT_NORM_EPS = 1e-12
-BERT_INIT_STD = 0.02
+POSITION_INIT_STD = 0.5
+"""Frames have unit variance after their layer norm: attention must be able to tell positions apart from the start."""
 
 
 class Attention(nn.Module):
@@ -94,24 +95,28 @@ class QFormerProjector(nn.Module):
         )
         self.out = nn.Linear(width, out_dim)
         self.dropout = config.dropout
-        self._init_weights()
+        self._init_weights(config.init_std)
 
-    def _init_weights(self) -> None:
+    def _init_weights(self, std: float) -> None:
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=BERT_INIT_STD)
+                nn.init.normal_(module.weight, std=std)
                 nn.init.zeros_(module.bias)
-        nn.init.normal_(self.queries, std=BERT_INIT_STD)
+        nn.init.normal_(self.queries, std=std)
         if self.positions is not None:
-            nn.init.normal_(self.positions, std=BERT_INIT_STD)
+            nn.init.normal_(self.positions, std=POSITION_INIT_STD)
 
     @torch.no_grad()
-    def match_rms(self, rms: float) -> None:
-        """Scale the output so that its vectors have the root mean square ``rms`` of the LLM's token embeddings.
+    def match_embeddings(self, rms: float, mean: Tensor | None = None) -> None:
+        """Let the output start like the LLM's token embeddings: with their root mean square ``rms`` and ``mean`` (D,).
 
-        The last layer norm hands unit-variance features to the output layer, so the weights' scale alone decides.
+        The last layer norm hands unit-variance features to the output layer, so the weights' scale decides the spread.
+        Token embeddings often share a large common vector, which the projector would otherwise have to learn first.
         """
-        nn.init.normal_(self.out.weight, std=rms / self.out.in_features**0.5)
+        common = 0.0 if mean is None else float(mean.square().mean())
+        nn.init.normal_(self.out.weight, std=max(rms**2 - common, 0.0) ** 0.5 / self.out.in_features**0.5)
+        if mean is not None:
+            self.out.bias.copy_(mean)
 
     def num_tokens(self, num_frames: int) -> int:
         """How many speech tokens ``num_frames`` frames become."""
@@ -154,15 +159,25 @@ class QFormerConfig:
     dropout: float = 0.1
     window_positions: bool = False
     """Learned positions of the frames in a window (not in the paper)."""
+    init_std: float = Field(default=0.02, gt=0)
+    """Of the weights at the start. 0.02 is BERT's, for a width of 768; narrow projectors want about 1 / sqrt(width)."""
     match_embedding_rms: bool = True
-    """Initialise the output at the scale of the LLM's token embeddings (the paper: BERT's 0.02)."""
+    """Start the output with the scale and the mean of the LLM's token embeddings (the paper: ``init_std`` and zero)."""
 
-    def build(self, in_dim: int, out_dim: int, *, frame_rate_hz: float, embedding_rms: float) -> QFormerProjector:
+    def build(
+        self,
+        in_dim: int,
+        out_dim: int,
+        *,
+        frame_rate_hz: float,
+        embedding_rms: float,
+        embedding_mean: Tensor | None = None,
+    ) -> QFormerProjector:
         """Make the projector between an encoder of width ``in_dim`` and an LLM of width ``out_dim``."""
         window = max(1, round(self.window_s * frame_rate_hz))
         projector = QFormerProjector(in_dim, out_dim, self, window=window)
         if self.match_embedding_rms:
-            projector.match_rms(embedding_rms)
+            projector.match_embeddings(embedding_rms, embedding_mean)
         return projector
 
 

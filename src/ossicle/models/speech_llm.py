@@ -60,7 +60,11 @@ class SpeechLLM(nn.Module):
         super().__init__()
         self.config, self.encoder, self.llm = config, encoder, llm
         self.projector = config.projector.build(
-            encoder.dim, llm.dim, frame_rate_hz=encoder.frame_rate_hz, embedding_rms=llm.embedding_rms
+            encoder.dim,
+            llm.dim,
+            frame_rate_hz=encoder.frame_rate_hz,
+            embedding_rms=llm.embedding_rms,
+            embedding_mean=llm.embedding_mean,
         )
         self.instructions: dict[str, str] = {}
         """Wording of each task in the data it was trained on (``asr``, ``st/de``): what to ask it with."""
