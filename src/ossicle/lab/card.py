@@ -46,6 +46,9 @@ A Llama trained on the text side of all the lab's instructions ({llm_steps} step
 without a sentence of its training split, text in, text out: the bound for every speech result of the lab.
 
 {llm_table}
+
+The stages in `build_llm.py` record the run as it happened: it was stopped, its recipe changed and continued several
+times. The whole has not been replayed from the start, so expect scores like these from a rebuild, not these weights.
 """
 
 
