@@ -42,8 +42,8 @@ class Scale:
     stage2_steps: int
 
 
-FULL = Scale(train=2500, dev=60, test=150, stage1_steps=600, stage2_steps=300)
-QUICK = Scale(train=800, dev=30, test=50, stage1_steps=150, stage2_steps=120)
+FULL = Scale(train=2500, dev=60, test=150, stage1_steps=400, stage2_steps=250)
+QUICK = Scale(train=500, dev=20, test=40, stage1_steps=100, stage2_steps=80)
 
 
 def run(out: Path, *, quick: bool = False) -> dict[str, Any]:
