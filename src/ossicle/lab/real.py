@@ -39,7 +39,7 @@ class Scale:
     encoder_steps: int = 250
     encoder_batch_s: float = 48.0
     stage1_steps: int = 250
-    stage2_steps: int = 200
+    stage2_steps: int = 100
 
 
 FULL = Scale()
