@@ -37,7 +37,7 @@ bench: $(VENV)/.dev  ## Run the benchmarks; each prints one table
 lab: $(VENV)/.demo  ## Rebuild the lab's tiny encoder and LLM (about an hour on 2 cores; continues if stopped)
 	$(BIN)/python -m ossicle.lab.build
 
-real: $(VENV)/.demo  ## Both stages on recorded speech (an hour on 2 cores): make real DATA=FOLDER
+real: $(VENV)/.demo  ## Both stages on recorded speech: make real DATA=FOLDER
 	$(BIN)/python -m ossicle.lab.real $(or $(DATA),$(error say where the recordings are: make real DATA=FOLDER))
 
 clean:  ## Delete the environment and caches, not the runs
