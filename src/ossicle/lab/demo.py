@@ -68,6 +68,8 @@ def run(out: Path, *, quick: bool = False) -> dict[str, Any]:
         bound = _text_bound(out)
     _publish(out)
     record = demo_report.collect(results, bound, scale=asdict(scale), seconds=seconds)
+    if (out / "results.json").is_file():  # nothing was computed again: the first call's times are the real ones
+        record["seconds"] |= json.loads((out / "results.json").read_text())["seconds"]
     (out / "results.json").write_text(json.dumps(record, indent=2) + "\n")
     demo_report.plots(out, CHAINS)
     demo_report.show(out, record, console)

@@ -25,10 +25,10 @@ TITLES = {
 COLUMNS = {
     "wer": "WER ↓",
     "bleu_de": "BLEU de ↑",
-    "bleu_es": "BLEU es ↑ *",
-    "em": "QA EM ↑",
-    "f1": "QA F1 ↑",
-    "r_at_1": "R@1 ↑ **",
+    "bleu_es": "BLEU es* ↑",
+    "em": "EM ↑",
+    "f1": "F1 ↑",
+    "r_at_1": "R@1** ↑",
 }
 EXAMPLES = 3
 SIMILARITY_SHOWN = 32
@@ -100,15 +100,16 @@ def show(out: Path, record: dict[str, Any], console: Console) -> None:
     table = Table(
         title=f"Held-out sentences in held-out voices ({scale['test']} passages), 10% of the task data", box=box.SIMPLE
     )
-    table.add_column("run")
+    table.add_column("run", no_wrap=True)
     for title in COLUMNS.values():
         table.add_column(title, justify="right")
     for row in record["rows"]:
         table.add_row(TITLES[row["run"]], *(_cell(row[column]) for column in COLUMNS))
     console.print(table)
     console.print(
-        " * Spanish is never shown in stage 2.  ** Speech finds its transcript among all test passages after stage 1,\n"
-        "   mean over the LLM's layers (without pretraining: after stage 2).",
+        " *  Spanish is never shown in stage 2.\n"
+        " ** Speech finds its transcript among the test passages after stage 1 (without\n"
+        "    pretraining: after stage 2); mean over the LLM's layers.",
         style="dim",
         highlight=False,
     )
