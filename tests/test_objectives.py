@@ -122,7 +122,8 @@ def test_a_sum_projects_the_speech_once(model, batch):
     torch.testing.assert_close(both.total, 0.5 * first.total + 3.0 * second.total)
     assert both.parts == first.parts | second.parts
     expected = 0.5 * gradient_of(model, first) + 3.0 * gradient_of(model, second)
-    torch.testing.assert_close(gradient_of(model, Sum(terms=terms)(model, batch)), expected, atol=1e-6, rtol=1e-4)
+    distance = (gradient_of(model, Sum(terms=terms)(model, batch)) - expected).norm() / expected.norm()
+    assert distance < 1e-5  # of the whole: a single element near zero may differ by rounding alone
 
 
 def test_only_a_comparison_of_utterances_needs_negatives():

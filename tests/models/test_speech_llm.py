@@ -220,6 +220,10 @@ def test_a_folder_without_a_checkpoint_is_named(tmp_path):
 
 def test_generate_takes_files_and_waveforms(model, manifest, tmp_path):
     files = [sample.audio for sample in read_manifest(manifest)[:3]]
+    with torch.no_grad():
+        model.projector.out.weight.mul_(
+            30
+        )  # at the start all speech is near the mean token: a random LLM hears no difference
     answers = model.generate(files, "repeat", max_new_tokens=10)
     assert len(answers) == 3
     assert len(set(answers)) > 1
