@@ -16,7 +16,7 @@ help:  ## Show this list
 demo: $(VENV)/.demo  ## The whole method on generated speech: both stages, a table, plots (under 12 minutes on 2 cores)
 	$(BIN)/ossicle demo
 
-quick: $(VENV)/.demo  ## The same, smaller (under 4 minutes)
+quick: $(VENV)/.demo  ## The same, smaller (about 3 minutes once installed)
 	$(BIN)/ossicle demo --quick
 
 test: $(VENV)/.dev  ## Run the tests
