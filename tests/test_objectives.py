@@ -116,13 +116,13 @@ def test_a_sum_projects_the_speech_once(model, batch):
     calls = []
     model.projector.register_forward_hook(lambda *_: calls.append(1))
     terms = [Term(objective=Contrastive(layers=[0, 2]), weight=0.5), Term(objective=NextToken(), weight=3.0)]
-    both = Sum(terms=terms)(model, batch)
+    both = Sum(terms=terms).build()(model, batch)
     assert len(calls) == 1
     first, second = (term.objective(model, batch) for term in terms)
     torch.testing.assert_close(both.total, 0.5 * first.total + 3.0 * second.total)
     assert both.parts == first.parts | second.parts
     expected = 0.5 * gradient_of(model, first) + 3.0 * gradient_of(model, second)
-    distance = (gradient_of(model, Sum(terms=terms)(model, batch)) - expected).norm() / expected.norm()
+    distance = (gradient_of(model, Sum(terms=terms).build()(model, batch)) - expected).norm() / expected.norm()
     assert distance < 1e-5  # of the whole: a single element near zero may differ by rounding alone
 
 
@@ -130,8 +130,8 @@ def test_only_a_comparison_of_utterances_needs_negatives():
     contrastive, next_token = Term(objective=Contrastive()), Term(objective=NextToken())
     assert Contrastive().needs_negatives
     assert not NextToken().needs_negatives
-    assert Sum(terms=[next_token, contrastive]).needs_negatives
-    assert not Sum(terms=[next_token]).needs_negatives
+    assert Sum(terms=[next_token, contrastive]).build().needs_negatives
+    assert not Sum(terms=[next_token]).build().needs_negatives
 
 
 def test_the_name_selects_the_objective():

@@ -42,6 +42,8 @@ class Trainer:
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
     progress: Progress
+    objective: nn.Module | None = None
+    """Where a part of it trains, such as a temperature."""
 
     def state(self) -> dict[str, Any]:
         """Everything, as plain values and tensors."""
@@ -49,6 +51,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "progress": asdict(self.progress),
+            "objective": None if self.objective is None else self.objective.state_dict(),
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state_all(),
         }
@@ -58,6 +61,8 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.progress = Progress(**state["progress"])
+        if self.objective is not None:
+            self.objective.load_state_dict(state["objective"])
         torch.set_rng_state(state["rng"])
         if state["cuda_rng"] and torch.cuda.is_available():
             torch.cuda.set_rng_state_all(state["cuda_rng"])

@@ -55,6 +55,10 @@ class DataConfig:
     """Processes that read audio; 0 reads in the training process."""
     cache_frames: bool = False
     """Encode every utterance once and keep the frames on disk (bfloat16)."""
+    cache_text: bool = False
+    """Keep the frozen LLM's states of the transcripts on disk: one text pass instead of one an epoch."""
+    cache_text_gb: float = Field(default=50.0, ge=0)
+    """Room for states of single tokens (Wasserstein); those of further texts are computed each time."""
     cache_dir: str = "runs/cache"
 
 

@@ -27,6 +27,7 @@ from ossicle.data.loader import Data
 from ossicle.data.prompts import learned_instructions
 from ossicle.models.speech_llm import SpeechLLM
 from ossicle.objectives import Objective
+from ossicle.targets import TextCache
 from ossicle.tracking import Tracker, mean, write_provenance
 
 CONFIG_FILE = "config.yaml"
@@ -47,15 +48,18 @@ def train(config: Config, *, objective: Objective | None = None, resume: bool = 
         model.load_projector(config.train.init_from)
     if config.train.gradient_checkpointing:
         model.llm.checkpoint_gradients()
-    chosen: Objective = objective or config.objective
+    chosen: Objective = objective or config.objective.build()
+    if config.data.cache_text:
+        model.text_cache = TextCache(Path(config.data.cache_dir), model.llm, limit_gb=config.data.cache_text_gb)
     data = Data.load(config.data, model, accelerator, contrast=chosen.needs_negatives)
     dev = Data.load_dev(config.data, model, accelerator, contrast=chosen.needs_negatives)
 
     model.instructions |= learned_instructions(data.dataset.samples)
     steps = config.train.steps or math.ceil(config.train.epochs * len(data.sampler) / config.train.accumulate)
-    optimizer, schedule = config.optim.build(checkpoint.trainable(model), steps=steps)
-    step, optimizer = accelerator.prepare(Step(model, chosen), optimizer)
-    trainer = Trainer(optimizer, schedule, Progress())
+    unprepared = Step(model, chosen)
+    optimizer, schedule = config.optim.build(checkpoint.trainable(unprepared), steps=steps)
+    step, optimizer = accelerator.prepare(unprepared, optimizer)
+    trainer = Trainer(optimizer, schedule, Progress(), chosen if isinstance(chosen, nn.Module) else None)
     start = checkpoint.latest(config.folder) if resume else None
     if start is not None:
         checkpoint.load(start, model, trainer)
@@ -80,6 +84,8 @@ def train(config: Config, *, objective: Objective | None = None, resume: bool = 
         tracker.advance(progress.step)
         if accelerator.is_main_process:
             _finish(config, model, trainer, tracker, done=progress.step == steps)
+        if model.text_cache is not None:
+            model.text_cache.flush()
         if data.dataset.skipped:
             tracker.say(data.dataset.report())
     accelerator.end_training()

@@ -40,18 +40,24 @@ def pooled_cosine(text: Tensor, text_mask: Tensor, speech: Tensor, speech_mask: 
     return text_pooled @ F.normalize(mean_pool(speech, speech_mask), dim=-1).T
 
 
-def info_nce(similarity: Tensor, *, temperature: float = 0.1, direction: Direction = "text_to_speech") -> Tensor:
+def info_nce(
+    similarity: Tensor, *, temperature: float | Tensor = 0.1, direction: Direction = "text_to_speech"
+) -> Tensor:
     """InfoNCE of a ``similarity`` matrix (B_t, B_s) whose matching pairs stand on the diagonal: a scalar.
 
     text_to_speech: -mean_i log softmax_j(similarity[i, j] / temperature)[i], each text picks its speech (the paper);
-    speech_to_text: the same over columns; symmetric: the mean of both. Negatives are the other columns (rows).
-    Source: Züfle & Niehues 2025, equation 1.
+    speech_to_text: the same over columns; symmetric: the mean of both. Negatives are the other columns (rows). Rows
+    beyond B_s are texts without speech, which serve as negatives of speech_to_text only. A temperature that is a tensor
+    () receives a gradient. Raises `ValueError` for fewer texts than speech. Source: Züfle & Niehues 2025, equation 1.
     """
+    texts, utterances = similarity.shape
+    if texts < utterances:
+        raise ValueError(f"the similarity has {texts} rows of texts for {utterances} utterances: each needs its own")
     logits = similarity.float() / temperature
-    labels = torch.arange(len(logits), device=logits.device)
+    labels = torch.arange(utterances, device=logits.device)
     losses = []
     if direction != "speech_to_text":
-        losses.append(F.cross_entropy(logits, labels))
+        losses.append(F.cross_entropy(logits[:utterances], labels))
     if direction != "text_to_speech":
         losses.append(F.cross_entropy(logits.T, labels))
     return torch.stack(losses).mean()

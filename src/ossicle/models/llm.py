@@ -54,19 +54,32 @@ class LLM(nn.Module):
         """Look up ``ids`` (B, L): (B, L, D)."""
         return self.model.get_input_embeddings()(ids)
 
-    def hidden_states(self, embeds: Sequence, layers: Iterable[int]) -> HiddenStates:
-        """Run ``embeds`` (B, L, D), positions from 0, and return the hidden states of ``layers``.
+    @torch.no_grad()
+    def read(self, ids: Sequence, layers: Iterable[int], *, bos: bool = False, start: int = 0) -> HiddenStates:
+        """Hidden states of token ids (B, N), as `hidden_states` of their embeddings, without a graph."""
+        return self.hidden_states(Sequence(self.embed(ids.values), ids.mask), layers, bos=bos, start=start)
+
+    def hidden_states(
+        self, embeds: Sequence, layers: Iterable[int], *, bos: bool = False, start: int = 0
+    ) -> HiddenStates:
+        """Run ``embeds`` (B, L, D) and return the hidden states of ``layers``.
 
         Layer 0 is the input, ``num_layers`` the output after the final norm, as in ``output_hidden_states`` of
         transformers. Layers above the last one asked for are not run, logits are never computed, and where the model
         allows it (``packs``) nothing is computed for padding, which must be on the right. Raises `ValueError` for a
         layer that the model does not have.
+
+        ``bos`` lets the LLM read its begin-of-sequence token first and leaves that position out of the result; position
+        ids count from ``start``.
         """
         wanted = sorted(set(layers))
         if not wanted or wanted[0] < 0 or wanted[-1] > self.num_layers:
             raise ValueError(f"layers {wanted} are not all in 0..{self.num_layers} of {self.name}")
         if wanted == [0]:
             return HiddenStates({0: embeds.values}, embeds.mask)
+        if bos:
+            hidden = self.hidden_states(self._after_bos(embeds), wanted, start=start)
+            return HiddenStates({layer: state[:, 1:] for layer, state in hidden.states.items()}, embeds.mask)
         values = embeds.values.to(self.model.dtype)
         trunk = partial(self._trunk(wanted[-1]), use_cache=False)
         with _outputs(self.model.base_model.layers, wanted) as states:
@@ -75,15 +88,23 @@ class LLM(nn.Module):
                 states[wanted[-1]] = trunk(
                     inputs_embeds=packed.pack(values)[None],
                     attention_mask=packed.not_looked_at(),
-                    position_ids=packed.positions,
+                    position_ids=packed.positions + start,
                     packing=packed,
                 ).last_hidden_state
                 states = {layer: packed.unpack(state[0]) for layer, state in states.items()}
             else:
-                out = trunk(inputs_embeds=values, attention_mask=embeds.mask.long())
+                positions = torch.arange(start, start + values.shape[1], device=values.device)[None]
+                out = trunk(inputs_embeds=values, attention_mask=embeds.mask.long(), position_ids=positions)
                 states[wanted[-1]] = out.last_hidden_state
         states[0] = values
         return HiddenStates({layer: states[layer] for layer in wanted}, embeds.mask)
+
+    def _after_bos(self, embeds: Sequence) -> Sequence:
+        if self.tokenizer.bos_token_id is None:
+            raise ValueError(f"{self.name} has no begin-of-sequence token: leave 'bos' off")
+        first = self.embed(torch.tensor([self.tokenizer.bos_token_id], device=embeds.values.device))
+        values = torch.cat([first.to(embeds.values.dtype).expand(len(embeds.mask), 1, -1), embeds.values], 1)
+        return Sequence(values, torch.cat([embeds.mask.new_ones(len(embeds.mask), 1), embeds.mask], 1))
 
     def train(self, mode: bool = True) -> LLM:
         """Stay in evaluation mode; ``mode`` only turns the recomputation of `checkpoint_gradients` on and off."""

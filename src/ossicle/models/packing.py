@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+
+from ossicle.models.attention import attend
 
 ATTENTION = "ossicle_packed"
 
@@ -70,9 +71,7 @@ def attention(
     )
     window = options.get("sliding_window")
     local = _window_mask(q.shape[2], window, q.device) if window is not None and q.shape[2] > window else None
-    out = F.scaled_dot_product_attention(
-        q, k, v, attn_mask=local, is_causal=local is None, scale=options.get("scaling")
-    )
+    out = attend(q, k, v, mask=local, causal=local is None, scale=options.get("scaling"))
     return packing.pack(out.transpose(1, 2))[None], None
 
 

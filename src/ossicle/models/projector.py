@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ossicle.batch import Sequence
+from ossicle.models.attention import attend
 from ossicle.section import section
 
 BERT_NORM_EPS = 1e-12
@@ -39,13 +40,8 @@ class Attention(nn.Module):
             layer(source).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (V, heads, Q or W, D / heads)
             for layer, source in ((self.query, x), (self.key, context), (self.value, context))
         )
-        attended = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=None if mask is None else mask[:, None, None, :],
-            dropout_p=self.dropout if self.training else 0.0,
-        )
+        readable = None if mask is None else mask[:, None, None, :]
+        attended = attend(query, key, value, mask=readable, dropout=self.dropout if self.training else 0.0)
         out = self.out(attended.transpose(1, 2).flatten(-2))  # (V, Q, D)
         return self.norm(x + F.dropout(out, self.dropout, self.training))
 

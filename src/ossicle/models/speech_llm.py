@@ -18,15 +18,17 @@ from torch import Tensor, nn
 
 from ossicle import __version__
 from ossicle.audio import read_audio
-from ossicle.batch import Batch, Chat, Sample, Sequence
+from ossicle.batch import Batch, Chat, HiddenStates, Sample, Sequence
 from ossicle.data.collate import Collator
 from ossicle.data.dataset import Utterance
 from ossicle.data.prompts import Prompter
+from ossicle.losses.contrastive import mean_pool
 from ossicle.models.encoder import Encoder, load_encoder
 from ossicle.models.frozen import resolve
 from ossicle.models.llm import LLM, load_llm
 from ossicle.models.projector import ProjectorConfig, project
 from ossicle.section import section
+from ossicle.targets import TextCache
 
 WEIGHTS_FILE, CONFIG_FILE = "projector.safetensors", "ossicle.json"
 IGNORE = -100
@@ -68,6 +70,8 @@ class SpeechLLM(nn.Module):
         )
         self.instructions: dict[str, str] = {}
         """Wording of each task in the data it was trained on (``asr``, ``st/de``): what to ask it with."""
+        self.text_cache: TextCache | None = None
+        """Where states of transcripts are looked up and kept, if anywhere."""
 
     def train(self, mode: bool = True) -> SpeechLLM:
         """Switch the projector's mode; the frozen parts stay in evaluation mode."""
@@ -93,10 +97,28 @@ class SpeechLLM(nn.Module):
 
     def text(self, batch: Batch) -> Sequence:
         """The transcripts of ``batch`` as token embeddings (B, N, D), nothing added."""
-        if batch.text is None:
-            missing = [sample.source for sample in batch.samples if not sample.text]
-            raise ValueError(f"this objective needs transcripts; add 'text' to {', '.join(missing[:3])}")
-        return Sequence(self.llm.embed(batch.text.values), batch.text.mask)
+        ids = _text_ids(batch)
+        return Sequence(self.llm.embed(ids.values), ids.mask)
+
+    def text_states(self, batch: Batch, layers: list[int], *, bos: bool = False, start: int = 0) -> HiddenStates:
+        """The LLM's states of the transcripts of ``batch``, read alone; without a graph, cached if `text_cache` is set.
+
+        ``bos`` and ``start`` as in `LLM.hidden_states`. Raises `ValueError` for a cache with positions that move.
+        """
+        ids = _text_ids(batch)
+        if self.text_cache is None:
+            return self.llm.read(ids, layers, bos=bos, start=start)
+        _check_not_moved(start)
+        return self.text_cache.tokens(ids, layers, bos=bos)
+
+    def pooled_text(self, batch: Batch, layers: list[int], *, bos: bool = False, start: int = 0) -> Tensor:
+        """`text_states` averaged over the tokens: (K, B, D) for K ``layers``, float32."""
+        ids = _text_ids(batch)
+        if self.text_cache is None:
+            hidden = self.llm.read(ids, layers, bos=bos, start=start)
+            return torch.stack([mean_pool(hidden.states[layer], hidden.mask) for layer in layers])
+        _check_not_moved(start)
+        return self.text_cache.pooled(ids, layers, bos=bos)
 
     def chat_inputs(self, chat: Chat, speech: Sequence) -> tuple[Sequence, Tensor]:
         """One sequence per turn, before + speech + after + answer (B, L, D), and its labels (B, L).
@@ -177,6 +199,18 @@ class SpeechLLM(nn.Module):
         model = config.build()
         model.load_projector(folder)
         return model.eval()
+
+
+def _text_ids(batch: Batch) -> Sequence:
+    if batch.text is None:
+        missing = [sample.source for sample in batch.samples if not sample.text]
+        raise ValueError(f"this objective needs transcripts; add 'text' to {', '.join(missing[:3])}")
+    return batch.text
+
+
+def _check_not_moved(start: int) -> None:
+    if start:
+        raise ValueError("objective.position_shift moves the text in every batch: turn data.cache_text off")
 
 
 def _waveform(audio: Audio) -> Tensor:
