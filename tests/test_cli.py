@@ -11,6 +11,7 @@ from ossicle.cli import app, main
 from ossicle.data.manifest import read_manifest
 from ossicle.evaluate.score import read_hypotheses
 from ossicle.testing import ENCODERS, LLMS
+from ossicle.tracking import METRICS_FILE, read_metrics
 
 
 @pytest.fixture
@@ -53,7 +54,10 @@ def test_help_imports_no_torch():
     assert found.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "transcribe", "translate", "ask", "demo", "version"])
+@pytest.mark.parametrize(
+    "command",
+    ["train", "cache", "evaluate", "align", "import-official", "transcribe", "translate", "ask", "demo", "version"],
+)
 def test_every_command_explains_itself(command):
     result = CliRunner().invoke(app, [command, "--help"])
     assert result.exit_code == 0
@@ -144,3 +148,30 @@ def test_a_second_run_of_the_same_name_is_refused(fails, trained, recipe, task_m
 
 def test_resume_with_other_settings_is_refused(fails, trained, recipe):
     assert "was started with other settings" in fails("train", recipe(), "optim.lr=0.5", "--resume")
+
+
+def test_a_filled_cache_leaves_nothing_to_compute(ossicle, recipe, tmp_path, monkeypatch):
+    """Frames and texts: a training run after `ossicle cache` gives the losses that it has without caches."""
+    plain = recipe(objective={"name": "contrastive", "layers": [0, 2]}, train={"steps": 3})
+    caches = [f"data.cache_dir={tmp_path / 'cache'}", "data.cache_text=true"]
+    ossicle("cache", plain, *caches)
+    stored = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.safetensors")}
+    assert stored
+    read = []
+    monkeypatch.setattr("ossicle.models.llm.LLM.read", lambda *_, **__: read.append(1))
+    ossicle("train", plain, *caches, "name=cached")
+    monkeypatch.undo()
+    ossicle("train", plain, "name=plain")
+    assert read == []
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.safetensors")} == stored
+    cached, without = (
+        [record["loss"] for record in read_metrics(tmp_path / "runs" / name / METRICS_FILE)]
+        for name in ("cached", "plain")
+    )
+    assert cached == pytest.approx(without, rel=1e-6)
+
+
+def test_a_cache_of_nothing_is_refused(fails, recipe):
+    assert "set data.cache_text=true" in fails("cache", recipe())
+    wrong = recipe(objective={"name": "next_token"}, data={"cache_text": True})
+    assert "compares nothing" in fails("cache", wrong)

@@ -1,11 +1,15 @@
+import math
+
 import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
 
 from ossicle.batch import Batch, LossOutput
-from ossicle.losses.contrastive import info_nce, pooled_cosine
+from ossicle.losses.contrastive import info_nce, mean_pool, pooled_cosine
+from ossicle.losses.sinkhorn import wasserstein_similarity
 from ossicle.models.speech_llm import IGNORE
 from ossicle.objectives import Contrastive, NextToken, ObjectiveConfig, Sum, Term
+from ossicle.targets import TextCache
 
 
 def gradient_of(model, output: LossOutput) -> torch.Tensor:
@@ -144,3 +148,100 @@ def test_the_name_selects_the_objective():
         parse({"name": "contrastve"})
     with pytest.raises(ValidationError):
         parse({"name": "contrastive", "temperature": 0})
+
+
+def test_wasserstein_compares_the_states_of_all_tokens(model, batch):
+    output = Contrastive(similarity="wasserstein", layers=[0, 2])(model, batch)
+    text = model.llm.hidden_states(model.text(batch), [0, 2])
+    speech = model.llm.hidden_states(model.speech(batch), [0, 2])
+    for layer in (0, 2):
+        similarity = wasserstein_similarity(text.states[layer], text.mask, speech.states[layer], speech.mask)
+        torch.testing.assert_close(output.parts[f"contrastive/{layer}"], info_nce(similarity).detach())
+    assert gradient_of(model, output).isfinite().all()
+
+
+def test_a_position_shift_moves_both_sides_and_changes_nothing_under_rotary_embeddings(build, manifest, collate):
+    model = build(dropout=0.0)
+    batch = collate(model, manifest)
+    shifted = Contrastive(position_shift=400)
+    still = Contrastive()(model, batch)
+    assert torch.equal(shifted(model, batch).total, still.total)  # not in evaluation
+    positions = []
+    model.llm.model.base_model.rotary_emb.register_forward_pre_hook(
+        lambda _, args, options: positions.append(options["position_ids"].min()), with_kwargs=True
+    )
+    model.train()
+    torch.manual_seed(1)
+    torch.testing.assert_close(shifted(model, batch).total, still.total, rtol=1e-4, atol=1e-4)
+    text_start, speech_start = positions
+    assert text_start == speech_start
+    assert 0 < text_start < 400
+
+
+def test_bos_is_read_and_left_out(model, batch):
+    output = Contrastive(bos=True)(model, batch)
+    bos = model.llm.embed(torch.tensor([model.llm.tokenizer.bos_token_id]))
+    pooled = []
+    for side in (model.text(batch), model.speech(batch)):
+        rows = []
+        for values, mask in zip(side.values, side.mask, strict=True):
+            embeds = torch.cat([bos, values[mask]])[None]
+            states = model.llm.model(inputs_embeds=embeds, output_hidden_states=True).hidden_states
+            rows.append(torch.stack([state[0, 1:].mean(0) for state in states]))
+        pooled.append(torch.nn.functional.normalize(torch.stack(rows, 1), dim=-1))
+    for layer, (text, speech) in enumerate(zip(*pooled, strict=True)):
+        torch.testing.assert_close(
+            output.parts[f"contrastive/{layer}"], info_nce(text @ speech.T).detach(), atol=1e-5, rtol=1e-4
+        )
+
+
+def test_a_model_without_a_bos_token_says_so(build, manifest, collate):
+    model = build(llm="qwen2")
+    model.llm.tokenizer.bos_token = None
+    with pytest.raises(ValueError, match="has no begin-of-sequence token: leave 'bos' off"):
+        Contrastive(bos=True)(model, collate(model, manifest))
+
+
+def test_the_direction_is_handed_on(model, batch):
+    there, back, both = (
+        Contrastive(layers=[1], direction=direction)(model, batch).total
+        for direction in ("text_to_speech", "speech_to_text", "symmetric")
+    )
+    torch.testing.assert_close(both, (there + back) / 2)
+    assert there != back
+
+
+@pytest.mark.parametrize("summed", [False, True])
+def test_a_learned_temperature_trains(model, batch, summed):
+    section = Contrastive(layers=[0, 1], temperature=0.2, learn_temperature=True)
+    objective = Sum(terms=[Term(objective=section)]).build() if summed else section.build()
+    (log_temperature,) = objective.parameters()
+    output = objective(model, batch)
+    torch.testing.assert_close(output.total, Contrastive(layers=[0, 1], temperature=0.2)(model, batch).total)
+    assert output.parts["temperature"].item() == pytest.approx(0.2)
+    output.total.backward()
+    step = 1e-3
+    warmer, colder = (
+        Contrastive(layers=[0, 1], temperature=0.2 * math.exp(sign * step))(model, batch).total for sign in (1, -1)
+    )
+    assert log_temperature.grad.item() == pytest.approx((warmer - colder).item() / (2 * step), rel=0.01)
+
+
+def test_banked_texts_are_negatives_for_speech_only(model, manifest, collate, tmp_path):
+    first, second = collate(model, manifest, range(4)), collate(model, manifest, range(4, 8))
+    plain = Contrastive(layers=[1], direction="speech_to_text")
+    model.text_cache = TextCache(tmp_path, model.llm)
+    alone = plain(model, first).total
+    plain.read_text(model, second)
+    banked = Contrastive(layers=[1], direction="speech_to_text", bank=10)(model, first).total
+    text = torch.cat([model.pooled_text(batch, [1])[0] for batch in (first, second)])
+    hidden = model.llm.hidden_states(model.speech(first), [1])
+    speech = mean_pool(hidden.states[1], hidden.mask)
+    similarity = torch.nn.functional.normalize(text, dim=-1) @ torch.nn.functional.normalize(speech, dim=-1).T
+    torch.testing.assert_close(banked, info_nce(similarity, direction="speech_to_text"))
+    assert banked > alone
+    with pytest.raises(ValueError, match=r"set objective\.direction=symmetric"):
+        Contrastive(bank=10)(model, first)
+    model.text_cache = None
+    with pytest.raises(ValueError, match=r"set data\.cache_text=true"):
+        Contrastive(bank=10, direction="symmetric")(model, first)

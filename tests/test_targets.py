@@ -10,9 +10,12 @@ from ossicle.batch import Utterance
 from ossicle.data.collate import pad
 from ossicle.data.dataset import SpeechDataset
 from ossicle.data.manifest import read_manifest
+from ossicle.losses.contrastive import mean_pool
 from ossicle.models.encoder import load_encoder
-from ossicle.store import ABOUT
-from ossicle.targets import CACHE_DTYPE, CachedDataset, FrameCache, key_of
+from ossicle.models.llm import LLM
+from ossicle.objectives import Contrastive
+from ossicle.store import ABOUT, StoreError
+from ossicle.targets import CACHE_DTYPE, CachedDataset, FrameCache, TextCache, key_of
 from ossicle.testing import tiny_manifest
 
 CPU = torch.device("cpu")
@@ -131,3 +134,102 @@ def test_a_shard_without_its_index_does_not_count(encoder, dataset, counted, tmp
     again.fill(dataset, CPU)
     assert sum(counted) == 16
     assert dataset.samples[0] in again
+
+
+@pytest.fixture
+def batch(model, manifest, collate):
+    return collate(model, manifest)
+
+
+@pytest.fixture
+def read_texts(model):
+    """Rows of token ids that the LLM was asked to read."""
+    seen = []
+    read = model.llm.read
+    model.llm.read = lambda ids, *args, **kwargs: seen.extend(ids.values.tolist()) or read(ids, *args, **kwargs)
+    return seen
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "wasserstein"])
+@pytest.mark.parametrize("bos", [False, True])
+@pytest.mark.parametrize("layers", ["all", "embeddings", [2, 1]])
+def test_cached_texts_change_no_loss(model, batch, tmp_path, similarity, bos, layers):
+    objective = Contrastive(similarity=similarity, bos=bos, layers=layers)
+    without = objective(model, batch)
+    model.text_cache = TextCache(tmp_path, model.llm)
+    filling, filled = objective(model, batch), objective(model, batch)
+    model.text_cache.flush()
+    model.text_cache = TextCache(tmp_path, model.llm)
+    again = objective(model, batch)
+    for output in (filling, filled, again):
+        assert torch.equal(output.total, without.total)
+        assert output.parts == without.parts
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "wasserstein"])
+def test_a_text_is_read_once(model, batch, read_texts, tmp_path, similarity):
+    objective = Contrastive(similarity=similarity, layers=[0, 2])
+    model.text_cache = TextCache(tmp_path, model.llm)
+    for _ in range(3):
+        objective(model, batch)
+    assert len(read_texts) == len({sample.text for sample in batch.samples}) == 4
+
+
+def test_beyond_the_limit_token_states_are_computed_again(model, batch, read_texts, tmp_path):
+    objective = Contrastive(similarity="wasserstein")
+    expected = objective(model, batch).total
+    model.text_cache = TextCache(tmp_path, model.llm, limit_gb=0)
+    assert torch.equal(objective(model, batch).total, expected)
+    assert torch.equal(objective(model, batch).total, expected)
+    assert len(read_texts) == 12
+    model.text_cache.flush()
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_layer_0_is_a_lookup(model, batch, read_texts, tmp_path):
+    model.text_cache = TextCache(tmp_path, model.llm)
+    Contrastive(similarity="wasserstein", layers="embeddings")(model, batch)
+    assert read_texts == []
+
+
+def test_other_weights_never_find_these_texts(build, batch, tmp_path):
+    model = build()
+    model.text_cache = TextCache(tmp_path, model.llm)
+    Contrastive()(model, batch)
+    model.text_cache.flush()
+    with torch.no_grad():
+        model.llm.model.model.layers[0].mlp.up_proj.weight.mul_(2)
+    other = LLM(model.llm.model, model.llm.tokenizer, name="other")
+    assert other.fingerprint != model.llm.fingerprint
+    pooled = TextCache(tmp_path, other).pooled(batch.text, [0, 1], bos=False)
+    hidden = other.read(batch.text, [0, 1])
+    torch.testing.assert_close(pooled[1], mean_pool(hidden.states[1], hidden.mask))
+    assert len(list(tmp_path.glob("text-*"))) == 2
+
+
+def test_a_cache_that_claims_other_weights_is_refused(model, batch, tmp_path):
+    cache = TextCache(tmp_path, model.llm)
+    cache.pooled(batch.text, [0, 1], bos=False)
+    (about,) = tmp_path.rglob(ABOUT)
+    about.write_text(json.dumps(json.loads(about.read_text()) | {"llm": "foreign"}))
+    with pytest.raises(StoreError, match="made with other llm"):
+        TextCache(tmp_path, model.llm).pooled(batch.text, [0, 1], bos=False)
+
+
+def test_positions_that_move_do_not_go_with_a_cache(model, batch, tmp_path):
+    model.text_cache = TextCache(tmp_path, model.llm)
+    model.train()
+    torch.manual_seed(0)
+    with pytest.raises(ValueError, match=r"turn data\.cache_text off"):
+        Contrastive(position_shift=400)(model, batch)
+
+
+def test_a_bank_holds_other_texts_only(model, manifest, collate, tmp_path):
+    first, second = collate(model, manifest, range(4)), collate(model, manifest, range(4, 8))
+    cache = TextCache(tmp_path, model.llm)
+    cache.pooled(first.text, [0, 1], bos=False)
+    assert cache.bank(10, [0, 1], bos=False, without=first.text).shape == (2, 0, model.llm.dim)
+    theirs = cache.pooled(second.text, [0, 1], bos=False)
+    bank = cache.bank(10, [0, 1], bos=False, without=first.text)
+    assert sorted(bank[0].sum(1).tolist()) == pytest.approx(sorted(theirs[0].sum(1).tolist()))
+    assert cache.bank(2, [0, 1], bos=False, without=first.text).shape == (2, 2, model.llm.dim)

@@ -39,6 +39,18 @@ def train(
 
 
 @app.command()
+def cache(
+    recipe: Annotated[Path, typer.Argument(help="A YAML recipe; see recipes/.", show_default=False)],
+    overrides: Annotated[list[str] | None, typer.Argument(help="e.g. data.cache_text=true data.cache_dir=DIR")] = None,
+) -> None:
+    """Compute once, before training, what the frozen encoder and LLM make of the training data."""
+    from ossicle import config
+    from ossicle.precompute import fill_caches
+
+    fill_caches(config.load(recipe, overrides or ()))
+
+
+@app.command()
 def evaluate(  # noqa: PLR0913 - each parameter is an option of the command
     model: Annotated[Path, typer.Argument(help="A run's folder or a checkpoint.", show_default=False)],
     manifest: Annotated[Path, typer.Argument(help="Stage-2 manifest (JSONL) with references.", show_default=False)],
@@ -103,6 +115,26 @@ def align(  # noqa: PLR0913 - each parameter is an option of the command
     else:
         report = align_manifest(manifest, out, Aligner.load(model), batch_size=batch_size, skip_broken=skip_broken)
     print(f"{out}: {report.summary()}")
+
+
+@app.command()
+def import_official(
+    projector: Annotated[Path, typer.Argument(help="mm_speech_projector.bin of the paper's code.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the checkpoint.", show_default=False)],
+    encoder: Annotated[str, typer.Option(help="Hub id or folder of the speech encoder it was trained with.")] = (
+        "facebook/hubert-large-ls960-ft"
+    ),
+    llm: Annotated[str, typer.Option(help="Hub id or folder of the LLM it was trained with.")] = (
+        "meta-llama/Llama-3.1-8B-Instruct"
+    ),
+    llm_dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "bfloat16",
+    heads: Annotated[int | None, typer.Option(help="Attention heads; default: qformer_config.json, else 12.")] = None,
+) -> None:
+    """Turn a projector that the paper's own code trained into a checkpoint of Ossicle."""
+    from ossicle.models.official import import_official as run
+
+    run(projector, out, encoder=encoder, llm=llm, llm_dtype=llm_dtype, heads=heads)
+    print(out)
 
 
 @app.command()

@@ -47,6 +47,9 @@ class DataConfig:
     """Most seconds of padded audio in a batch, per process."""
     order: Literal["random", "duration"] | None = None
     """``random`` or ``duration`` buckets; default: what the objective prefers (contrastive: random)."""
+    curriculum_epochs: int = Field(default=0, ge=0)
+    """Short utterances first: of so many first epochs, the k-th has the shortest k / (curriculum_epochs + 1) of all.
+    A next-token loss can stay for long where the LLM does not listen; short utterances get it off there."""
     mixture: dict[str, float] = Field(default_factory=dict)
     """Sampling weight per task, e.g. {asr: 1, st: 2}; tasks not named weigh 1."""
     asr_instructions: list[str] = Field(default_factory=list)

@@ -93,8 +93,8 @@ def tiny_encoder(folder: Path, family: EncoderFamily = "hubert", *, norm: str = 
     return folder
 
 
-def tiny_llm(folder: Path, family: LLMFamily = "llama", *, layers: int = 2, seed: int = 0) -> Path:
-    """Save a random causal LM of width 32 with a byte-level tokenizer and a chat template."""
+def tiny_llm(folder: Path, family: LLMFamily = "llama", *, layers: int = 2, dim: int = 32, seed: int = 0) -> Path:
+    """Save a random causal LM of width ``dim`` with a byte-level tokenizer and a chat template."""
     import transformers
 
     tokenizer = tiny_tokenizer()
@@ -102,7 +102,7 @@ def tiny_llm(folder: Path, family: LLMFamily = "llama", *, layers: int = 2, seed
     prefix = {"llama": "Llama", "qwen2": "Qwen2", "mistral": "Mistral"}[family]
     config = getattr(transformers, f"{prefix}Config")(
         vocab_size=len(tokenizer),
-        hidden_size=32,
+        hidden_size=dim,
         intermediate_size=48,
         num_hidden_layers=layers,
         num_attention_heads=2,

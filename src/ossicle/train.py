@@ -55,7 +55,7 @@ def train(config: Config, *, objective: Objective | None = None, resume: bool = 
     dev = Data.load_dev(config.data, model, accelerator, contrast=chosen.needs_negatives)
 
     model.instructions |= learned_instructions(data.dataset.samples)
-    steps = config.train.steps or math.ceil(config.train.epochs * len(data.sampler) / config.train.accumulate)
+    steps = config.train.steps or math.ceil(config.train.epochs * data.batches_per_epoch / config.train.accumulate)
     unprepared = Step(model, chosen)
     optimizer, schedule = config.optim.build(checkpoint.trainable(unprepared), steps=steps)
     step, optimizer = accelerator.prepare(unprepared, optimizer)

@@ -151,3 +151,17 @@ def test_arguments_are_checked():
 def test_padding_share():
     assert padding_share([1.0, 1.0]) == 0.0
     assert padding_share([1.0, 3.0]) == pytest.approx(1 / 3)
+
+
+def test_a_curriculum_begins_with_the_short_ones():
+    durations_s = [float(i % 10 + 1) for i in range(40)]
+    sampler = BatchSampler(durations_s=durations_s, batch_size=4, curriculum_epochs=3)
+    longest = []
+    for epoch in range(5):
+        sampler.set_epoch(epoch)
+        batches = list(sampler)
+        indices = [i for batch in batches for i in batch]
+        longest.append(max(durations_s[i] for i in indices))
+        assert len(indices) == len(set(indices)) == min(40, 10 * (epoch + 1))
+        assert indices != sorted(indices, key=lambda i: durations_s[i])  # the order stays random
+    assert longest == [3.0, 5.0, 8.0, 10.0, 10.0]

@@ -124,3 +124,21 @@ def test_token_info_nce_names_utterances_whose_tokens_do_not_match():
     text, speech = ragged([4, 2, 5], 5), ragged([4, 3, 5], 7, seed=1)
     with pytest.raises(ValueError, match=r"utterances \[1\] of the batch do not mark the same tokens"):
         token_info_nce(*text, *speech)
+
+
+def test_texts_without_speech_are_negatives_of_the_speech_only():
+    square = torch.tensor([[0.9, 0.1], [0.3, 0.8]])
+    longer = torch.cat([square, torch.tensor([[0.5, 0.6]])])
+    assert torch.equal(info_nce(longer), info_nce(square))
+    expected = -torch.tensor([0.9, 0.8]).div(0.1) + longer.div(0.1).exp().sum(0).log()
+    torch.testing.assert_close(info_nce(longer, direction="speech_to_text"), expected.mean())
+    with pytest.raises(ValueError, match="1 rows of texts for 2 utterances"):
+        info_nce(square[:1])
+
+
+def test_a_temperature_that_is_a_tensor_receives_a_gradient():
+    temperature = torch.tensor(0.5, requires_grad=True)
+    info_nce(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), temperature=temperature).backward()
+    # d/dt log(1 + exp(-1/t)) = exp(-1/t) / (1 + exp(-1/t)) / t^2
+    falls = math.exp(-2)
+    assert temperature.grad.item() == pytest.approx(falls / (1 + falls) / 0.25, rel=1e-5)

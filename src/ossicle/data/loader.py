@@ -68,6 +68,7 @@ class Data:
             max_batch_s=config.max_batch_s,
             order=config.order or ("random" if contrast else "duration"),
             min_batch_size=2 if contrast else 1,
+            curriculum_epochs=config.curriculum_epochs,
             tasks=[sample.task for sample in source.samples],
             mixture_weights=config.mixture or None,
             seed=config.seed,
@@ -89,6 +90,12 @@ class Data:
     def hours(self) -> float:
         """Of audio in one pass."""
         return sum(self.sampler.durations_s) / 3600
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Of this process, in an epoch of the whole data."""
+        self.sampler.set_epoch(self.sampler.curriculum_epochs)
+        return len(self.sampler)
 
     def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
         """Batches of one epoch from the ``start``-th on; those of which no utterance could be read are empty."""

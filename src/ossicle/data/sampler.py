@@ -48,6 +48,8 @@ class BatchSampler(Sampler[list[int]]):
     """The task of each utterance; needed for ``mixture_weights``."""
     mixture_weights: Mapping[str, float] | None = None
     """How often an utterance of each task is drawn, relative to the others (1 where not given); see `mixture`."""
+    curriculum_epochs: int = 0
+    """Short utterances first: of so many first epochs, the k-th has the shortest k / (curriculum_epochs + 1) of all."""
     epoch: int = 0
     _start: int = field(default=0, init=False)
     _plan: tuple[int, list[list[int]]] | None = field(default=None, init=False, repr=False)
@@ -106,10 +108,14 @@ class BatchSampler(Sampler[list[int]]):
             indices = random.permutation(len(self.durations_s))
         else:
             indices = random.permutation(mixture(self.tasks, self.mixture_weights, random))
+        durations_s = np.asarray(self.durations_s)
+        if self.epoch < self.curriculum_epochs:
+            count = math.ceil(len(indices) * (self.epoch + 1) / (self.curriculum_epochs + 1))
+            shortest = np.argsort(durations_s[indices], kind="stable")[:count]
+            indices = indices[np.sort(shortest)]
         if self.order == "random":
             return indices.tolist()
         chunk = CHUNK_BATCHES * self.batch_size
-        durations_s = np.asarray(self.durations_s)
         chunks = [indices[start : start + chunk] for start in range(0, len(indices), chunk)]
         return [int(index) for part in chunks for index in part[np.argsort(durations_s[part], kind="stable")]]
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from ossicle.models.projector import QFormerConfig, QFormerProjector
+from ossicle.models.speech_llm import ModelConfig, SpeechLLM
 
 ROOT = "mm_speech_projector.Qformer."
 FRAME_RATE_HZ = 50.0
@@ -54,6 +57,24 @@ def load_official_projector(path: str | Path, *, heads: int | None = None) -> QF
     if missing or unexpected:
         raise ValueError(f"{path}: not a projector of the official code: missing {missing}, left over {unexpected}")
     return projector.eval()
+
+
+def import_official(
+    path: str | Path, out: str | Path, *, encoder: str, llm: str, llm_dtype: str = "float32", heads: int | None = None
+) -> SpeechLLM:
+    """Save an official projector as a checkpoint in ``out``, between ``encoder`` and ``llm``; return the model.
+
+    Raises `ValueError` where the projector does not fit between the two.
+    """
+    projector = load_official_projector(path, heads=heads)
+    parts = {"encoder": encoder, "llm": llm, "llm_dtype": llm_dtype, "projector": asdict(projector.config)}
+    model = TypeAdapter(ModelConfig).validate_python(parts).build()
+    for width, part, name in ((projector.in_dim, model.encoder, encoder), (projector.out_dim, model.llm, llm)):
+        if width != part.dim:
+            raise ValueError(f"{path} was trained with a width of {width}, {name} has {part.dim}")
+    model.projector = projector
+    model.eval().save(out)
+    return model
 
 
 def _strip(key: str, path: Path) -> str:

@@ -79,7 +79,8 @@ class QFormerProjector(nn.Module):
 
     def __init__(self, in_dim: int, out_dim: int, config: QFormerConfig, *, window: int) -> None:
         super().__init__()
-        self.in_dim, self.out_dim, self.window, self.num_queries = in_dim, out_dim, window, config.queries
+        self.config, self.in_dim, self.out_dim = config, in_dim, out_dim
+        self.window, self.num_queries = window, config.queries
         width = config.width
         self.norm_frames = nn.LayerNorm(in_dim)
         self.queries = nn.Parameter(torch.zeros(config.queries, width))

@@ -75,6 +75,11 @@ class Contrastive:
             raise ValueError(f"objective.layer_weights has {len(self.layer_weights)} entries for {len(layers)} layers")
         return layers
 
+    def read_text(self, model: SpeechLLM, batch: Batch) -> None:
+        """Look up what the loss compares speech with, so that the model's cache keeps it."""
+        look_up = model.pooled_text if self.similarity == "cosine" else model.text_states
+        look_up(batch, sorted(set(self.layer_list(model.llm.num_layers))), bos=self.bos)
+
     def __call__(self, model: SpeechLLM, batch: Batch, temperature: Tensor | None = None) -> LossOutput:
         """Loss and one part per layer; ``temperature`` () replaces the configured one."""
         layers = self.layer_list(model.llm.num_layers)
