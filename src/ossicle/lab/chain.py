@@ -25,6 +25,8 @@ class Chain:
     folder: Path
     stage1: str | None
     """Recipe of stage 1, or None."""
+    steps: tuple[int, int]
+    """Of stage 1 and stage 2."""
     overrides1: tuple[str, ...]
     overrides2: tuple[str, ...]
     data: Path
@@ -71,10 +73,10 @@ def _run(chain: Chain) -> ChainResult:
     start: tuple[str, ...] = ()
     if chain.stage1 is not None:
         with _timed(seconds, "stage1"):
-            _train(chain, chain.stage1, "stage1", chain.overrides1)
+            _train(chain, chain.stage1, "stage1", (*chain.overrides1, f"train.steps={chain.steps[0]}"))
         start = (f"train.init_from={chain.folder / 'stage1'}",)
     with _timed(seconds, "stage2"):
-        _train(chain, "finetune", "stage2", (*chain.overrides2, *start))
+        _train(chain, "finetune", "stage2", (*chain.overrides2, f"train.steps={chain.steps[1]}", *start))
     with _timed(seconds, "evaluation"):
         model = SpeechLLM.from_pretrained(chain.folder / "stage2")
         scores = decode_and_score(model, chain.data, chain.folder / "hypotheses.jsonl")

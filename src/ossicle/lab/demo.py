@@ -7,12 +7,9 @@ with 10% of the task data) -> held-out sentences in held-out voices -> table, pl
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import shutil
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,13 +19,12 @@ from rich.console import Console
 
 import ossicle
 from ossicle.lab import demo_report
-from ossicle.lab.chain import MALLOC, Chain, ChainResult, decode_and_score, run_chain
-from ossicle.lab.watch import Watch
+from ossicle.lab.chain import Chain, decode_and_score
+from ossicle.lab.side_by_side import run_side_by_side
 
-CHAINS = {"contrastive": "contr-cos-all", "asr": "asr", "none": None}
+CHAINS = {"contrastive": "contr-wasser-emb", "asr": "asr", "none": None}
 """Row of the table -> recipe of its stage 1. The longest come first, so that they share the cores."""
 BEST = "contrastive"
-MAX_PROCESSES = 3
 
 
 @dataclass(frozen=True)
@@ -38,12 +34,13 @@ class Scale:
     train: int
     dev: int
     test: int
-    stage1_steps: int
+    stage1_steps: dict[str, int]
+    """By row of the table: about as much time for each objective."""
     stage2_steps: int
 
 
-FULL = Scale(train=2500, dev=60, test=150, stage1_steps=400, stage2_steps=250)
-QUICK = Scale(train=500, dev=20, test=40, stage1_steps=100, stage2_steps=80)
+FULL = Scale(train=4000, dev=60, test=150, stage1_steps={"contrastive": 2500, "asr": 1000}, stage2_steps=250)
+QUICK = Scale(train=1000, dev=20, test=40, stage1_steps={"contrastive": 500, "asr": 200}, stage2_steps=100)
 
 
 def run(out: Path, *, quick: bool = False) -> dict[str, Any]:
@@ -54,16 +51,15 @@ def run(out: Path, *, quick: bool = False) -> dict[str, Any]:
     scale = QUICK if quick else FULL
     console = Console()
     _claim(out, scale)
-    _give_back_memory_slowly()
     seconds: dict[str, float] = {}
     with _timed(seconds, "corpus", console, "Speaking the corpus (espeak-ng)"):
         from ossicle.lab.corpus import make_corpus
 
         make_corpus(out / "data", train=scale.train, dev=scale.dev, test=scale.test)
     with _timed(seconds, "frames", console, "Encoding it once with the frozen encoder"):
-        _encode(out)
+        encode_all(out / "data")
     with _timed(seconds, "training", console, "Training and evaluating three projectors"):
-        results = _run_chains(out, scale)
+        results = run_side_by_side([_chain(name, out, scale) for name in CHAINS])
     with _timed(seconds, "text", console, "Upper bound: the LLM reads the transcripts"):
         bound = _text_bound(out)
     _publish(out)
@@ -93,13 +89,8 @@ def recipes() -> Path:
     return installed if installed.is_dir() else package.parents[1] / "recipes" / "lab"
 
 
-def _give_back_memory_slowly() -> None:
-    """For the processes started from here: glibc reads these when a process starts."""
-    for name, value in MALLOC.items():
-        os.environ.setdefault(name, value)
-
-
-def _encode(out: Path) -> None:
+def encode_all(data: Path) -> None:
+    """Encode every split of the corpus in ``data`` with the lab's encoder, into ``data/cache``."""
     import torch
 
     from ossicle.data.dataset import SpeechDataset
@@ -108,38 +99,21 @@ def _encode(out: Path) -> None:
     from ossicle.models.frozen import resolve
     from ossicle.targets import FrameCache
 
-    cache = FrameCache(out / "data" / "cache", load_encoder(resolve("lab", "encoder")))
+    cache = FrameCache(data / "cache", load_encoder(resolve("lab", "encoder")))
     for split in ("train", "dev", "test"):
-        samples = read_manifest(out / "data" / split / "manifest.jsonl")
+        samples = read_manifest(data / split / "manifest.jsonl")
         cache.fill(SpeechDataset(samples), torch.device("cpu"))
 
 
-def _run_chains(out: Path, scale: Scale) -> list[ChainResult]:
-    """All chains, as many at a time as there are cores for; the first error stops the demo, and what is done stays."""
-    cores = os.cpu_count() or 1
-    processes = min(MAX_PROCESSES, len(CHAINS), cores)
-    chains = [_chain(name, recipe, out, scale) for name, recipe in CHAINS.items()]
-    # Spawned: a forked copy of a process that has used torch's threads can hang.
-    context = multiprocessing.get_context("spawn")
-    with (
-        ProcessPoolExecutor(processes, mp_context=context) as pool,
-        Watch(chains, scale.stage1_steps, scale.stage2_steps) as watch,
-    ):
-        futures: list[Future[ChainResult]] = [
-            pool.submit(run_chain, chain, max(1, cores // processes)) for chain in chains
-        ]
-        watch.until_done(futures)
-        return [future.result() for future in futures]
-
-
-def _chain(name: str, stage1: str | None, out: Path, scale: Scale) -> Chain:
+def _chain(name: str, out: Path, scale: Scale) -> Chain:
     data = out / "data"
     return Chain(
         name=name,
         folder=out / name,
-        stage1=stage1,
-        overrides1=(f"data.train=[{data / 'train' / 'manifest.jsonl'}]", f"train.steps={scale.stage1_steps}"),
-        overrides2=(f"data.train=[{data / 'finetune.jsonl'}]", f"train.steps={scale.stage2_steps}"),
+        stage1=CHAINS[name],
+        steps=(scale.stage1_steps.get(name, 0), scale.stage2_steps),
+        overrides1=(f"data.train=[{data / 'train' / 'manifest.jsonl'}]",),
+        overrides2=(f"data.train=[{data / 'finetune.jsonl'}]",),
         data=data,
         recipes=recipes(),
     )

@@ -43,10 +43,10 @@ def collect(
 ) -> dict[str, Any]:
     """The content of ``results.json``: a row per run, and the wall time of each part in seconds."""
     rows = [
-        {"run": result.name, "fraction": FRACTION, **_scores(result.scores), "r_at_1": _mean_r_at_1(result.alignment)}
+        {"run": result.name, "fraction": FRACTION, **scores_of(result.scores), "r_at_1": _mean_r_at_1(result.alignment)}
         for result in results
     ]
-    rows.append({"run": BOUND, "fraction": None, **_scores(bound), "r_at_1": None})
+    rows.append({"run": BOUND, "fraction": None, **scores_of(bound), "r_at_1": None})
     return {
         "rows": rows,
         "seconds": {**seconds, **{f"{r.name}/{part}": s for r in results for part, s in r.seconds.items()}},
@@ -55,7 +55,8 @@ def collect(
     }
 
 
-def _scores(rows: list[dict[str, Any]]) -> dict[str, float]:
+def scores_of(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """The columns of the table from the rows of a score file."""
     found = {(row["task"], row["target_language"]): row["scores"] for row in rows}
     return {
         "wer": found["asr", "en"]["wer"],

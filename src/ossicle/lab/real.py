@@ -7,11 +7,8 @@ recorded training speakers -> contrastive pretraining -> retrieval -> ASR fine-t
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -22,10 +19,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ossicle.lab.chain import MALLOC, Chain, ChainResult, align, decode_and_score, run_chain
+from ossicle.lab.chain import Chain, ChainResult, align, decode_and_score
 from ossicle.lab.demo import recipes
 from ossicle.lab.real_corpus import RealCorpus, Sizes, make_corpus
-from ossicle.lab.watch import Watch
+from ossicle.lab.side_by_side import run_side_by_side
 from ossicle.models.frozen import LAB, resolve
 
 TITLES = {"lab": "lab encoder", "recorded": "trained further on recordings"}
@@ -62,8 +59,6 @@ def run(
     started = time.perf_counter()
     console = Console()
     _claim(out, scale)
-    for name, value in MALLOC.items():  # glibc reads these when a process starts: for the chains
-        os.environ.setdefault(name, value)
     console.print("[bold]Preparing recorded and generated speech[/] …")
     corpus = make_corpus(source, out / "data", scale.sizes)
     encoders = {"lab": Path(resolve(LAB, "encoder"))}
@@ -75,7 +70,7 @@ def run(
         _encode(corpus, folder)
     console.print("[bold]Contrastive pretraining, then fine-tuning[/] …")
     chains = [_chain(name, folder, corpus, out, scale) for name, folder in encoders.items()]
-    results = _run_chains(chains, scale, processes)
+    results = run_side_by_side(chains, processes)
     console.print("[bold]Measuring the references[/] …")
     record = {
         "encoders": {r.name: _measure(r, encoders[r.name], corpus, out) for r in results},
@@ -192,28 +187,12 @@ def _chain(name: str, encoder: Path, corpus: RealCorpus, out: Path, scale: Scale
         name=name,
         folder=out / name,
         stage1="pretrain",
-        overrides1=(*common, f"data.train=[{corpus.train}, {corpus.generated}]", f"train.steps={scale.stage1_steps}"),
-        overrides2=(*common, f"data.train=[{corpus.finetune}]", f"train.steps={scale.stage2_steps}"),
+        steps=(scale.stage1_steps, scale.stage2_steps),
+        overrides1=(*common, f"data.train=[{corpus.train}, {corpus.generated}]"),
+        overrides2=(*common, f"data.train=[{corpus.finetune}]"),
         data=corpus.folder,
         recipes=_recipes(),
     )
-
-
-def _run_chains(chains: Sequence[Chain], scale: Scale, processes: int | None) -> list[ChainResult]:
-    """All chains, as many at a time as ``processes`` or as there are cores."""
-    if processes == 0:
-        return [run_chain(chain, 1) for chain in chains]
-    cores = os.cpu_count() or 1
-    workers = min(processes or cores, len(chains))
-    # Spawned: a forked copy of a process that has used torch's threads can hang.
-    context = multiprocessing.get_context("spawn")
-    with (
-        ProcessPoolExecutor(workers, mp_context=context) as pool,
-        Watch(chains, scale.stage1_steps, scale.stage2_steps) as watch,
-    ):
-        futures: list[Future[ChainResult]] = [pool.submit(run_chain, c, max(1, cores // workers)) for c in chains]
-        watch.until_done(futures)
-        return [future.result() for future in futures]
 
 
 def _measure(result: ChainResult, encoder: Path, corpus: RealCorpus, out: Path) -> dict[str, Any]:

@@ -19,8 +19,8 @@ LINES_EVERY_S = 30.0
 class Watch:
     """A bar per chain on a terminal; elsewhere a line per chain every half minute."""
 
-    def __init__(self, chains: Sequence[Chain], stage1_steps: int, stage2_steps: int) -> None:
-        self.chains, self.stage1_steps = chains, stage1_steps
+    def __init__(self, chains: Sequence[Chain]) -> None:
+        self.chains = chains
         self.console = Console(stderr=True)
         self.progress = Progress(
             TextColumn("[bold]{task.description:<12}"),
@@ -34,7 +34,7 @@ class Watch:
         )
         self.tasks = {
             chain.name: self.progress.add_task(
-                chain.name, total=(stage1_steps if chain.stage1 else 0) + stage2_steps, status="waiting", start=False
+                chain.name, total=_stage1_steps(chain) + chain.steps[1], status="waiting", start=False
             )
             for chain in chains
         }
@@ -70,11 +70,14 @@ class Watch:
 
     def _status(self, chain: Chain) -> tuple[int, str]:
         """Steps so far over both stages, and the last record in words."""
-        before = self.stage1_steps if chain.stage1 else 0
-        for stage, offset in (("stage2", before), ("stage1", 0)):
+        for stage, offset in (("stage2", _stage1_steps(chain)), ("stage1", 0)):
             path = chain.folder / stage / METRICS_FILE
             records = read_metrics(path) if path.is_file() else []
             if records:
                 step = records[-1]["step"]
                 return offset + step, f"{stage} step {step}  {describe(records[-1])}"
         return 0, "waiting"
+
+
+def _stage1_steps(chain: Chain) -> int:
+    return chain.steps[0] if chain.stage1 else 0
