@@ -7,12 +7,9 @@ import torch
 import torch.nn.functional as F
 from pydantic import TypeAdapter, ValidationError
 
-from ossicle.batch import Batch, Mixed, Sequence
+from ossicle.batch import Batch, Mixed, Sequence, Utterance
 from ossicle.data.collate import Collator
-from ossicle.data.dataset import SpeechDataset, Utterance
-from ossicle.data.manifest import read_manifest
 from ossicle.data.mixed import Mixing
-from ossicle.data.words import WordTime, with_words
 from ossicle.losses.contrastive import info_nce, token_info_nce
 from ossicle.losses.sinkhorn import wasserstein_similarity
 from ossicle.models.speech_llm import IGNORE, SpeechLLM, interleave
@@ -28,20 +25,6 @@ from ossicle.objectives import (
 from ossicle.objectives.mixed import labels_of
 
 LAYERS = [0, 1, 3]
-
-
-@pytest.fixture
-def utterances(manifest) -> list[Utterance]:
-    """Those of more than three words, each word where its tone is."""
-    dataset = SpeechDataset(read_manifest(manifest))
-    found = []
-    for utterance in (dataset[i] for i in range(len(dataset))):
-        words = utterance.sample.text.split()
-        if len(words) > 3:
-            times = [WordTime(word, 0.15 * i, 0.15 * (i + 1)) for i, word in enumerate(words)]
-            found.append(replace(utterance, sample=with_words(utterance.sample, times, "tones")))
-    assert len(found) >= 3
-    return found[:4]
 
 
 @pytest.fixture

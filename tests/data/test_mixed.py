@@ -109,7 +109,9 @@ def test_spans_change_with_the_epoch_and_not_with_order_or_process(prompter):
         "from test_mixed import *; p = Prompter(tiny_tokenizer(), {0}); "
         "print(rows_of(Mixing(p)([spoken(n, TEXT + ' ' + TEXT) for n in 'abcd'], 0), p))"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parent)
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parent
+    )
     assert run.stdout.strip() == str(plain)
 
 
