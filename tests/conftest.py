@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ import torch
 import yaml
 from accelerate.state import AcceleratorState
 
-from ossicle.batch import Batch
+from ossicle.batch import Batch, Utterance
 from ossicle.config import Config, parse
 from ossicle.data.collate import Collator
 from ossicle.data.dataset import SpeechDataset
 from ossicle.data.manifest import read_manifest
+from ossicle.data.words import WordTime, with_words
 from ossicle.models.projector import QFormerConfig
 from ossicle.models.speech_llm import ModelConfig, SpeechLLM
 from ossicle.testing import ENCODERS, LLMS, tiny_encoder, tiny_llm, tiny_manifest
@@ -89,6 +91,20 @@ def collate() -> Callable[..., Batch]:
         return Collator(model.prompter())([dataset[i] for i in indices])
 
     return make
+
+
+@pytest.fixture
+def utterances(manifest: Path) -> list[Utterance]:
+    """Four of more than three words, each with the time of its tone."""
+    dataset = SpeechDataset(read_manifest(manifest))
+    found = []
+    for utterance in (dataset[i] for i in range(len(dataset))):
+        words = (utterance.sample.text or "").split()
+        if isinstance(utterance, Utterance) and len(words) > 3:
+            times = [WordTime(word, 0.15 * i, 0.15 * (i + 1)) for i, word in enumerate(words)]
+            found.append(replace(utterance, sample=with_words(utterance.sample, times, "tones")))
+    assert len(found) >= 4
+    return found[:4]
 
 
 @pytest.fixture

@@ -30,6 +30,7 @@ class Spy:
     objective: Objective
     watch: object
     needs_negatives: bool = False
+    needs_mixed: bool = False
     calls: int = 0
     ids: list[list[str]] = field(default_factory=list)
 

@@ -88,6 +88,22 @@ class Chat:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Mixed:
+    """Each utterance as text and speech in turn, and the same words all as text. K spans of speech in the whole batch.
+
+    The mixed sequence is ``text`` where ``written`` says so, with each span of speech before the token ``starts``.
+    """
+
+    text: Sequence  # (B, N) BOS (where the LLM has one), the tokens of all words without punctuation, EOS
+    written: Tensor  # (B, N) bool, the tokens that stay text in the mixed sequence: text spans, BOS and EOS
+    words: Tensor  # (B, N) bool, the tokens of words: all but BOS and EOS
+    waveforms: Sequence  # (K, S) the spans of speech, cut out of their utterances
+    rows: Tensor  # (K,) long, the utterance of each
+    starts: Tensor  # (K,) long, the first of the tokens that it stands for
+    speech: Sequence | None = None  # (K, M, D_llm) projector output, once a sum of objectives has computed it
+
+
+@dataclass(frozen=True, kw_only=True)
 class Batch:
     """What one step sees: ``waveforms`` or precomputed ``frames``; ``text`` and ``chat`` as the data allows."""
 
@@ -96,6 +112,8 @@ class Batch:
     frames: Sequence | None = None  # (B, T, D_encoder) cached encoder output
     text: Sequence | None = None  # (B, N) transcript tokens alone: no BOS, no template, no EOS
     chat: Chat | None = None
+    mixed: Mixed | None = None
+    """For objectives on mixed speech-text sequences (``needs_mixed``), whose lines have word times."""
     speech: Sequence | None = None  # (B, M, D_llm) projector output, once a sum of objectives has computed it
     audio_s: float = 0.0
     """Seconds of audio in the batch, padding excluded."""
@@ -127,8 +145,8 @@ class LossOutput:
 
 
 def _to(value: Any, device: torch.device | str) -> Any:
-    if isinstance(value, Sequence):
+    if isinstance(value, Sequence | Tensor):
         return value.to(device)
-    if isinstance(value, Chat):
-        return Chat(**{f.name: _to(getattr(value, f.name), device) for f in fields(value)})
+    if isinstance(value, Chat | Mixed):
+        return replace(value, **{f.name: _to(getattr(value, f.name), device) for f in fields(value)})
     return value

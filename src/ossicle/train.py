@@ -51,8 +51,8 @@ def train(config: Config, *, objective: Objective | None = None, resume: bool = 
     chosen: Objective = objective or config.objective.build()
     if config.data.cache_text:
         model.text_cache = TextCache(Path(config.data.cache_dir), model.llm, limit_gb=config.data.cache_text_gb)
-    data = Data.load(config.data, model, accelerator, contrast=chosen.needs_negatives)
-    dev = Data.load_dev(config.data, model, accelerator, contrast=chosen.needs_negatives)
+    data = Data.load(config.data, model, accelerator, objective=chosen)
+    dev = Data.load_dev(config.data, model, accelerator, objective=chosen)
 
     model.instructions |= learned_instructions(data.dataset.samples)
     steps = config.train.steps or math.ceil(config.train.epochs * data.batches_per_epoch / config.train.accumulate)

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ossicle.batch import Batch, Chat, Sequence, Skipped, Utterance
+from ossicle.batch import Batch, Chat, Mixed, Sequence, Skipped, Utterance
 from ossicle.data.prompts import Prompter, answer_of
+
+Mixer = Callable[[list[Utterance], int], Mixed]
+"""Makes the mixed sequences of utterances in an epoch: `ossicle.data.mixed.Mixing`."""
 
 
 class Collator:
     """Makes a `Batch` of loaded utterances; skipped ones are left out, so a batch can be empty.
 
-    ``epoch`` selects the ASR instruction of samples that bring none; set it before each epoch.
+    ``epoch`` selects the ASR instruction of samples that bring none, and the spans of mixed sequences; set it before
+    each epoch. ``mixer`` makes `Batch.mixed`, for objectives that need it.
     """
 
-    def __init__(self, prompter: Prompter) -> None:
-        self.prompter = prompter
+    def __init__(self, prompter: Prompter, mixer: Mixer | None = None) -> None:
+        self.prompter, self.mixer = prompter, mixer
         self.epoch = 0
 
     def __call__(self, items: list[Utterance | Skipped]) -> Batch:
@@ -34,6 +40,7 @@ class Collator:
             frames=_pad([u.frames for u in utterances if u.frames is not None]),
             text=_pad_ids([self.prompter.ids(text) for text in texts if text]) if all(texts) else None,
             chat=self._chat(utterances),
+            mixed=self.mixer(utterances, self.epoch) if self.mixer is not None else None,
             audio_s=sum(utterance.duration_s for utterance in utterances),
             skipped=skipped,
         )

@@ -16,8 +16,10 @@ from ossicle.config import ConfigError, DataConfig
 from ossicle.data.collate import Collator
 from ossicle.data.dataset import SpeechDataset, subset
 from ossicle.data.manifest import read_manifest
+from ossicle.data.mixed import Mixing, mixable
 from ossicle.data.sampler import BatchSampler
 from ossicle.models.speech_llm import SpeechLLM
+from ossicle.objectives.base import Objective
 from ossicle.targets import CachedDataset, FrameCache
 
 
@@ -31,22 +33,31 @@ class Data:
     loader: DataLoader[Batch]
 
     @classmethod
-    def load(cls, config: DataConfig, model: SpeechLLM, accelerator: Accelerator, *, contrast: bool) -> Data:
+    def load(cls, config: DataConfig, model: SpeechLLM, accelerator: Accelerator, *, objective: Objective) -> Data:
         """The training data: subset, file checks, frame cache if asked for, plan of batches.
 
-        ``contrast``: batches hold at least two utterances and are drawn at random, as negatives must be.
+        Batches are as ``objective`` needs them: with negatives they hold at least two utterances and are drawn at
+        random, and those for mixed sequences bring them.
         """
         samples = subset(read_all(config.train), config.fraction, seed=config.seed)
-        return cls._make(samples, config, model, accelerator, contrast=contrast)
+        return cls._make(samples, config, model, accelerator, objective=objective)
 
     @classmethod
-    def load_dev(cls, config: DataConfig, model: SpeechLLM, accelerator: Accelerator, *, contrast: bool) -> Data | None:
+    def load_dev(
+        cls, config: DataConfig, model: SpeechLLM, accelerator: Accelerator, *, objective: Objective
+    ) -> Data | None:
         """The development data, all of it, or None where the configuration names none."""
-        return cls._make(read_all(config.dev), config, model, accelerator, contrast=contrast) if config.dev else None
+        return cls._make(read_all(config.dev), config, model, accelerator, objective=objective) if config.dev else None
 
     @classmethod
     def _make(
-        cls, samples: list[Sample], config: DataConfig, model: SpeechLLM, accelerator: Accelerator, *, contrast: bool
+        cls,
+        samples: list[Sample],
+        config: DataConfig,
+        model: SpeechLLM,
+        accelerator: Accelerator,
+        *,
+        objective: Objective,
     ) -> Data:
         dataset = SpeechDataset(
             samples,
@@ -54,6 +65,8 @@ class Data:
             max_duration_s=config.max_duration_s,
             on_error=config.on_error,
         )
+        if objective.needs_mixed:
+            _keep_mixable(dataset, config)
         source: SpeechDataset | CachedDataset = dataset
         if config.cache_frames:
             cache = FrameCache(Path(config.cache_dir), model.encoder)
@@ -66,8 +79,8 @@ class Data:
             durations_s=[sample.duration_s or 0.0 for sample in source.samples],
             batch_size=config.batch_size,
             max_batch_s=config.max_batch_s,
-            order=config.order or ("random" if contrast else "duration"),
-            min_batch_size=2 if contrast else 1,
+            order=config.order or ("random" if objective.needs_negatives else "duration"),
+            min_batch_size=2 if objective.needs_negatives else 1,
             curriculum_epochs=config.curriculum_epochs,
             tasks=[sample.task for sample in source.samples],
             mixture_weights=config.mixture or None,
@@ -75,7 +88,8 @@ class Data:
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
         )
-        collator = Collator(model.prompter(tuple(config.asr_instructions)))
+        prompter = model.prompter(tuple(config.asr_instructions))
+        collator = Collator(prompter, Mixing(prompter, seed=config.seed) if objective.needs_mixed else None)
         # Its own generator: the loader's draws must not move the random state that dropout resumes from.
         loader: DataLoader[Batch] = DataLoader(
             source,  # type: ignore[arg-type]
@@ -122,6 +136,16 @@ class Data:
                 raise ConfigError(f"data: no utterance could be read. {self.dataset.report()}")
             progress.epoch += 1
             progress.batch = 0
+
+
+def _keep_mixable(dataset: SpeechDataset, config: DataConfig) -> None:
+    if config.cache_frames:
+        raise ConfigError(
+            "data.cache_frames keeps the frames of whole utterances, but mixed sequences encode each span of speech by "
+            "itself, without what is around it: set data.cache_frames=false"
+        )
+    dataset.samples, unfit = mixable(dataset.samples)
+    dataset.record(unfit)
 
 
 def read_all(manifests: list[str]) -> list[Sample]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from ossicle.batch import Sample
@@ -75,6 +77,28 @@ class Prompter:
     def ids(self, text: str) -> list[int]:
         """Token ids of ``text`` alone: nothing is added."""
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)
+
+    def word_ids(self, words: Sequence[str]) -> list[list[int]]:
+        """Token ids of each of ``words``; one after the other they are those of the words joined by spaces.
+
+        A token that reaches into two words counts to the later one. Raises `ValueError` for a tokenizer that cannot
+        say which characters a token stands for.
+        """
+        if not self.tokenizer.is_fast:
+            name = self.tokenizer.name_or_path
+            raise ValueError(f"the tokenizer of {name} gives no offsets: mixed sequences need a fast tokenizer")
+        encoded = self.tokenizer(" ".join(words), add_special_tokens=False, return_offsets_mapping=True)
+        ends = list(accumulate((len(word) + 1 for word in words), initial=-1))[1:]  # of each word, in characters
+        ids: list[list[int]] = [[] for _ in words]
+        for token, (_, end) in zip(encoded.input_ids, encoded.offset_mapping, strict=True):
+            ids[bisect_left(ends, end)].append(token)
+        return ids
+
+    @property
+    def first_ids(self) -> list[int]:
+        """The begin-of-sequence token, where the LLM has one."""
+        bos = self.tokenizer.bos_token_id
+        return [] if bos is None else [bos]
 
     def turn(self, instruction: str, answer: str) -> Turn:
         """One turn; ``answer`` may be empty when it is still to be generated."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ossicle import __version__
 from ossicle.audio import read_audio
-from ossicle.batch import Batch, Chat, HiddenStates, Sample, Sequence
+from ossicle.batch import Batch, Chat, HiddenStates, Mixed, Sample, Sequence
 from ossicle.data.collate import Collator
 from ossicle.data.dataset import Utterance
 from ossicle.data.prompts import Prompter
@@ -131,6 +131,17 @@ class SpeechLLM(nn.Module):
         embeds, order = join([before, speech, after, answer])
         return embeds, labels.gather(1, order).masked_fill(~embeds.mask, IGNORE)
 
+    def spans(self, mixed: Mixed) -> Sequence:
+        """The spans of speech (K, M, D), each encoded and projected by itself, in one call for the whole batch."""
+        return mixed.speech or project(self.projector, self.encoder(mixed.waveforms))
+
+    def mixed_inputs(self, mixed: Mixed) -> tuple[Sequence, Tensor]:
+        """The mixed sequences (B, L, D): BOS + spans + EOS.
+
+        Also returns which token of ``mixed.text`` each position holds (B, L), -1 for speech and padding.
+        """
+        return interleave(Sequence(self.llm.embed(mixed.text.values), mixed.written), self.spans(mixed), mixed)
+
     def prompt(self, chat: Chat, speech: Sequence) -> Sequence:
         """The turn up to the answer (B, L, D), padded on the left as generation wants it."""
         return join([self._embed(chat.before), speech, self._embed(chat.after)], pad="left")[0]
@@ -240,3 +251,24 @@ def join(parts: list[Sequence], *, pad: Literal["left", "right"] = "right") -> t
         order = torch.argsort(mask.byte(), dim=1, stable=True)[:, -length:]
     rows = torch.arange(len(mask), device=mask.device)[:, None]
     return Sequence(values[rows, order], mask[rows, order]), order
+
+
+def interleave(text: Sequence, spans: Sequence, mixed: Mixed) -> tuple[Sequence, Tensor]:
+    """Put each span of ``spans`` (K, M, D) before the token of ``text`` (B, N, D) where it starts: (B, L, D).
+
+    Tokens that ``text`` masks are left out. Also returns the index (B, L) of each position in N, -1 for speech and
+    padding.
+    """
+    batch, length = text.mask.shape
+    device = text.mask.device
+    # A position's key is the token it holds, or the first of those it stands for, counted through the whole batch.
+    starts = (mixed.rows * length + mixed.starts)[:, None].expand_as(spans.mask)[spans.mask]
+    tokens = torch.arange(batch * length, device=device).view(batch, length)[text.mask]
+    keys = torch.cat([starts, tokens])  # (P,) speech first: it stays before a token of the same key
+    order = keys.argsort(stable=True)
+    values = torch.cat([spans.values[spans.mask].to(text.values.dtype), text.values[text.mask]])[order]
+    lengths = torch.bincount(keys // length, minlength=batch)  # (B,)
+    mask = torch.arange(int(lengths.max()), device=device) < lengths[:, None]  # (B, L)
+    held = torch.cat([torch.full_like(starts, -1), tokens % length])[order]
+    joined = values.new_zeros(*mask.shape, values.shape[-1]).masked_scatter(mask[..., None], values)
+    return Sequence(joined, mask), torch.full_like(mask, -1, dtype=torch.long).masked_scatter(mask, held)

@@ -23,6 +23,11 @@ class Objective(Protocol):
         """
         ...
 
+    @property
+    def needs_mixed(self) -> bool:
+        """Whether it is about `Batch.mixed`, and hears the spans of speech there in place of whole utterances."""
+        ...
+
     def __call__(self, model: SpeechLLM, batch: Batch) -> LossOutput:
         """Compute the loss of ``batch``."""
         ...

@@ -55,6 +55,7 @@ class Contrastive:
     symmetric); they never go stale, since the LLM is frozen. Not in the paper."""
 
     needs_negatives = True
+    needs_mixed = False
 
     def build(self) -> Contrastive | LearnedTemperature:
         """The objective to call: itself, unless a part of it trains."""
@@ -128,6 +129,7 @@ class LearnedTemperature(nn.Module):
     """A contrastive objective whose temperature trains, as exp(log_temperature)."""
 
     needs_negatives = True
+    needs_mixed = False
 
     def __init__(self, objective: Contrastive) -> None:
         super().__init__()

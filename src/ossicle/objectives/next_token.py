@@ -5,11 +5,29 @@ from __future__ import annotations
 from typing import Literal
 
 import torch.nn.functional as F
+from torch import Tensor
 
-from ossicle.batch import Batch, LossOutput
+from ossicle.batch import Batch, LossOutput, Sequence
 from ossicle.models.speech_llm import IGNORE, SpeechLLM
 from ossicle.objectives.base import detached
 from ossicle.section import section
+
+
+def states_before_labels(model: SpeechLLM, embeds: Sequence, labels: Tensor) -> Tensor:
+    """Final hidden states (K, D) of the positions of ``embeds`` (B, L, D) whose next token is one of the K labels.
+
+    They come one sequence after the other, as ``labels[:, 1:][labels[:, 1:] != IGNORE]`` does.
+    """
+    last = model.llm.num_layers
+    hidden = model.llm.hidden_states(embeds, [last]).states[last]
+    return hidden[:, :-1][labels[:, 1:] != IGNORE]
+
+
+def token_losses(model: SpeechLLM, embeds: Sequence, labels: Tensor) -> Tensor:
+    """Negative log-probability (K,) of each of the K labels (B, L), in nats; -100 marks none."""
+    logits = model.llm.logits(states_before_labels(model, embeds, labels))  # (K, vocabulary)
+    targets = labels[:, 1:]
+    return F.cross_entropy(logits.float(), targets[targets != IGNORE], reduction="none")
 
 
 @section
@@ -26,6 +44,7 @@ class NextToken:
     as much as long ones."""
 
     needs_negatives = False
+    needs_mixed = False
 
     def build(self) -> NextToken:
         """The objective to call: itself."""
@@ -36,14 +55,9 @@ class NextToken:
         if batch.chat is None:
             raise ValueError("the batch has no chat turns")
         embeds, labels = model.chat_inputs(batch.chat, model.speech(batch))
-        last = model.llm.num_layers
-        hidden = model.llm.hidden_states(embeds, [last]).states[last]
-        targets = labels[:, 1:]
-        labelled = targets != IGNORE
-        logits = model.llm.logits(hidden[:, :-1][labelled])  # (K, vocabulary)
-        losses = F.cross_entropy(logits.float(), targets[labelled], reduction="none")
+        losses = token_losses(model, embeds, labels)
         if self.average == "example":
-            counts = labelled.sum(1)  # (B,)
+            counts = (labels[:, 1:] != IGNORE).sum(1)  # (B,)
             loss = (losses / counts.repeat_interleave(counts)).sum() / len(counts)
         else:
             loss = losses.mean()

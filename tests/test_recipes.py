@@ -1,0 +1,108 @@
+"""Every recipe trains on a few passages in generated voices: the lab's with the lab's encoder and LLM, the paper's with
+tiny random ones.
+"""
+
+from pathlib import Path
+
+import pytest
+from accelerate.state import AcceleratorState
+
+from ossicle.config import Config, load
+from ossicle.data.align_files import align_manifest
+from ossicle.data.aligner import Aligner
+from ossicle.data.manifest import read_manifest
+from ossicle.data.words import words_of
+from ossicle.models.projector import QFormerConfig
+from ossicle.testing import tiny_encoder, tiny_llm
+from ossicle.tracking import read_metrics
+from ossicle.train import train
+
+ROOT = Path(__file__).parents[1]
+LAB = sorted((ROOT / "recipes" / "lab").glob("*.yaml"))
+PAPER = sorted((ROOT / "recipes" / "paper").glob("*.yaml"))
+WEIGHTS = ROOT / "src/ossicle/lab/weights"
+STEPS = 20
+BEYOND_THE_PAPER = {"contr-cos-all-bos", "contr-cos-all-symmetric", "distillation"}
+needs_lab = pytest.mark.skipif(
+    not all((WEIGHTS / part / "model.safetensors").exists() for part in ("encoder", "llm")),
+    reason="the lab's encoder and LLM are not built: make lab",
+)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Manifests: 16 passages with word times from the lab's aligner, and the tasks about them."""
+    pytest.importorskip("espeakng_loader", reason='needs pip install "ossicle[lab]"')
+    from ossicle.lab.corpus import make_corpus
+
+    folder = tmp_path_factory.mktemp("corpus")
+    made = make_corpus(folder, train=16, dev=1, test=1, max_sentences=1)
+    words = folder / "words.jsonl"
+    align_manifest(made.pretrain, words, Aligner.load())
+    assert all(words_of(sample) for sample in read_manifest(words))
+    return {"pretrain": words, "finetune": made.finetune, "cache": folder / "cache"}
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Overrides that put tiny models in place of the paper's; the LLM has as many layers."""
+    folder = tmp_path_factory.mktemp("models")
+    encoder, llm = tiny_encoder(folder / "encoder"), tiny_llm(folder / "llm", layers=32)
+    sizes = {"width": 16, "heads": 2, "layers": 1, "ffn": 16}
+    return [
+        f"model.encoder={encoder}",
+        f"model.llm={llm}",
+        *(f"model.projector.{name}={size}" for name, size in sizes.items()),
+    ]
+
+
+def small(recipe: Path, corpus: dict[str, Path], out: Path, more: list[str]) -> Config:
+    data = corpus["finetune" if recipe.stem == "finetune" else "pretrain"]
+    overrides = [f"output_dir={out}", f"data.train=[{data}]", f"data.cache_dir={corpus['cache']}"]
+    overrides += ["train.log_every=1", "train.tensorboard=false", "train.cpu=true"]
+    return load(recipe, [*overrides, *more])
+
+
+def losses(config: Config) -> list[float]:
+    AcceleratorState._reset_state(True)
+    return [row["loss"] for row in read_metrics(train(config) / "metrics.jsonl") if row["split"] == "train"]
+
+
+@needs_lab
+@pytest.mark.parametrize("recipe", LAB, ids=lambda path: path.stem)
+def test_every_lab_recipe_trains(recipe, corpus, tmp_path):
+    shorter = ["data.batch_size=8", "data.fraction=1", f"train.steps={STEPS}"]
+    found = losses(small(recipe, corpus, tmp_path, shorter))
+    first, last = sum(found[:4]) / 4, sum(found[-4:]) / 4
+    print(f"\n{recipe.stem}: {first:.3f} -> {last:.3f}")
+    assert len(found) == STEPS
+    assert all(0 <= loss < float("inf") for loss in found)
+    assert last < first
+
+
+@pytest.mark.parametrize("recipe", PAPER, ids=lambda path: path.stem)
+def test_every_paper_recipe_runs_on_tiny_models(recipe, corpus, deep, tmp_path):
+    found = losses(small(recipe, corpus, tmp_path, [*deep, "train.steps=2"]))
+    assert len(found) == 2 and all(0 < loss < float("inf") for loss in found)
+
+
+@pytest.mark.parametrize("recipe", PAPER, ids=lambda path: path.stem)
+def test_paper_recipes_are_trained_as_the_paper_trains(recipe):
+    config = load(recipe)
+    assert (config.model.encoder, config.model.llm) == (
+        "facebook/hubert-large-ls960-ft",
+        "meta-llama/Llama-3.1-8B-Instruct",
+    )
+    assert (config.data.batch_size, config.train.accumulate, config.train.epochs) == (10, 2, 5)
+    assert (config.optim.lr, config.optim.warmup, config.optim.weight_decay, config.optim.clip) == (1e-4, 0.03, 0, 1)
+    assert (config.data.min_duration_s, config.data.max_duration_s) == (1, 45)
+    assert config.data.max_batch_s >= config.data.batch_size * config.data.max_duration_s  # a batch is always ten
+    assert config.model.projector == QFormerConfig(match_embedding_rms=False)
+
+
+def test_the_lab_has_every_recipe_of_the_paper():
+    paper, lab = ({path.stem for path in paths} for paths in (PAPER, LAB))
+    assert len(paper) == 14
+    assert lab == paper | BEYOND_THE_PAPER | {"finetune"}
+    layers = [load(path).objective for path in PAPER if path.stem in ("contr-cos-all", "contr-wasser-all-mixed")]
+    assert all(objective.layers == [0, 5, 10, 15, 20, 25, 32] for objective in layers)
