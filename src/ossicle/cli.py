@@ -145,9 +145,9 @@ def demo(
     ),
 ) -> None:
     """The whole method on generated speech: both stages, two reference runs, a table, plots and examples."""
-    from ossicle.lab.demo import run
+    from ossicle.lab.demo import FULL, QUICK, run
 
-    run(out, quick=quick)
+    run(out, QUICK if quick else FULL)
 
 
 @app.command()

@@ -22,6 +22,8 @@ from ossicle.lab.demo_report import scores_of
 from ossicle.lab.side_by_side import run_side_by_side
 
 NONE = "none"
+TEST = 150
+"""Passages, as many as in the demo."""
 FINETUNE = "finetune"
 COLUMNS = {"wer": "WER ↓", "bleu_de": "BLEU de ↑", "bleu_es": "BLEU es ↑", "em": "EM ↑", "f1": "F1 ↑"}
 
@@ -32,24 +34,25 @@ def stage1_recipes() -> list[str]:
 
 
 def compare(
-    out: Path, names: Sequence[str], *, train: int, steps: tuple[int, int], processes: int | None = None
+    out: Path, names: Sequence[str], *, passages: tuple[int, int], steps: tuple[int, int], processes: int | None = None
 ) -> list[dict[str, Any]]:
     """Run the recipes ``names`` (and no pretraining as "none") in ``out``; returns the rows of ``results.json``.
 
-    ``steps`` are those of stage 1 and stage 2; finished recipes of an earlier call are not run again, so further ones
-    can be added. Raises `ValueError` for a recipe that does not exist.
+    ``passages`` are those to train and to test on, ``steps`` those of stage 1 and stage 2. Finished recipes of an
+    earlier call are not run again, so further ones can be added. Raises `ValueError` for a recipe that does not exist.
     """
     unknown = set(names) - {NONE, *stage1_recipes()}
     if unknown:
         raise ValueError(
             f"no recipe {', '.join(sorted(unknown))} in {recipes()}; there are {', '.join(stage1_recipes())}"
         )
-    make_corpus(out / "data", train=train, dev=60, test=150)
+    train, test = passages
+    make_corpus(out / "data", train=train, dev=1, test=test)
     encode_all(out / "data")
     runs = out / f"{train}-passages-{steps[0]}-{steps[1]}-steps"
     results = run_side_by_side([_chain(name, runs, out / "data", steps) for name in names], processes)
     rows = [_row(result) for result in results]
-    record = {"train": train, "steps": steps, "rows": rows}
+    record = {"passages": passages, "steps": steps, "rows": rows}
     (out / "results.json").write_text(json.dumps(record, indent=2) + "\n")
     return rows
 
@@ -101,7 +104,7 @@ def main(
 ) -> None:
     """Compare the lab's stage-1 recipes after the same number of steps."""
     try:
-        rows = compare(out, names or [*stage1_recipes(), NONE], train=train, steps=(steps, finetune_steps))
+        rows = compare(out, names or [*stage1_recipes(), NONE], passages=(train, TEST), steps=(steps, finetune_steps))
     except (ValueError, OSError, RuntimeError) as error:
         raise SystemExit(f"error: {error}") from error
     Console(width=160).print(table(rows))

@@ -43,12 +43,12 @@ FULL = Scale(train=4000, dev=60, test=150, stage1_steps={"contrastive": 2500, "a
 QUICK = Scale(train=1000, dev=20, test=40, stage1_steps={"contrastive": 500, "asr": 200}, stage2_steps=100)
 
 
-def run(out: Path, *, quick: bool = False) -> dict[str, Any]:
+def run(out: Path, scale: Scale = FULL, *, processes: int | None = None) -> dict[str, Any]:
     """Run the demo in ``out``, continuing what an earlier call left; returns what ``results.json`` holds.
 
-    Raises `ValueError` where ``out`` holds a demo of another size.
+    ``processes``: how many projectors to train at a time, as in `run_side_by_side`. Raises `ValueError` where ``out``
+    holds a demo of another size.
     """
-    scale = QUICK if quick else FULL
     console = Console()
     _claim(out, scale)
     seconds: dict[str, float] = {}
@@ -59,7 +59,7 @@ def run(out: Path, *, quick: bool = False) -> dict[str, Any]:
     with _timed(seconds, "frames", console, "Encoding it once with the frozen encoder"):
         encode_all(out / "data")
     with _timed(seconds, "training", console, "Training and evaluating three projectors"):
-        results = run_side_by_side([_chain(name, out, scale) for name in CHAINS])
+        results = run_side_by_side([_chain(name, out, scale) for name in CHAINS], processes)
     with _timed(seconds, "text", console, "Upper bound: the LLM reads the transcripts"):
         bound = _text_bound(out)
     _publish(out)
