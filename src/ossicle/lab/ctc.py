@@ -72,7 +72,10 @@ def train_ctc(
     """
     work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(settings.seed)
-    model = tiny_hubert() if init_from is None else HubertForCTC.from_pretrained(init_from, dtype=torch.float32)
+    if init_from is None:
+        model = tiny_hubert()
+    else:  # eager, as `tiny_hubert` says why: the saved configuration does not remember it
+        model = HubertForCTC.from_pretrained(init_from, dtype=torch.float32, attn_implementation="eager")
     processor = ctc_processor(work / "processor")
     optimisers = _optimisers(model, settings)
     checkpoint, step = work / "checkpoint.pt", 0

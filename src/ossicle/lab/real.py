@@ -33,10 +33,10 @@ class Scale:
     """How much of everything."""
 
     sizes: Sizes = field(default_factory=Sizes)
-    encoder_steps: int = 250
+    encoder_steps: int = 2000
     encoder_batch_s: float = 48.0
-    stage1_steps: int = 250
-    stage2_steps: int = 100
+    stage1_steps: int = 1500
+    stage2_steps: int = 400
 
 
 FULL = Scale()
