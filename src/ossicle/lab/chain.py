@@ -43,6 +43,9 @@ class ChainResult:
     alignment: list[dict[str, Any]]
     """Per layer, after stage 1."""
     seconds: dict[str, float]
+    """Wall time of each part."""
+    cpu_seconds: dict[str, float]
+    """The same in time of the process, which other programs do not lengthen."""
 
 
 def run_chain(chain: Chain, threads: int) -> ChainResult:
@@ -69,21 +72,21 @@ def run_chain(chain: Chain, threads: int) -> ChainResult:
 def _run(chain: Chain) -> ChainResult:
     from ossicle.models.speech_llm import SpeechLLM
 
-    seconds: dict[str, float] = {}
+    clock = _Clock()
     start: tuple[str, ...] = ()
     if chain.stage1 is not None:
-        with _timed(seconds, "stage1"):
+        with clock.timed("stage1"):
             _train(chain, chain.stage1, "stage1", (*chain.overrides1, f"train.steps={chain.steps[0]}"))
         start = (f"train.init_from={chain.folder / 'stage1'}",)
-    with _timed(seconds, "stage2"):
+    with clock.timed("stage2"):
         _train(chain, "finetune", "stage2", (*chain.overrides2, f"train.steps={chain.steps[1]}", *start))
-    with _timed(seconds, "evaluation"):
+    with clock.timed("evaluation"):
         model = SpeechLLM.from_pretrained(chain.folder / "stage2")
         scores = decode_and_score(model, chain.data, chain.folder / "hypotheses.jsonl")
         if chain.stage1 is not None:
             model.load_projector(chain.folder / "stage1")
         alignment = align(model, chain.data, chain.folder / "similarity.npy")
-    return ChainResult(chain.name, scores, alignment, seconds)
+    return ChainResult(chain.name, scores, alignment, clock.wall, clock.cpu)
 
 
 def _train(chain: Chain, recipe: str, name: str, overrides: tuple[str, ...]) -> None:
@@ -145,8 +148,16 @@ def align(model: Any, data: Path, matrices: Path) -> list[dict[str, Any]]:
     return [asdict(row) for row in report]
 
 
-@contextlib.contextmanager
-def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
-    started = time.perf_counter()
-    yield
-    seconds[name] = round(time.perf_counter() - started, 1)
+class _Clock:
+    """Seconds of each part, by the clock on the wall and by that of this process."""
+
+    def __init__(self) -> None:
+        self.wall: dict[str, float] = {}
+        self.cpu: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        wall, cpu = time.perf_counter(), time.process_time()
+        yield
+        self.wall[name] = round(time.perf_counter() - wall, 1)
+        self.cpu[name] = round(time.process_time() - cpu, 1)

@@ -75,7 +75,7 @@ def _row(result: ChainResult) -> dict[str, Any]:
         "recipe": result.name,
         **scores_of(result.scores),
         "r_at_1": [row["speech_to_text_r1"] for row in result.alignment],
-        "seconds": result.seconds,
+        "cpu_seconds": result.cpu_seconds,
     }
 
 
@@ -83,11 +83,11 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
     """One line per recipe: scores after stage 2, and retrieval by layer and the time of stage 1."""
     shown = Table(box=box.MARKDOWN)
     shown.add_column("stage 1", no_wrap=True)
-    for title in (*COLUMNS.values(), "R@1 by layer", "stage 1, s"):
+    for title in (*COLUMNS.values(), "R@1 by layer", "stage 1, CPU-s"):
         shown.add_column(title, justify="right", no_wrap=True)
     for row in rows:
         retrieval = " ".join(f"{value:.0f}" for value in row["r_at_1"])
-        seconds = row["seconds"].get("stage1")
+        seconds = row["cpu_seconds"].get("stage1")
         cells = [*(f"{row[column]:.1f}" for column in COLUMNS), retrieval, "–" if seconds is None else f"{seconds:.0f}"]
         shown.add_row(row["recipe"], *cells)
     return shown
