@@ -39,7 +39,7 @@ class Scale:
     stage2_steps: int
 
 
-FULL = Scale(train=4000, dev=60, test=150, stage1_steps={"contrastive": 2500, "asr": 1000}, stage2_steps=250)
+FULL = Scale(train=4000, dev=60, test=150, stage1_steps={"contrastive": 2200, "asr": 900}, stage2_steps=350)
 QUICK = Scale(train=1000, dev=20, test=40, stage1_steps={"contrastive": 500, "asr": 200}, stage2_steps=100)
 
 

@@ -110,7 +110,9 @@ def show(out: Path, record: dict[str, Any], console: Console) -> None:
     console.print(
         " *  Spanish is never shown in stage 2.\n"
         " ** Speech finds its transcript among the test passages after stage 1 (without\n"
-        "    pretraining: after stage 2); mean over the LLM's layers.",
+        "    pretraining: after stage 2); mean over the LLM's layers.\n"
+        f" {_stage1_times(record['seconds'])}\n"
+        " The contrastive loss is contr-wasser-emb, the best of the lab's at equal time (docs/results.md).",
         style="dim",
         highlight=False,
     )
@@ -126,6 +128,11 @@ def show(out: Path, record: dict[str, Any], console: Console) -> None:
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _stage1_times(seconds: Mapping[str, float]) -> str:
+    times = [f"{seconds[f'{name}/stage1']:.0f} s ({TITLES[name]})" for name in ("contrastive", "asr")]
+    return f"Stage 1 took {' and '.join(times)}."
 
 
 def examples(out: Path) -> list[dict[str, str]]:
