@@ -75,6 +75,11 @@ def write_manifest(path: str | Path, samples: Iterable[Sample]) -> None:
         partial.unlink(missing_ok=True)
 
 
+def manifest_line(sample: Sample, folder: str | Path) -> str:
+    """The line for ``sample``, without its line end, in a manifest that lies in ``folder``."""
+    return _dump(sample, os.path.abspath(folder) + os.sep)  # noqa: PTH100 - Path.resolve would follow links
+
+
 def _parse(line: str, folder: Path, source: str) -> Sample:
     try:
         record = json.loads(line)

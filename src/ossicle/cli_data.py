@@ -1,0 +1,64 @@
+"""The commands that make and examine manifests. Thin, like `ossicle.cli`, which adds them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ossicle.data.corpora import CORPORA
+
+PREPARE_HELP = "Turn a corpus, as it was downloaded, into manifests.\n\n\b\nNAME is one of\n" + "\n".join(
+    f"{name:<16}  {corpus.help}" for name, corpus in CORPORA.items()
+)
+
+
+def prepare(  # noqa: PLR0913 - each parameter is an option of the command
+    name: Annotated[str, typer.Argument(help="The corpus; see above.", show_default=False)],
+    source: Annotated[Path, typer.Argument(help="Its folder (or file).", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="Folder for the manifests; a second call continues.", show_default=False)],
+    split: Annotated[list[str] | None, typer.Option(help="Only this split; may be repeated.")] = None,
+    subset: Annotated[list[str] | None, typer.Option(help="GigaSpeech: XS, S, M, L, XL, DEV, TEST.")] = None,
+    language: Annotated[
+        str | None, typer.Option(help="Language spoken, where there are several or none is said.")
+    ] = None,
+    target: Annotated[
+        list[str] | None, typer.Option(help="Only translations to this language; may be repeated.")
+    ] = None,
+    task: Annotated[
+        list[str] | None, typer.Option(help="Only lines of this task: asr, st, qa; may be repeated.")
+    ] = None,
+    column: Annotated[list[str] | None, typer.Option(help="parquet, jsonl: FIELD=COLUMN, e.g. text=sentence.")] = None,
+    audio: Annotated[Path | None, typer.Option(help="mls-descriptions: the parquet files of mls_eng.")] = None,
+    lower: Annotated[bool, typer.Option("--lower", help="Write transcripts in lower case.")] = False,
+    min_duration: Annotated[float, typer.Option(help="Leave out shorter utterances, in seconds.")] = 0.0,
+    max_duration: Annotated[float, typer.Option(help="Leave out longer utterances, in seconds.")] = float("inf"),
+    jobs: Annotated[int, typer.Option(help="Threads that probe and decode audio.")] = 16,
+) -> None:
+    """Turn a corpus, as it was downloaded, into manifests."""
+    from ossicle.data.corpora.items import CorpusError, Options
+    from ossicle.data.corpora.prepare import prepare as run
+
+    pairs = [entry.partition("=") for entry in column or ()]
+    wrong = next((entry for entry, (_, equals, _) in zip(column or (), pairs, strict=True) if not equals), None)
+    if wrong is not None:
+        raise CorpusError(f"--column {wrong}: write FIELD=COLUMN, such as text=sentence")
+    options = Options(
+        splits=tuple(split or ()),
+        language=language,
+        targets=tuple(target or ()),
+        subsets=tuple(subset or ()),
+        tasks=tuple(task or ()),
+        columns={field: name for field, _, name in pairs},
+        audio=None if audio is None else str(audio),
+        lower=lower,
+        min_s=min_duration,
+        max_s=max_duration,
+    )
+    run(name, source, out, options, jobs=jobs).print(out)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the commands of this file."""
+    app.command(help=PREPARE_HELP)(prepare)
