@@ -24,8 +24,8 @@ from ossicle.data.dataset import DURATION_TOLERANCE_S
 from ossicle.data.manifest import manifest_line
 
 JOURNAL_NAME = ".prepare.partial"
-WINDOW = 1024
-"""Items that are read ahead of the one that is written."""
+WINDOW = 256
+"""Items that are read ahead of the one that is written. Some hold their audio, about 0.5 MB each."""
 GIVE_UP_AFTER = 1000
 """If that many are dropped before the first one is kept, the folder is the wrong one."""
 
@@ -88,7 +88,7 @@ class _Worker:
                 _make(sample.audio, recording.make)
             file_s = _file_duration_s(sample.audio)
         except AudioError as error:
-            missing = not sample.audio.is_file()
+            missing = recording.make is None and not sample.audio.is_file()
             return Dropped(sample.id, "no such audio file" if missing else "audio cannot be used", str(error))
         end_s = file_s if sample.end_s is None else sample.end_s
         duration_s = round(end_s - sample.start_s, 4)
