@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -59,6 +60,22 @@ def prepare(  # noqa: PLR0913 - each parameter is an option of the command
     run(name, source, out, options, jobs=jobs).print(out)
 
 
+def stats(
+    manifests: Annotated[list[Path], typer.Argument(help="Manifests (JSONL).", show_default=False)],
+    as_json: Annotated[bool, typer.Option("--json", help="Print plain JSON.")] = False,
+) -> None:
+    """Show what manifests hold: durations, rates, languages, tasks, speakers, duplicates, and leaks between them."""
+    from ossicle.data.stats import stats as run
+    from ossicle.data.stats_table import print_stats
+
+    found = run(manifests)
+    if as_json:
+        print(json.dumps(found, indent=2, ensure_ascii=False))
+    else:
+        print_stats(found)
+
+
 def add_to(app: typer.Typer) -> None:
     """Add the commands of this file."""
     app.command(help=PREPARE_HELP)(prepare)
+    app.command()(stats)
