@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -75,7 +75,48 @@ def stats(
         print_stats(found)
 
 
+def prepare_tts(  # noqa: PLR0913 - each parameter is an option of the command
+    texts: Annotated[Path, typer.Argument(help="Plain text, JSONL or SQuAD's JSON.", show_default=False)],
+    out: Annotated[
+        Path, typer.Argument(help="Folder for audio and manifests; a second call continues.", show_default=False)
+    ],
+    language: Annotated[str, typer.Option(help="Language to speak, where the line does not say.")] = "en",
+    target: Annotated[
+        list[str] | None, typer.Option(help="Only translations to this language; may be repeated.")
+    ] = None,
+    command: Annotated[
+        str | None, typer.Option(help="Speak with this, e.g. 'piper -m en.onnx -f {out}'; see docs.")
+    ] = None,
+    voice: Annotated[list[str] | None, typer.Option(help="A name for {voice} in the command; may be repeated.")] = None,
+    voices: Annotated[Literal["train", "test"], typer.Option(help="espeak-ng: which of the lab's voices.")] = "train",
+    seed: Annotated[int, typer.Option(help="Of the draw of voices, rates and pitches.")] = 0,
+    limit: Annotated[int | None, typer.Option(help="Only so many utterances, from the first.")] = None,
+    min_duration: Annotated[float, typer.Option(help="Leave out shorter utterances, in seconds.")] = 0.0,
+    max_duration: Annotated[float, typer.Option(help="Leave out longer utterances, in seconds.")] = float("inf"),
+    lower: Annotated[bool, typer.Option("--lower", help="Write transcripts in lower case.")] = False,
+    jobs: Annotated[int | None, typer.Option(help="Processes; one per core if not said.")] = None,
+) -> None:
+    """Speak a corpus of texts: translations and questions about texts become stage-2 manifests."""
+    from ossicle.data.tts import TtsOptions
+    from ossicle.data.tts import prepare_tts as run
+
+    options = TtsOptions(
+        language=language,
+        targets=tuple(target or ()),
+        command=command,
+        voices=tuple(voice or ()),
+        kind=voices,
+        seed=seed,
+        limit=limit,
+        lower=lower,
+        min_s=min_duration,
+        max_s=max_duration,
+    )
+    run(texts, out, options, jobs=jobs).print(out)
+
+
 def add_to(app: typer.Typer) -> None:
     """Add the commands of this file."""
     app.command(help=PREPARE_HELP)(prepare)
+    app.command()(prepare_tts)
     app.command()(stats)

@@ -19,8 +19,8 @@ def print_stats(found: Mapping[str, Any], console: Console | None = None) -> Non
     console = console or Console()
     manifests: dict[str, Any] = found["manifests"]
     table = Table("", box=box.SIMPLE)
-    for name in manifests:
-        table.add_column(escape(Path(name).name), justify="right")
+    for name in _short(manifests):
+        table.add_column(name, justify="right")
     rows = [_rows(figures) for figures in manifests.values()]
     for title in rows[0]:
         table.add_row(title, *(escape(row[title]) for row in rows))
@@ -31,6 +31,13 @@ def print_stats(found: Mapping[str, Any], console: Console | None = None) -> Non
         console.print(f"[yellow]leak:[/] {escape(text)} (first: {escape(leak['first'])})", soft_wrap=True)
     if len(manifests) > 1 and not found["leaks"]:
         console.print("no leaks: no audio, text or speaker is in two of the manifests")
+
+
+def _short(manifests: Mapping[str, Any]) -> list[str]:
+    """Names of the files, with their folders where those alone would be the same."""
+    paths = [Path(name) for name in manifests]
+    same = len({path.name for path in paths}) < len(paths)
+    return [escape(f"{path.parent.name}/{path.name}" if same else path.name) for path in paths]
 
 
 def _rows(figures: Mapping[str, Any]) -> dict[str, str]:
@@ -72,8 +79,8 @@ def _repeated(found: Mapping[str, Any]) -> str:
 
 def _histograms(manifests: Mapping[str, Any]) -> Table:
     table = Table("seconds", box=box.SIMPLE)
-    for name in manifests:
-        table.add_column(escape(Path(name).name))
+    for name in _short(manifests):
+        table.add_column(name)
     edges = list(next(iter(manifests.values()))["histogram_s"])
     for edge, above in zip(edges, (*edges[1:], ""), strict=True):
         counts = [figures["histogram_s"][edge] for figures in manifests.values()]

@@ -76,6 +76,12 @@ def test_a_passage_with_a_hole_or_a_broken_sentence_is_left_out(squad, prepared)
     assert "1_0_0.wav: the file is empty" in report.dropped["audio cannot be used"].first
 
 
+def test_the_folders_may_lie_where_the_archive_puts_them(squad, prepared):
+    (squad / "Spoken-SQuAD_audio").mkdir()
+    (squad / "dev_wav").rename(squad / "Spoken-SQuAD_audio/dev_wav")
+    assert len(prepared("spoken-squad", squad)[0]["test.qa"]) == 3
+
+
 def test_another_layout_is_refused(squad, refused, tmp_path):
     said = refused("spoken-squad", squad, splits=("train",))
     assert said == f"{squad}: has no split 'train'; it has test"

@@ -163,12 +163,14 @@ def test_several_lines_about_a_recording_count_its_hours_once(speech, tmp_path):
 
 
 def test_audio_is_made_before_it_is_listed(tmp_path, speech):
-    def make(path: Path) -> None:
+    def make(path: Path) -> dict[str, int]:
         path.write_bytes(speech.read_bytes())
+        return {"pitch": 50}
 
     made = Recording((("all", Sample(id="m", audio=Path("audio/m.wav"), text="x")),), make)
     run(tmp_path / "out", iter([made]))
-    assert json.loads((tmp_path / "out/all.jsonl").read_text())["audio"] == "audio/m.wav"
+    line = json.loads((tmp_path / "out/all.jsonl").read_text())
+    assert (line["audio"], line["pitch"]) == ("audio/m.wav", 50)
     assert read_manifest(tmp_path / "out/all.jsonl")[0].duration_s == 2.0
 
 
@@ -212,7 +214,7 @@ def test_the_report_says_what_and_why(speech, tmp_path, capsys):
     )  # fmt: skip
     report.print(Path("out"))
     said = capsys.readouterr().out
-    assert "out/all.jsonl       1            1    0.00" in said
+    assert ["all.jsonl", "1", "1", "0.00"] in [line.split() for line in said.splitlines()]
     assert f"left out, audio cannot be used: 1 (first: b: {broken}: is not an audio file" in said
     assert "left out, no text: 1 (first: c)" in said
     assert "all of them: out/dropped.jsonl" in said
@@ -231,3 +233,14 @@ def test_every_corpus_of_the_table_has_its_function_and_known_options():
         assert callable(import_module(f"ossicle.data.corpora.{corpus.module}").read)
         assert corpus.options <= fields
         assert len(corpus.help) <= 60  # one line of the help page
+
+
+@pytest.mark.parametrize("name", sorted(CORPORA))
+def test_every_corpus_refuses_an_empty_folder_and_a_file_that_is_something_else(tmp_path, name):
+    (tmp_path / "empty").mkdir()
+    file = text(tmp_path / "file.txt", "{")
+    for source in (tmp_path / "empty", file):
+        with pytest.raises(CorpusError) as caught:
+            prepare(name, source, tmp_path / "out", show=False)
+        assert str(source) in str(caught.value)
+        assert f"expected {CORPORA[name].layout}" in str(caught.value)

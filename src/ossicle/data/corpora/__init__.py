@@ -44,7 +44,7 @@ CORPORA: dict[str, Corpus] = {
         "spoken_squad",
         "Spoken-SQuAD: questions about spoken passages (qa).",
         "spoken_train-v1.1.json with train_wav/0_0_0.wav, spoken_test-v1.1.json with dev_wav/0_0_0.wav "
-        "(ARTICLE_PARAGRAPH_SENTENCE.wav)",
+        "(ARTICLE_PARAGRAPH_SENTENCE.wav; both folders may lie in Spoken-SQuAD_audio)",
         "splits",
     ),
     "mls-descriptions": _corpus(

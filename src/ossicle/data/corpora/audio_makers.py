@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -17,10 +19,11 @@ class Joined:
 
     parts: tuple[Path, ...]
 
-    def __call__(self, path: Path) -> None:
+    def __call__(self, path: Path) -> Mapping[str, Any]:
         """Write ``path``; raises `AudioError` for a part that cannot be read."""
         waveform = np.concatenate([read_audio(part) for part in self.parts])  # (S,)
         soundfile.write(path, waveform, SAMPLE_RATE_HZ, subtype="PCM_16", format="FLAC")
+        return {}
 
 
 @dataclass(frozen=True)
@@ -29,9 +32,10 @@ class Embedded:
 
     content: bytes
 
-    def __call__(self, path: Path) -> None:
+    def __call__(self, path: Path) -> Mapping[str, Any]:
         """Write ``path``."""
         path.write_bytes(self.content)
+        return {}
 
     def suffix(self) -> str:
         """File name suffix by the first bytes; raises `AudioError` for what is not audio that Ossicle reads."""

@@ -24,8 +24,6 @@ from ossicle.data.corpora.items import (
 
 def read(source: Path, options: Options) -> Iterator[Item]:
     """The manifest ``speech``; an utterance's id is its path below the folder without the suffix."""
-    if not source.is_dir():
-        raise expected(CORPORA["folder"], source, "is not a folder")
     found = False
     for path, fraction in files_below(source, AUDIO_SUFFIXES):
         found = True

@@ -16,6 +16,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from ossicle.batch import Sample
 from ossicle.data.corpora import Corpus
@@ -52,16 +53,24 @@ class Options:
         return not self.tasks or task in self.tasks
 
 
+Make = Callable[[Path], Mapping[str, Any]]
+
+
+class MakeError(ValueError):
+    """Audio that could not be made of its parts or its text; one sentence."""
+
+
 @dataclass(frozen=True)
 class Recording:
     """A stretch of speech (file, segment) and the lines about it: ``(name of the manifest, line)``.
 
     All lines have the same audio; its duration is measured by the writer. A relative path is below OUT. With ``make``
-    the audio does not exist yet, and ``make(path)`` writes it, in a thread or another process.
+    the audio does not exist yet, and ``make(path)`` writes it, in a thread or another process; the fields that it
+    returns (times of words, say) are added to the first line.
     """
 
     lines: tuple[tuple[str, Sample], ...]
-    make: Callable[[Path], None] | None = None
+    make: Make | None = None
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ from ossicle.data.corpora.writer import JOURNAL_NAME, Limits, write
 
 THREADS = 16
 """Opening files waits for the disk or the network; what decodes (libsndfile, soxr) lets other threads run."""
+FILES = frozenset({"parquet", "lhotse", "jsonl"})
+"""Corpora that may be a single file."""
 FOR_ALL = frozenset({"lower", "min_s", "max_s"})
 FLAGS = {"splits": "--split", "targets": "--target", "subsets": "--subset", "tasks": "--task", "columns": "--column"}
 
@@ -32,20 +34,27 @@ def prepare(
     options = options or Options()
     if name not in CORPORA:
         raise CorpusError(f"there is no corpus {name!r}; there are {', '.join(CORPORA)}")
-    default = asdict(Options())
-    chosen = {key: value for key, value in asdict(options).items() if value != default[key]}
+    chosen = changed(options, Options())
     for key in sorted(chosen.keys() - FOR_ALL - CORPORA[name].options):
         has = ", ".join(FLAGS.get(option, f"--{option}") for option in sorted(CORPORA[name].options)) or "none"
         raise CorpusError(f"the corpus {name} has no option {FLAGS.get(key, f'--{key}')}; its own options: {has}")
     if not source.exists():
         raise CorpusError(f"{source}: there is no such file or folder; expected {CORPORA[name].layout}")
+    if source.is_file() and name not in FILES:
+        raise CorpusError(f"{source}: is a file, not the folder of the corpus; expected {CORPORA[name].layout}")
     read = import_module(f"{__package__}.{CORPORA[name].module}").read
-    about = {"corpus": name, "source": str(source.resolve()), "options": json.loads(json.dumps(chosen))}
+    about = {"corpus": name, "source": str(source.resolve()), "options": chosen}
     done = done_before(out, about)
     if done is not None:
         return done
     with Bar(name, show=show) as bar, ThreadPoolExecutor(jobs) as pool:
         return write(read(source, options), out, about, Limits.of(options), pool, bar=bar)
+
+
+def changed(options: Any, default: Any) -> dict[str, Any]:
+    """What a user chose, as the plain values that are written to ``prepare.json`` and compared with it."""
+    usual = asdict(default)
+    return json.loads(json.dumps({key: value for key, value in asdict(options).items() if value != usual[key]}))
 
 
 def done_before(out: Path, about: dict[str, Any]) -> Report | None:

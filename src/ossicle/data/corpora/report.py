@@ -91,12 +91,12 @@ class Report:
     def print(self, out: Path, console: Console | None = None) -> None:
         """A table of the manifests, then what was left out and why."""
         console = console or Console()
-        table = Table("manifest", box=box.SIMPLE)
+        table = Table(f"manifests in {out}", box=box.SIMPLE)
         for column in ("lines", "recordings", "hours"):
             table.add_column(column, justify="right")
         for name, count in sorted(self.manifests.items()):
             hours = f"{count.speech_s / 3600:.2f}"
-            table.add_row(str(out / f"{name}.jsonl"), str(count.lines), str(count.recordings), hours)
+            table.add_row(f"{name}.jsonl", str(count.lines), str(count.recordings), hours)
         if self.already_done:
             console.print(f"{out}: was done before, nothing to do", highlight=False, markup=False)
         console.print(table)

@@ -31,6 +31,9 @@ from ossicle.data.corpora.items import (
 SPLITS = {"train": ("spoken_train-v1.1.json", "train_wav"), "test": ("spoken_test-v1.1.json", "dev_wav")}
 """The test set is made from SQuAD's development set, hence the folder's name."""
 
+UNPACKED = "Spoken-SQuAD_audio"
+"""Where the archive of the audio puts the two folders."""
+
 
 def read(source: Path, options: Options) -> Iterator[Item]:
     """Manifests ``train.qa`` and ``test.qa``: a line for each question."""
@@ -45,6 +48,8 @@ def read(source: Path, options: Options) -> Iterator[Item]:
 
 def _read_split(source: Path, split: str) -> Iterator[Item]:
     index, folder = (source / name for name in SPLITS[split])
+    if (source / UNPACKED / folder.name).is_dir():
+        folder = source / UNPACKED / folder.name
     if not folder.is_dir():
         raise expected(CORPORA["spoken-squad"], folder, "there is no such folder")
     sentences = _sentences(folder)

@@ -18,7 +18,7 @@ from typing import Any, TextIO
 
 from ossicle.audio import TOLERANCE_S, AudioError, audio_duration_s
 from ossicle.data.corpora.disk import DiskDict
-from ossicle.data.corpora.items import CorpusError, Dropped, Item, Options, Reached, Recording
+from ossicle.data.corpora.items import CorpusError, Dropped, Item, Make, MakeError, Options, Reached, Recording
 from ossicle.data.corpora.report import REPORT_NAME, Bar, Report
 from ossicle.data.dataset import DURATION_TOLERANCE_S
 from ossicle.data.manifest import manifest_line
@@ -84,9 +84,10 @@ class _Worker:
         first = recording.lines[0][1]
         sample = replace(first, audio=self.out / first.audio)  # an absolute path stays what it is
         try:
-            if recording.make is not None:
-                _make(sample.audio, recording.make)
+            made = {} if recording.make is None else _make(sample.audio, recording.make)
             file_s = _file_duration_s(sample.audio)
+        except MakeError as error:
+            return Dropped(sample.id, "audio cannot be made", str(error))
         except AudioError as error:
             missing = recording.make is None and not sample.audio.is_file()
             return Dropped(sample.id, "no such audio file" if missing else "audio cannot be used", str(error))
@@ -102,7 +103,8 @@ class _Worker:
         if not self.limits.min_s <= duration_s <= self.limits.max_s:
             side = "short" if duration_s < self.limits.min_s else "long"
             return Dropped(sample.id, f"too {side}", f"{sample.audio}: {duration_s:.2f} s")
-        lines = ((name, replace(line, audio=sample.audio, duration_s=duration_s)) for name, line in recording.lines)
+        lines = [(name, replace(line, audio=sample.audio, duration_s=duration_s)) for name, line in recording.lines]
+        lines[0] = lines[0][0], replace(lines[0][1], extra={**lines[0][1].extra, **made})
         return Recording(tuple(lines))
 
 
@@ -111,12 +113,13 @@ def _file_duration_s(path: Path) -> float:
     return audio_duration_s(path)
 
 
-def _make(path: Path, make: Callable[[Path], None]) -> None:
+def _make(path: Path, make: Make) -> Mapping[str, Any]:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".partial-{path.name}")  # the suffix stays: it may decide the format
     try:
-        make(partial)
+        made = make(partial)
         partial.replace(path)  # a file is there only when it is complete
+        return made
     finally:
         partial.unlink(missing_ok=True)
 
