@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from ossicle.cli import app
 from ossicle.data.corpora import CORPORA
+from ossicle.data.manifest import read_manifest
 
 
 def run(*arguments: object) -> str:
@@ -60,6 +61,15 @@ def test_prepare(recordings, tmp_path):
     assert "was done before, nothing to do" in run(
         "prepare", "folder", recordings, tmp_path / "out", "--language", "en", "--lower", "--max-duration", 45
     )
+
+
+def test_relative_paths_count_from_the_working_directory(recordings, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run("prepare", "folder", "mine", "out")
+    run("prepare", "folder", "mine", "mine")  # below the manifest: relative to it
+    outside, below = (read_manifest(Path(folder) / "speech.jsonl")[0].audio for folder in ("out", "mine"))
+    assert outside == recordings / "a.wav"
+    assert below == Path("mine/a.wav")
 
 
 def test_prepare_options_that_are_wrong(recordings, tmp_path):

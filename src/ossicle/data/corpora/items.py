@@ -64,8 +64,8 @@ class MakeError(ValueError):
 class Recording:
     """A stretch of speech (file, segment) and the lines about it: ``(name of the manifest, line)``.
 
-    All lines have the same audio; its duration is measured by the writer. A relative path is below OUT. With ``make``
-    the audio does not exist yet, and ``make(path)`` writes it, in a thread or another process; the fields that it
+    All lines have the same audio; its duration is measured by the writer. With ``make`` the audio does not exist yet:
+    its path is relative to OUT, and ``make(path)`` writes it, in a thread or another process; the fields that it
     returns (times of words, say) are added to the first line.
     """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from importlib import import_module
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ossicle.data.corpora import CORPORA
-from ossicle.data.corpora.items import CorpusError, Options
+from ossicle.data.corpora.items import CorpusError, Item, Options
 from ossicle.data.corpora.report import REPORT_NAME, Bar, Report
 from ossicle.data.corpora.writer import JOURNAL_NAME, Limits, write
 
@@ -43,7 +44,22 @@ def prepare(
     if source.is_file() and name not in FILES:
         raise CorpusError(f"{source}: is a file, not the folder of the corpus; expected {CORPORA[name].layout}")
     read = import_module(f"{__package__}.{CORPORA[name].module}").read
-    about = {"corpus": name, "source": str(source.resolve()), "options": chosen}
+    return prepare_with(read, name, source, out, options, jobs=jobs, show=show)
+
+
+def prepare_with(  # noqa: PLR0913 - those of `prepare`, and the corpus itself
+    read: Callable[[Path, Options], Iterable[Item]],
+    name: str,
+    source: Path,
+    out: Path,
+    options: Options | None = None,
+    *,
+    jobs: int = THREADS,
+    show: bool | None = None,
+) -> Report:
+    """`prepare` for a corpus of your own: ``read`` yields its items, ``name`` is only said and remembered."""
+    options = options or Options()
+    about = {"corpus": name, "source": str(source.resolve()), "options": changed(options, Options())}
     done = done_before(out, about)
     if done is not None:
         return done

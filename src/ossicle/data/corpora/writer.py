@@ -81,8 +81,9 @@ class _Worker:
     limits: Limits
 
     def __call__(self, recording: Recording) -> Result:
-        first = recording.lines[0][1]
-        sample = replace(first, audio=self.out / first.audio)  # an absolute path stays what it is
+        sample = recording.lines[0][1]
+        if recording.make is not None:
+            sample = replace(sample, audio=self.out / sample.audio)
         try:
             made = {} if recording.make is None else _make(sample.audio, recording.make)
             file_s = _file_duration_s(sample.audio)
@@ -207,45 +208,65 @@ def _entry(result: Result, out: Path) -> str:
 
 def _split(journal: Path, out: Path, about: Mapping[str, Any]) -> Report:
     """The manifests from the journal, complete or not at all; then the report, which says that all is done."""
-    report, seen = Report(dict(about)), DiskDict()
-    files: dict[str, TextIO] = {}
-    partials: dict[str, Path] = {}
-
-    def file_of(name: str) -> TextIO:
-        if name not in files:
-            partials[name] = out / f".{name}.jsonl.partial"
-            files[name] = partials[name].open("w", encoding="utf-8", newline="\n")
-        return files[name]
+    report, seen, files = Report(dict(about)), DiskDict(), _Files(out)
 
     def drop(dropped: Dropped) -> None:
         report.drop(dropped)
         entry = {"id": dropped.id, "reason": dropped.reason, "detail": dropped.detail}
-        file_of("dropped").write(json.dumps(entry, ensure_ascii=False) + "\n")
+        files.add("dropped", json.dumps(entry, ensure_ascii=False))
 
-    try:
-        with journal.open(encoding="utf-8", newline="\n") as entries:
-            next(entries)  # what it is about
-            for entry in map(json.loads, entries):
-                if "dropped" in entry:
-                    drop(Dropped(entry["id"], entry["dropped"], entry["detail"]))
+    with files, journal.open(encoding="utf-8", newline="\n") as entries:
+        next(entries)  # what it is about
+        for entry in map(json.loads, entries):
+            if "dropped" in entry:
+                drop(Dropped(entry["id"], entry["dropped"], entry["detail"]))
+                continue
+            counted = set()
+            for name, line_id, line in entry["lines"]:
+                if not seen.add(f"{name}\n{line_id}"):
+                    drop(Dropped(line_id, "id occurs twice", f"in {name}.jsonl; the first is kept"))
                     continue
-                counted = set()
-                for name, line_id, line in entry["lines"]:
-                    if not seen.add(f"{name}\n{line_id}"):
-                        drop(Dropped(line_id, "id occurs twice", f"in {name}.jsonl; the first is kept"))
-                        continue
-                    file_of(name).write(line + "\n")
-                    report.count(name, entry["duration_s"] if name not in counted else None)
-                    counted.add(name)
-    finally:
-        for file in files.values():
-            file.close()
-    if not report.manifests:
-        for path in (journal, *partials.values()):
-            path.unlink()
-        raise CorpusError(f"{out}: nothing written, as nothing can be used: {report.first_reason()}")
-    for name, path in partials.items():
-        path.replace(out / f"{name}.jsonl")
-    report.save(out / REPORT_NAME)
+                files.add(name, line)
+                report.count(name, entry["duration_s"] if name not in counted else None)
+                counted.add(name)
+    if report.manifests:
+        files.publish()
+        report.save(out / REPORT_NAME)
+        journal.unlink()
+        return report
+    files.remove()
     journal.unlink()
-    return report
+    raise CorpusError(f"{out}: nothing written, as nothing can be used: {report.first_reason()}")
+
+
+class _Files:
+    """JSONL files by name, under other names until `publish`."""
+
+    def __init__(self, out: Path) -> None:
+        self._out = out
+        self._files: dict[str, TextIO] = {}
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None:
+        for file in self._files.values():
+            file.close()
+
+    def add(self, name: str, line: str) -> None:
+        """Write a line to ``name.jsonl``."""
+        if name not in self._files:
+            self._files[name] = self._partial(name).open("w", encoding="utf-8", newline="\n")
+        self._files[name].write(line + "\n")
+
+    def publish(self) -> None:
+        """Give the files their names."""
+        for name in self._files:
+            self._partial(name).replace(self._out / f"{name}.jsonl")
+
+    def remove(self) -> None:
+        """Leave nothing behind."""
+        for name in self._files:
+            self._partial(name).unlink()
+
+    def _partial(self, name: str) -> Path:
+        return self._out / f".{name}.jsonl.partial"
