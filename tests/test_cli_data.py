@@ -19,7 +19,7 @@ def run(*arguments: object) -> str:
     result = CliRunner().invoke(
         app, [str(a) for a in arguments], catch_exceptions=False, standalone_mode=False, env={"COLUMNS": "120"}
     )
-    return result.output
+    return result.stdout
 
 
 @pytest.fixture
@@ -87,3 +87,24 @@ def test_prepare_tts_then_stats(tmp_path):
     found = json.loads(run("stats", tmp_path / "out/pairs.jsonl", tmp_path / "out/pairs.st-de.jsonl", "--json"))
     assert [figures["lines"] for figures in found["manifests"].values()] == [1, 1]
     assert {leak["what"] for leak in found["leaks"]} == {"audio", "text", "speaker"}
+
+
+def test_spoken_texts_train_and_are_scored(tmp_path, recipe):
+    """asr, st and qa of one text corpus, in one run of stage 2."""
+    pytest.importorskip("espeakng_loader")
+    pairs, questions = tmp_path / "pairs.jsonl", tmp_path / "questions.jsonl"
+    pairs.write_text("".join(f'{{"id": "{i}", "en": "Number {i}.", "de": "Nummer {i}."}}\n' for i in range(4)))
+    questions.write_text('{"id": "q", "context": "Rome fell.", "question": "What fell?", "answers": ["Rome"]}\n')
+    run("prepare-tts", pairs, tmp_path / "spoken")
+    run("prepare-tts", questions, tmp_path / "asked")
+    manifests = [
+        tmp_path / path for path in ("spoken/pairs.jsonl", "spoken/pairs.st-de.jsonl", "asked/questions.qa.jsonl")
+    ]
+    stage1 = recipe(data={"train": [str(manifests[0])]}, train={"steps": 1}, name="stage1")
+    run("train", stage1)
+    data = {"train": [str(path) for path in manifests], "mixture": {"asr": 1, "st": 1, "qa": 1}}
+    folder = run("train", recipe(objective={"name": "next_token"}, data=data, train={"steps": 2})).strip()
+    for path, task in zip(manifests, ("asr", "st", "qa"), strict=True):
+        run("evaluate", folder, path, "--max-new-tokens", 4)
+        scores = json.loads((Path(folder) / "eval" / f"{path.stem}.scores.json").read_text())
+        assert [(row["task"], row["n"]) for row in scores["rows"]] == [(task, 1 if task == "qa" else 4)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
@@ -107,7 +108,9 @@ def _pool(options: TtsOptions, few: bool, jobs: int | None) -> Executor:
     if options.command is not None or few:
         return ThreadPoolExecutor(jobs)
     # Processes, as espeak-ng is one engine per process; spawned, as a fork of a process with threads can hang.
-    return ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
+    # Ctrl-C is for this process alone: it ends the others in order.
+    ignore = (signal.SIGINT, signal.SIG_IGN)
+    return ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=signal.signal, initargs=ignore)
 
 
 def _limited(items: Iterable[Item], limit: int | None) -> Iterator[Item]:

@@ -106,6 +106,13 @@ def test_nemo(tmp_path, prepared):
     assert report.dropped["another duration than stated"].first.endswith("lasts 2.00 s, the corpus states 5.00 s")
 
 
+def test_paths_from_the_working_directory(tmp_path, prepared, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tone(tmp_path / "data/a.wav")
+    jsonl(tmp_path / "lists/train.jsonl", {"audio_filepath": "data/a.wav", "text": "x"})
+    assert prepared("jsonl", tmp_path / "lists")[0]["train"][0]["audio"] == str(tmp_path / "data/a.wav")
+
+
 def test_slam_llm(tmp_path, prepared):
     wav = str(tone(tmp_path / "a.wav"))
     jsonl(

@@ -118,7 +118,7 @@ CORPORA: dict[str, Corpus] = {
     "lhotse": _corpus(
         "lhotse",
         "Lhotse cuts: MonoCut with supervisions (asr).",
-        "cuts.jsonl or cuts.jsonl.gz, or a folder of them; the paths of recordings are looked up from there",
+        "cuts.jsonl or cuts.jsonl.gz, or a folder of them; relative paths count from there",
         "language",
     ),
     "jsonl": _corpus(

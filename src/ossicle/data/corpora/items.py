@@ -182,6 +182,12 @@ def files_below(folder: Path, suffixes: tuple[str, ...]) -> Iterator[tuple[Path,
             yield Path(entry.path), (index + 1) / len(entries)
 
 
+def beside(folder: Path, path: str) -> Path:
+    """A path in a file of ``folder``: relative to that or, if it is only there, to the working directory."""
+    below = folder / path
+    return Path(path) if not below.exists() and Path(path).exists() else below
+
+
 def find_audio(stem: Path) -> Path | None:
     """The audio file with this path but for the suffix, or None."""
     # Not with_suffix: names such as en.20080901.22.1-097 have dots of their own.

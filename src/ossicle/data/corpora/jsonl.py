@@ -20,6 +20,7 @@ from ossicle.data.corpora.items import (
     Options,
     Reached,
     Recording,
+    beside,
     expected,
     read_lines,
 )
@@ -54,7 +55,7 @@ def _item(record: dict[str, Any], path: Path, number: int, options: Options) -> 
     if "audio" not in fields or not isinstance(record[fields["audio"]], str):
         problem = "names no audio file (audio_filepath, source, ...; or say --column audio=...)"
         raise CorpusError(f"{path}:{number}: {problem}; it has {', '.join(record)}")
-    audio = path.parent / record[fields["audio"]]
+    audio = beside(path.parent, record[fields["audio"]])
     name = f"{Path(record[fields['audio']]).stem}"
     try:
         sample = sample_of(record, fields, name, audio, options)

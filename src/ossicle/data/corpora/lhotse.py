@@ -19,6 +19,7 @@ from ossicle.data.corpora.items import (
     Reached,
     Recording,
     asr_line,
+    beside,
     clean,
     expected,
 )
@@ -70,7 +71,7 @@ def _cut(cut: dict[str, Any], folder: Path, manifest: str, options: Options) -> 
     if problem:
         yield Dropped(name, problem)
         return
-    audio = folder / recording["sources"][0]["source"]
+    audio = beside(folder, recording["sources"][0]["source"])
     supervisions = cut.get("supervisions") or []
     if not supervisions:
         yield Dropped(name, "cut without a supervision")

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -62,14 +63,15 @@ def write(
         if not journal.stat().st_size:
             file.write(json.dumps(about) + "\n")
         kept = done > 0
-        results = _in_order(_after(items, done, last, journal), pool, work)
-        for number, result in enumerate(_told(results, bar)):
-            file.write(_entry(result, out) + "\n")
-            file.flush()  # a killed call loses what is in the window, no more
-            kept = kept or isinstance(result, Recording)
-            if number + 1 == GIVE_UP_AFTER and not kept:
-                journal.unlink()
-                raise CorpusError(f"{out}: nothing written, the first {number + 1} are all left out: {_why(result)}")
+        with closing(_in_order(_after(items, done, last, journal), pool, work)) as results:
+            for number, result in enumerate(_told(results, bar)):
+                file.write(_entry(result, out) + "\n")
+                file.flush()  # a killed call loses what is in the window, no more
+                kept = kept or isinstance(result, Recording)
+                if number + 1 == GIVE_UP_AFTER and not kept:
+                    journal.unlink()
+                    why = f"the first {number + 1} are all left out: {_why(result)}"
+                    raise CorpusError(f"{out}: nothing written, {why}")
     return _split(journal, out, about)
 
 
@@ -160,7 +162,10 @@ def _after(items: Iterable[Item], done: int, last: str, journal: Path) -> Iterat
         raise CorpusError(f"{journal}: has {left} more than the source has now; remove the file to begin anew")
 
 
-def _in_order(items: Iterable[Item], pool: Executor, work: Callable[[Recording], Result]) -> Iterator[Item]:
+def _in_order(
+    items: Iterable[Item], pool: Executor, work: Callable[[Recording], Result]
+) -> Generator[Item, None, None]:
+    """The items, a recording as what ``work`` made of it; closing it cancels what has not begun."""
     waiting: deque[Future[Result] | Item] = deque()
     try:
         for item in items:
