@@ -70,6 +70,17 @@ def test_leaks(train, test_split):
     ]
 
 
+def test_a_split_and_its_tasks_are_meant_to_share(train, test_split, tmp_path):
+    tasks = [train.rename(tmp_path / "de.train.jsonl")]
+    for kind in ("st-de", "st-zh-CN", "qa", "meta"):
+        tasks.append(manifest(tmp_path / f"de.train.{kind}.jsonl", *map(json.loads, tasks[0].read_text().splitlines())))
+    assert stats(tasks)["leaks"] == []
+    found = stats([tasks[1], tasks[2], test_split])["leaks"]
+    assert [(leak["what"], Path(leak["in"]).name) for leak in found] == [
+        (what, tasks[i].name) for i in (1, 2) for what in ("audio", "text", "speaker")
+    ]
+
+
 def test_no_leaks(train, tmp_path):
     other = manifest(tmp_path / "dev.jsonl", {"id": "a", "audio": "z.wav", "duration_s": 1})
     found = stats([train, other])

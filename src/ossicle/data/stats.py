@@ -1,7 +1,8 @@
 """`ossicle stats`: what manifests hold, what comes twice, and what leaks from one into another.
 
 Works through a temporary database on disk, so that a manifest of any length fits. The same audio means the same file
-and overlapping segments; two copies of a file are not found out.
+and overlapping segments; two copies of a file are not found out. Manifests of one split (``train.jsonl`` and its tasks
+``train.st-de.jsonl``, ``train.qa.jsonl`` in the same folder) are meant to share, and do not leak into each other.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ QUANTILES = (0, 5, 25, 50, 75, 95, 100)
 """Percent."""
 HISTOGRAM_S = (0, 1, 2, 5, 10, 15, 20, 30, 45, 60, 150)
 """Lower edges of the bins of durations."""
+TASK = re.compile(r"\.(st-[\w-]+|qa|meta)$")
 
 _SCHEMA = """
 PRAGMA cache_size = -65536;
@@ -61,8 +63,15 @@ def stats(manifests: Sequence[Path]) -> dict[str, Any]:
     figures = {name: _figures(database, number) for number, name in enumerate(names)}
     for name, count_unreadable in zip(names, unreadable, strict=True):
         figures[name]["unreadable"] = count_unreadable
-    pairs = combinations(enumerate(names), 2)
-    return {"manifests": figures, "leaks": [leak for a, b in pairs for leak in _leaks(database, a, b)]}
+    pairs = combinations(range(len(names)), 2)
+    apart = ((a, b) for a, b in pairs if split_of(manifests[a]) != split_of(manifests[b]))
+    leaks = [leak for a, b in apart for leak in _leaks(database, (a, names[a]), (b, names[b]))]
+    return {"manifests": figures, "leaks": leaks}
+
+
+def split_of(path: Path) -> Path:
+    """The path without suffix and task: the same for the manifests of one split, as `ossicle prepare` names them."""
+    return path.absolute().with_name(TASK.sub("", path.name.removesuffix(".jsonl")))
 
 
 def plain(text: str) -> str:

@@ -20,7 +20,7 @@ def print_stats(found: Mapping[str, Any], console: Console | None = None) -> Non
     manifests: dict[str, Any] = found["manifests"]
     table = Table("", box=box.SIMPLE)
     for name in _short(manifests):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")
     rows = [_rows(figures) for figures in manifests.values()]
     for title in rows[0]:
         table.add_row(title, *(escape(row[title]) for row in rows))
@@ -30,7 +30,7 @@ def print_stats(found: Mapping[str, Any], console: Console | None = None) -> Non
         text = f"{leak['recordings']} recordings of {leak['of']} share their {leak['what']} with {leak['in']}"
         console.print(f"[yellow]leak:[/] {escape(text)} (first: {escape(leak['first'])})", soft_wrap=True)
     if len(manifests) > 1 and not found["leaks"]:
-        console.print("no leaks: no audio, text or speaker is in two of the manifests")
+        console.print("no leaks: no audio, text or speaker is in two of the splits")
 
 
 def _short(manifests: Mapping[str, Any]) -> list[str]:
