@@ -96,6 +96,13 @@ def test_durations_that_are_not_stated_are_measured(tmp_path):
     assert (found["speech_s"], found["unreadable"], found["duration_s"]["100"]) == (0.5, 1, 0.5)
 
 
+def test_the_same_file_by_another_path(tmp_path):
+    (tmp_path / "lists").mkdir()
+    one = manifest(tmp_path / "one.jsonl", {"id": "a", "audio": "a.wav", "duration_s": 1})
+    two = manifest(tmp_path / "lists/two.jsonl", {"id": "b", "audio": "../a.wav", "duration_s": 1})
+    assert [leak["what"] for leak in stats([one, two])["leaks"]] == ["audio"]
+
+
 def test_the_same_text():
     assert plain("It's  ONE — two!") == "it's one two"
     assert plain("Über-Mut") == "über mut"

@@ -8,6 +8,7 @@ and overlapping segments; two copies of a file are not found out. Manifests of o
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import sqlite3
 from collections.abc import Iterable, Sequence
@@ -71,7 +72,7 @@ def stats(manifests: Sequence[Path]) -> dict[str, Any]:
 
 def split_of(path: Path) -> Path:
     """The path without suffix and task: the same for the manifests of one split, as `ossicle prepare` names them."""
-    return path.absolute().with_name(TASK.sub("", path.name.removesuffix(".jsonl")))
+    return path.resolve().with_name(TASK.sub("", path.name.removesuffix(".jsonl")))
 
 
 def plain(text: str) -> str:
@@ -92,7 +93,7 @@ def _row(manifest: int, sample: Sample, unreadable: list[int]) -> tuple[Any, ...
     return (
         manifest,
         sample.id,
-        str(sample.audio.absolute()),
+        os.path.abspath(sample.audio),  # noqa: PTH100 - "../a.wav" of one manifest may be "a.wav" of another
         sample.start_s,
         None if duration_s is None else sample.start_s + duration_s,
         duration_s,

@@ -220,6 +220,15 @@ def test_the_report_says_what_and_why(speech, tmp_path, capsys):
     assert "all of them: out/dropped.jsonl" in said
 
 
+def test_the_bar_shows_throughput_and_time_left(speech, tmp_path, capsys):
+    with Bar("test corpus", show=True) as bar, ThreadPoolExecutor(2) as pool:
+        write(items(speech, 100), tmp_path / "out", {}, Limits(), pool, bar=bar)
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "test corpus" in shown
+    assert "100% 100 recordings, 0.06 h" in shown
+    assert "/s" in shown
+
+
 def test_unknown_corpora_are_named(tmp_path):
     with pytest.raises(CorpusError, match="there is no corpus 'timit'; there are mustc, gigaspeech, "):
         prepare("timit", tmp_path, tmp_path / "out")

@@ -70,7 +70,7 @@ def _read_split(files: list[Path], split: str, names: list[str], options: Option
     if audio in names and options.audio is None:
         wanted = [audio, *ATTRIBUTES, *(name for name in (*TEXTS, "speaker_id", "id") if name in names)]
         for number, (row, fraction) in enumerate(rows(files, wanted)):
-            yield _item(row, row, audio, f"{split}-{number:08d}", files[0].parent)
+            yield _item(row, row, audio, split, number, files[0].parent)
             yield Reached(fraction)
         return
     if options.audio is None:
@@ -91,12 +91,11 @@ def _joined(files: list[Path], split: str, folder: Path) -> Iterator[Item]:
     wanted = ["audio", *PLACE, *(name for name in (*TEXTS, "speaker_id", "id") if name in names)]
     for number, (row, fraction) in enumerate(rows(speech[split], wanted)):
         found = described.get(_place(row))
-        name = f"{split}-{number:08d}"
         if found is None:
-            yield Dropped(name, "no description", _place(row))
+            yield Dropped(f"{split}-{number:08d}", "no description", _place(row))
         else:
             about = dict(zip(ATTRIBUTES, found.split("\n"), strict=True))
-            yield _item(about, row, "audio", name, speech[split][0].parent)
+            yield _item(about, row, "audio", split, number, speech[split][0].parent)
         yield Reached(0.1 + 0.9 * fraction)
 
 
@@ -104,9 +103,10 @@ def _place(row: Mapping[str, Any]) -> str:
     return f"{row[PLACE[0]]} {float(row[PLACE[1]]):.3f}"
 
 
-def _item(about: Mapping[str, Any], row: Mapping[str, Any], audio: str, name: str, folder: Path) -> Item:
+def _item(about: Mapping[str, Any], row: Mapping[str, Any], audio: str, split: str, number: int, folder: Path) -> Item:
+    """The line of an utterance: ``about`` has its attributes, ``row`` its speech in the column ``audio``."""
     values = [clean(str(about[attribute] or "")) for attribute in ATTRIBUTES]
-    name, split = str(row.get("id") or name), name.rpartition("-")[0]
+    name = str(row.get("id") or f"{split}-{number:08d}")
     if not all(values):
         return Dropped(name, "attribute missing", ATTRIBUTES[values.index("")])
     found = audio_of(row[audio], name, split, folder)

@@ -98,7 +98,8 @@ class Report:
             hours = f"{count.speech_s / 3600:.2f}"
             table.add_row(f"{name}.jsonl", str(count.lines), str(count.recordings), hours)
         if self.already_done:
-            console.print(f"{out}: was done before, nothing to do", highlight=False, markup=False)
+            text = f"{out}: was done before, nothing to do (without {REPORT_NAME} it would be done again)"
+            console.print(text, highlight=False, markup=False, soft_wrap=True)
         console.print(table)
         for name, reason in sorted(self.dropped.items(), key=lambda item: -item[1].count):
             text = f"left out, {name}: {reason.count} (first: {reason.first})"

@@ -8,6 +8,7 @@ Memory does not grow with the corpus: a window of items, and an on-disk set of t
 from __future__ import annotations
 
 import json
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future
@@ -27,6 +28,8 @@ from ossicle.data.manifest import manifest_line
 JOURNAL_NAME = ".prepare.partial"
 WINDOW = 256
 """Items that are read ahead of the one that is written. Some hold their audio, about 0.5 MB each."""
+FLUSH_EVERY_S = 0.5
+"""How much work a killed call can lose, beside what is in the window. After every item would take most of the time."""
 GIVE_UP_AFTER = 1000
 """If that many are dropped before the first one is kept, the folder is the wrong one."""
 
@@ -62,11 +65,13 @@ def write(
     with journal.open("a", encoding="utf-8", newline="\n") as file:
         if not journal.stat().st_size:
             file.write(json.dumps(about) + "\n")
-        kept = done > 0
+        kept, flushed = done > 0, time.monotonic()
         with closing(_in_order(_after(items, done, last, journal), pool, work)) as results:
             for number, result in enumerate(_told(results, bar)):
                 file.write(_entry(result, out) + "\n")
-                file.flush()  # a killed call loses what is in the window, no more
+                if time.monotonic() - flushed > FLUSH_EVERY_S:
+                    file.flush()
+                    flushed = time.monotonic()
                 kept = kept or isinstance(result, Recording)
                 if number + 1 == GIVE_UP_AFTER and not kept:
                     journal.unlink()
