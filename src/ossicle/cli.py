@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ossicle import __version__
+from ossicle import __version__, cli_data
 
 app = typer.Typer(
     name="ossicle",
@@ -154,6 +154,9 @@ def demo(
 def version() -> None:
     """Print the version."""
     print(__version__)
+
+
+cli_data.add_to(app)
 
 
 def _listen(files: list[Path], model: Path, task: str = "", language: str | None = None, *, question: str = "") -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,28 +33,30 @@ class ManifestError(ValueError):
 
 def read_manifest(path: str | Path) -> list[Sample]:
     """The samples in file order; blank lines are ignored. Raises `ManifestError` at the first line that is wrong."""
+    samples: list[Sample] = []
+    line_of_id: dict[str, str] = {}
+    for sample in iterate_manifest(path):
+        number = sample.source.rpartition(":")[2]
+        earlier = line_of_id.setdefault(sample.id, number)
+        if earlier != number:
+            raise ManifestError(f"{sample.source}: id {sample.id!r} is already on line {earlier}; make every id unique")
+        samples.append(sample)
+    return samples
+
+
+def iterate_manifest(path: str | Path) -> Iterator[Sample]:
+    """`read_manifest` in constant memory: one sample at a time, and hence without a check for ids that come twice."""
     path = Path(path)
     if not path.is_file():
         raise ManifestError(f"{path}: there is no such manifest; check the path under data in the configuration")
-    samples: list[Sample] = []
-    line_of_id: dict[str, int] = {}
     # Lines end at \n alone: JSON strings may hold other separators (U+2028). utf-8-sig drops a byte-order mark.
     with path.open(encoding="utf-8-sig", newline="\n") as file:
         try:
             for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                source = f"{path}:{number}"
-                sample = _parse(line, path.parent, source)
-                earlier = line_of_id.setdefault(sample.id, number)
-                if earlier != number:
-                    raise ManifestError(
-                        f"{source}: id {sample.id!r} is already on line {earlier}; make every id unique"
-                    )
-                samples.append(sample)
+                if line.strip():
+                    yield _parse(line, path.parent, f"{path}:{number}")
         except UnicodeDecodeError as error:
             raise ManifestError(f"{path}: is not UTF-8 text ({error.reason}); save it as UTF-8") from error
-    return samples
 
 
 def write_manifest(path: str | Path, samples: Iterable[Sample]) -> None:
@@ -73,6 +75,11 @@ def write_manifest(path: str | Path, samples: Iterable[Sample]) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def manifest_line(sample: Sample, folder: str | Path) -> str:
+    """The line for ``sample``, without its line end, in a manifest that lies in ``folder``."""
+    return _dump(sample, os.path.abspath(folder) + os.sep)  # noqa: PTH100 - Path.resolve would follow links
 
 
 def _parse(line: str, folder: Path, source: str) -> Sample:
