@@ -25,6 +25,8 @@ from ossicle.lab.side_by_side import run_side_by_side
 CHAINS = {"contrastive": "contr-wasser-emb", "asr": "asr", "none": None}
 """Row of the table -> recipe of its stage 1. The longest come first, so that they share the cores."""
 BEST = "contrastive"
+SEED = 1
+"""Of the corpus: other passages than those (seed 0) on which the recipes were chosen."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def run(out: Path, scale: Scale = FULL, *, processes: int | None = None) -> dict
     with _timed(seconds, "corpus", console, "Speaking the corpus (espeak-ng)"):
         from ossicle.lab.corpus import make_corpus
 
-        make_corpus(out / "data", train=scale.train, dev=scale.dev, test=scale.test)
+        make_corpus(out / "data", train=scale.train, dev=scale.dev, test=scale.test, seed=SEED)
     with _timed(seconds, "frames", console, "Encoding it once with the frozen encoder"):
         encode_all(out / "data")
     with _timed(seconds, "training", console, "Training and evaluating three projectors"):
