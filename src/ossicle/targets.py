@@ -38,12 +38,17 @@ Kind = Literal["mean", "tokens"]
 
 
 class FrameCache:
-    """Encoder frames by utterance."""
+    """Encoder frames by utterance. Raises `ValueError` for an encoder of which a part trains."""
 
     def __init__(self, folder: Path, encoder: Encoder) -> None:
+        if encoder.trains:
+            raise ValueError(
+                "data.cache_frames keeps what a frozen encoder puts out, but a part of this one trains "
+                "(model.encoder_layer: mix, model.trainable or model.lora): set data.cache_frames=false"
+            )
         self.encoder = encoder
-        self.folder = folder / f"frames-{encoder.fingerprint}"
-        about = {"encoder": encoder.fingerprint, "values": "frames (T, D)"}
+        self.folder = folder / f"frames-{encoder.fingerprint}{encoder.variant}"
+        about = {"encoder": encoder.fingerprint + encoder.variant, "values": "frames (T, D)"}
         self._store = Store(self.folder, about, shard_rows=SHARD_FRAMES)
 
     def __contains__(self, sample: Sample) -> bool:

@@ -1,15 +1,16 @@
-"""What encoder and LLM have in common: they never train, and a fingerprint of their weights identifies them."""
+"""What encoder and LLM have in common: loaded frozen, known by a fingerprint of their weights, read layer by layer."""
 
 from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 FINGERPRINT_VALUES_PER_TENSOR = 1024
 
@@ -36,6 +37,38 @@ def fingerprint(model: nn.Module) -> str:
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         digest.update(values.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+@contextmanager
+def layer_outputs(layers: nn.ModuleList, wanted: Iterable[int]) -> Iterator[dict[int, Tensor]]:
+    """Collect hidden states while a model runs: k is what the k-th of ``layers`` puts out, 0 what the first reads.
+
+    Not ``output_hidden_states``: transformers sets its hooks once for each model that runs, and would record twice
+    the layers that two of them share (`ossicle.models.llm.LLM` cuts its decoder so). Layers that did not run are
+    missing.
+    """
+    states: dict[int, Tensor] = {}
+
+    def keep(layer: int) -> Callable[..., None]:
+        def hook(module: nn.Module, args: object, output: Any) -> None:
+            states[layer] = output[0] if isinstance(output, tuple) else output
+
+        return hook
+
+    def keep_input(module: nn.Module, args: tuple[Any, ...]) -> None:
+        states[0] = args[0]
+
+    handles = [
+        layers[layer - 1].register_forward_hook(keep(layer))
+        if layer
+        else layers[0].register_forward_pre_hook(keep_input)
+        for layer in wanted
+    ]
+    try:
+        yield states
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 LAB = "lab"

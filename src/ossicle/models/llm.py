@@ -6,8 +6,7 @@ Shape legend: B sequences, L positions, D width, K labelled positions.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from functools import cached_property, partial
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from ossicle.batch import HiddenStates, Sequence
 from ossicle.models import packing
-from ossicle.models.frozen import fingerprint, freeze, quiet_loading
+from ossicle.models.frozen import fingerprint, freeze, layer_outputs, quiet_loading
 
 
 class LLM(nn.Module):
@@ -82,7 +81,7 @@ class LLM(nn.Module):
             return HiddenStates({layer: state[:, 1:] for layer, state in hidden.states.items()}, embeds.mask)
         values = embeds.values.to(self.model.dtype)
         trunk = partial(self._trunk(wanted[-1]), use_cache=False)
-        with _outputs(self.model.base_model.layers, wanted) as states:
+        with layer_outputs(self.model.base_model.layers, (layer for layer in wanted if layer)) as states:
             if self.packs:
                 packed = packing.Packing.of(embeds.mask)
                 states[wanted[-1]] = trunk(
@@ -174,29 +173,6 @@ class LLM(nn.Module):
         )
         texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
         return [text.split("\n")[0].strip() for text in texts]
-
-
-@contextmanager
-def _outputs(decoder_layers: nn.ModuleList, wanted: list[int]) -> Iterator[dict[int, Tensor]]:
-    """Collect what decoder layers put out, by index of the hidden state.
-
-    Not ``output_hidden_states``: transformers sets its hooks once for each decoder that runs, and would record twice
-    the layers that two trunks share.
-    """
-    states: dict[int, Tensor] = {}
-
-    def keep(layer: int) -> Callable[..., None]:
-        def hook(module: nn.Module, args: object, output: Any) -> None:
-            states[layer] = output[0] if isinstance(output, tuple) else output
-
-        return hook
-
-    handles = [decoder_layers[layer - 1].register_forward_hook(keep(layer)) for layer in wanted if layer > 0]
-    try:
-        yield states
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def load_llm(name: str, *, dtype: torch.dtype = torch.float32) -> LLM:

@@ -23,7 +23,8 @@ from ossicle.data.collate import Collator
 from ossicle.data.dataset import Utterance
 from ossicle.data.prompts import Prompter
 from ossicle.losses.contrastive import mean_pool
-from ossicle.models.encoder import Encoder, load_encoder
+from ossicle.models.encoder import Encoder, Layer, load_encoder
+from ossicle.models.front_ends import Context
 from ossicle.models.frozen import resolve
 from ossicle.models.llm import LLM, load_llm
 from ossicle.models.projector import ProjectorConfig, project
@@ -41,7 +42,12 @@ class ModelConfig:
     """Which frozen parts, and the projector between them."""
 
     encoder: str = "lab"
-    """Hub id or folder of a HuBERT, wav2vec 2.0, WavLM or Whisper model; ``lab``: the tiny one in the package."""
+    """Hub id or folder of a HuBERT, wav2vec 2.0, WavLM, Wav2Vec2-BERT, Whisper or Parakeet model; ``lab``: the tiny one
+    in the package."""
+    encoder_layer: Layer = "last"
+    """Hidden state to take: ``last``, k (what layer k puts out), or ``mix``, a learned mix of all of them."""
+    encoder_context: Context = "full"
+    """Whisper's: ``full`` 30 s always, as it was trained; ``audio`` runs on the audio alone: faster, not the same."""
     llm: str = "lab"
     """Hub id or folder of a causal LM with a chat template; ``lab``: the tiny one in the package."""
     projector: ProjectorConfig = ProjectorConfig()
@@ -50,7 +56,12 @@ class ModelConfig:
 
     def build(self) -> SpeechLLM:
         """Load the frozen parts and make a new projector."""
-        encoder = load_encoder(resolve(self.encoder, "encoder"), dtype=getattr(torch, self.encoder_dtype))
+        encoder = load_encoder(
+            resolve(self.encoder, "encoder"),
+            dtype=getattr(torch, self.encoder_dtype),
+            layer=self.encoder_layer,
+            context=self.encoder_context,
+        )
         llm = load_llm(resolve(self.llm, "llm"), dtype=getattr(torch, self.llm_dtype))
         return SpeechLLM(encoder, llm, self)
 

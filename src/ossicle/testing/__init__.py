@@ -17,10 +17,19 @@ import torch
 from ossicle.audio import SAMPLE_RATE_HZ
 from ossicle.batch import Sample
 from ossicle.data.manifest import write_manifest
+from ossicle.testing.encoders import ENCODERS, EncoderFamily, tiny_encoder
 
-EncoderFamily = Literal["hubert", "wav2vec2", "wavlm", "whisper"]
+__all__ = [
+    "ENCODERS",
+    "LLMS",
+    "EncoderFamily",
+    "LLMFamily",
+    "tiny_encoder",
+    "tiny_llm",
+    "tiny_manifest",
+    "tiny_tokenizer",
+]
 LLMFamily = Literal["llama", "qwen2", "mistral"]
-ENCODERS: tuple[EncoderFamily, ...] = ("hubert", "wav2vec2", "wavlm", "whisper")
 LLMS: tuple[LLMFamily, ...] = ("llama", "qwen2", "mistral")
 WORDS = [
     "one",
@@ -47,50 +56,6 @@ CHAT_TEMPLATE = (
     "<s>{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-
-
-def tiny_encoder(folder: Path, family: EncoderFamily = "hubert", *, norm: str = "layer", seed: int = 0) -> Path:
-    """Save a random encoder of width 24; ``norm`` is the front end's, "layer" (large models) or "group" (base)."""
-    import transformers
-
-    torch.manual_seed(seed)
-    if family == "whisper":
-        config = transformers.WhisperConfig(
-            d_model=24,
-            encoder_layers=2,
-            encoder_attention_heads=2,
-            encoder_ffn_dim=32,
-            decoder_layers=1,
-            decoder_attention_heads=2,
-            decoder_ffn_dim=32,
-            vocab_size=64,
-            num_mel_bins=16,
-            pad_token_id=0,
-            bos_token_id=1,
-            eos_token_id=2,
-            decoder_start_token_id=1,
-            max_target_positions=16,
-        )
-        transformers.WhisperModel(config).save_pretrained(folder)
-        transformers.WhisperFeatureExtractor(feature_size=16).save_pretrained(folder)
-        return folder
-    prefix = {"hubert": "Hubert", "wav2vec2": "Wav2Vec2", "wavlm": "WavLM"}[family]
-    large = norm == "layer"
-    config = getattr(transformers, f"{prefix}Config")(
-        hidden_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        conv_dim=(8,) * 7,
-        num_conv_pos_embeddings=8,
-        num_conv_pos_embedding_groups=2,
-        vocab_size=32,
-        feat_extract_norm=norm,
-        do_stable_layer_norm=large,
-    )
-    getattr(transformers, f"{prefix}Model")(config).save_pretrained(folder)
-    transformers.Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=large).save_pretrained(folder)
-    return folder
 
 
 def tiny_llm(folder: Path, family: LLMFamily = "llama", *, layers: int = 2, dim: int = 32, seed: int = 0) -> Path:
