@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ossicle.batch import Sequence
 from ossicle.models.front_ends import Context, ConvFront, FrontEnd, KaldiFront, ParakeetFront, WhisperFront
-from ossicle.models.frozen import fingerprint, freeze, layer_outputs, quiet_loading
+from ossicle.models.frozen import fingerprint, freeze, layer_outputs, quiet_loading, refuse_missing
 
 Layer = Literal["last", "mix"] | int
 CONV_FAMILIES = ("hubert", "wav2vec2", "wavlm")
@@ -173,7 +173,9 @@ def load_encoder(
                 f"{', '.join(FAMILIES)}"
             )
         family = FAMILIES[config.model_type]
-        model = AutoModel.from_pretrained(name, dtype=dtype).get_submodule(family.part)
+        whole, report = AutoModel.from_pretrained(name, dtype=dtype, output_loading_info=True)
+    refuse_missing(name, "encoder", report)
+    model = whole.get_submodule(family.part)
     if config.to_dict().get("add_adapter"):
         model.adapter = None
     front = family.front(model.config, name, context)

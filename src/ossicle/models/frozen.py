@@ -96,6 +96,20 @@ def quiet_loading(name: str) -> Iterator[None]:
         logging.enable_progress_bar()
 
 
+MASK_EMBEDDING = "masked_spec_embed"
+"""What stands in for masked frames in pretraining, which many published encoders lack and no frozen one uses."""
+
+
+def refuse_missing(name: str, part: str, report: dict[str, Any]) -> None:
+    """Raise `ValueError` where transformers, by its ``report``, made up weights that the files of ``name`` lack."""
+    missing = sorted(key for key in report["missing_keys"] if not key.endswith(MASK_EMBEDDING))
+    if missing:
+        raise ValueError(
+            f"model.{part}={name}: the files lack {len(missing)} weights of its architecture, such as {missing[0]}, "
+            "which would be random: check the folder and its config.json"
+        )
+
+
 def resolve(name: str, part: str) -> str:
     """Turn ``lab`` into the folder of the packaged tiny ``part`` (encoder or llm); leave hub ids and folders alone."""
     return str(LAB_WEIGHTS / part) if name == LAB else name

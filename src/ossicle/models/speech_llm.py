@@ -35,6 +35,13 @@ WEIGHTS_FILE, CONFIG_FILE = "projector.safetensors", "ossicle.json"
 IGNORE = -100
 Audio = str | Path | np.ndarray | Tensor
 DType = Literal["float32", "bfloat16", "float16"]
+LLM_PRECISIONS: dict[str, Any] = {
+    "float32": {"dtype": torch.float32},
+    "bfloat16": {"dtype": torch.bfloat16},
+    "float16": {"dtype": torch.float16},
+    "int8": {"dtype": torch.bfloat16, "bits": 8},
+    "int4": {"dtype": torch.bfloat16, "bits": 4},
+}
 
 
 @section
@@ -52,7 +59,8 @@ class ModelConfig:
     """Hub id or folder of a causal LM with a chat template; ``lab``: the tiny one in the package."""
     projector: ProjectorConfig = ProjectorConfig()
     encoder_dtype: DType = "float32"
-    llm_dtype: DType = "float32"
+    llm_dtype: DType | Literal["int8", "int4"] = "float32"
+    """``int8`` and ``int4`` (NF4) store the LLM's weights so with bitsandbytes and compute in bfloat16; GPU only."""
 
     def build(self) -> SpeechLLM:
         """Load the frozen parts and make a new projector."""
@@ -62,7 +70,7 @@ class ModelConfig:
             layer=self.encoder_layer,
             context=self.encoder_context,
         )
-        llm = load_llm(resolve(self.llm, "llm"), dtype=getattr(torch, self.llm_dtype))
+        llm = load_llm(resolve(self.llm, "llm"), **LLM_PRECISIONS[self.llm_dtype])
         return SpeechLLM(encoder, llm, self)
 
 

@@ -8,29 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 import soundfile
-import torch
 
 from ossicle.audio import SAMPLE_RATE_HZ
 from ossicle.batch import Sample
 from ossicle.data.manifest import write_manifest
 from ossicle.testing.encoders import ENCODERS, EncoderFamily, tiny_encoder
+from ossicle.testing.llms import LLMS, LLMFamily, chat_of, tiny_llm, tiny_tokenizer
 
 __all__ = [
     "ENCODERS",
     "LLMS",
     "EncoderFamily",
     "LLMFamily",
+    "chat_of",
     "tiny_encoder",
     "tiny_llm",
     "tiny_manifest",
     "tiny_tokenizer",
 ]
-LLMFamily = Literal["llama", "qwen2", "mistral"]
-LLMS: tuple[LLMFamily, ...] = ("llama", "qwen2", "mistral")
 WORDS = [
     "one",
     "two",
@@ -52,54 +50,6 @@ WORDS = [
     "takes",
     "wants",
 ]
-CHAT_TEMPLATE = (
-    "<s>{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
-
-
-def tiny_llm(folder: Path, family: LLMFamily = "llama", *, layers: int = 2, dim: int = 32, seed: int = 0) -> Path:
-    """Save a random causal LM of width ``dim`` with a byte-level tokenizer and a chat template."""
-    import transformers
-
-    tokenizer = tiny_tokenizer()
-    torch.manual_seed(seed)
-    prefix = {"llama": "Llama", "qwen2": "Qwen2", "mistral": "Mistral"}[family]
-    config = getattr(transformers, f"{prefix}Config")(
-        vocab_size=len(tokenizer),
-        hidden_size=dim,
-        intermediate_size=48,
-        num_hidden_layers=layers,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=2048,
-        tie_word_embeddings=False,
-        pad_token_id=None,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    getattr(transformers, f"{prefix}ForCausalLM")(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-def tiny_tokenizer() -> Any:
-    """A byte-level tokenizer without merges: it spells any text."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate(alphabet)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token="<s>",
-        eos_token="<|end|>",
-        additional_special_tokens=["<|user|>", "<|assistant|>"],
-    )
-    fast.chat_template = CHAT_TEMPLATE
-    return fast
 
 
 def tiny_manifest(folder: Path, count: int = 8, *, tasks: Sequence[str] = (), seed: int = 0) -> Path:
