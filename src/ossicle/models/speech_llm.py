@@ -27,7 +27,7 @@ from ossicle.models.encoder import Encoder, Layer, load_encoder
 from ossicle.models.front_ends import Context
 from ossicle.models.frozen import resolve
 from ossicle.models.llm import LLM, load_llm
-from ossicle.models.projector import ProjectorConfig, project
+from ossicle.models.projector import ProjectorConfig, QFormerConfig, project
 from ossicle.section import section
 from ossicle.targets import TextCache
 
@@ -57,7 +57,7 @@ class ModelConfig:
     """Whisper's: ``full`` 30 s always, as it was trained; ``audio`` runs on the audio alone: faster, not the same."""
     llm: str = "lab"
     """Hub id or folder of a causal LM with a chat template; ``lab``: the tiny one in the package."""
-    projector: ProjectorConfig = ProjectorConfig()
+    projector: ProjectorConfig = QFormerConfig()
     encoder_dtype: DType = "float32"
     llm_dtype: DType | Literal["int8", "int4"] = "float32"
     """``int8`` and ``int4`` (NF4) store the LLM's weights so with bitsandbytes and compute in bfloat16; GPU only."""
