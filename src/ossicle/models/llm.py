@@ -44,6 +44,11 @@ class LLM(nn.Module):
         self._trunks: dict[int, Any] = {}
         self._recomputed: list[nn.Module] = []
 
+    @property
+    def trains(self) -> bool:
+        """Whether any part of it does: its states of texts then change and cannot be cached."""
+        return any(parameter.requires_grad for parameter in self.parameters())
+
     @cached_property
     def embedding_scale(self) -> float:
         """What the LLM multiplies its token embeddings by as it looks them up: sqrt(D) in Gemma, 1 in most.
