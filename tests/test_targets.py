@@ -233,3 +233,18 @@ def test_a_bank_holds_other_texts_only(model, manifest, collate, tmp_path):
     bank = cache.bank(10, [0, 1], bos=False, without=first.text)
     assert sorted(bank[0].sum(1).tolist()) == pytest.approx(sorted(theirs[0].sum(1).tolist()))
     assert cache.bank(2, [0, 1], bos=False, without=first.text).shape == (2, 2, model.llm.dim)
+
+
+def test_each_layer_has_a_cache_of_its_own(folders, dataset, tmp_path):
+    last, first = (FrameCache(tmp_path, load_encoder(str(folders["hubert"]), layer=layer)) for layer in ("last", 1))
+    last.fill(dataset, CPU)
+    first.fill(dataset, CPU)
+    assert last.folder != first.folder
+    assert not torch.equal(last[dataset.samples[0]], first[dataset.samples[0]])
+    # The last of two layers is the same by both names.
+    assert FrameCache(tmp_path, load_encoder(str(folders["hubert"]), layer=2)).folder == last.folder
+
+
+def test_frames_of_an_encoder_that_trains_are_not_cached(folders, tmp_path):
+    with pytest.raises(ValueError, match=r"a part of this one trains .*mix.*: set data\.cache_frames=false"):
+        FrameCache(tmp_path, load_encoder(str(folders["hubert"]), layer="mix"))

@@ -38,12 +38,17 @@ Kind = Literal["mean", "tokens"]
 
 
 class FrameCache:
-    """Encoder frames by utterance."""
+    """Encoder frames by utterance. Raises `ValueError` for an encoder of which a part trains."""
 
     def __init__(self, folder: Path, encoder: Encoder) -> None:
+        if encoder.trains:
+            raise ValueError(
+                "data.cache_frames keeps what a frozen encoder puts out, but a part of this one trains "
+                "(model.encoder_layer: mix, model.trainable or model.lora): set data.cache_frames=false"
+            )
         self.encoder = encoder
-        self.folder = folder / f"frames-{encoder.fingerprint}"
-        about = {"encoder": encoder.fingerprint, "values": "frames (T, D)"}
+        self.folder = folder / f"frames-{encoder.fingerprint}{encoder.variant}"
+        about = {"encoder": encoder.fingerprint + encoder.variant, "values": "frames (T, D)"}
         self._store = Store(self.folder, about, shard_rows=SHARD_FRAMES)
 
     def __contains__(self, sample: Sample) -> bool:
@@ -103,10 +108,15 @@ class TextCache:
 
     Mean-pooled states are kept for all texts. States of single tokens are kept up to ``limit_gb``, those of further
     texts are computed again each time; layer 0 is always a lookup in the embeddings. Values have the precision that
-    they were computed in, so a cache changes no loss.
+    they were computed in, so a cache changes no loss. Raises `ValueError` for an LLM of which a part trains.
     """
 
     def __init__(self, folder: Path, llm: LLM, *, limit_gb: float = 50.0) -> None:
+        if llm.trains:
+            raise ValueError(
+                "data.cache_text keeps the states of a frozen LLM, but a part of this one trains (model.trainable or "
+                "model.lora): set data.cache_text=false"
+            )
         self.folder, self.llm, self.limit_gb = folder, llm, limit_gb
         self._stores: dict[Any, Store] = {}
 

@@ -26,6 +26,7 @@ from ossicle.data.collate import padding_share
 from ossicle.data.loader import Data
 from ossicle.data.prompts import learned_instructions
 from ossicle.models.speech_llm import SpeechLLM
+from ossicle.models.trainable import describe
 from ossicle.objectives import Objective
 from ossicle.targets import TextCache
 from ossicle.tracking import Tracker, mean, write_provenance
@@ -236,10 +237,14 @@ def _differences(old: object, new: object, path: str = "") -> list[str]:
 def _summary(config: Config, model: SpeechLLM, data: Data, steps: int, start: int) -> str:
     count = sum(parameter.numel() for parameter in checkpoint.trainable(model))
     resumed = f", resumed at {start}" if start else ""
-    return (
+    projector = sum(parameter.numel() for parameter in model.projector.parameters())
+    lines = [
         f"{config.folder}: {len(data.sampler.durations_s)} utterances ({data.hours:.2f} h), {steps} steps{resumed}, "
-        f"{count / 1e6:.2f} M parameters train ({config.model.encoder} -> {config.model.llm})"
-    )
+        f"{count / 1e6:.2f} M parameters train ({config.model.encoder} -> {config.model.llm})",
+        f"projector ({config.model.projector.name}): {projector:,} parameters, {model.token_rate_hz:.1f} tokens/s",
+        *describe(model),
+    ]
+    return "\n  trains: ".join(lines)
 
 
 def _finish(config: Config, model: SpeechLLM, trainer: Trainer, tracker: Tracker, *, done: bool) -> None:

@@ -232,8 +232,10 @@ def test_sampling_follows_the_temperature(llama):
 
 
 def test_embedding_scale(llm):
-    weight = llm.model.get_input_embeddings().weight
-    assert llm.embedding_rms == pytest.approx(weight.square().mean().sqrt().item())
+    read = llm.embed(torch.arange(llm.model.config.vocab_size))
+    assert llm.embedding_scale == pytest.approx(32**0.5 if "gemma" in llm.name else 1.0)
+    assert llm.embedding_rms == pytest.approx(read.square().mean().sqrt().item())
+    torch.testing.assert_close(llm.embedding_mean, read.mean(0))
 
 
 def test_an_llm_without_a_chat_template_is_refused(tmp_path):

@@ -21,7 +21,8 @@ from ossicle.batch import Skipped, Utterance
 from ossicle.data.align import TokenSpans, ctc_align, frames_needed
 from ossicle.data.collate import pad
 from ossicle.data.words import WordTime, spoken_words, without_punctuation
-from ossicle.models.encoder import CONV_FAMILIES, ConvEncoder
+from ossicle.models.encoder import CONV_FAMILIES, FAMILIES, Encoder
+from ossicle.models.front_ends import ConvFront
 from ossicle.models.frozen import LAB, fingerprint, freeze, quiet_loading, resolve
 
 MAX_MARGIN_S = 0.1
@@ -96,7 +97,9 @@ class Aligner:
     """A frozen CTC model and its spelling; ``source`` names it, down to its weights."""
 
     def __init__(self, model: Any, tokenizer: Any, *, normalise: bool, name: str) -> None:
-        self.encoder = ConvEncoder(model.base_model, name=name, normalise=normalise)
+        family = FAMILIES[model.config.model_type]
+        front = ConvFront(model.config, normalise=normalise)
+        self.encoder = Encoder(model.base_model, front, name=name, layers=family.layers)
         self.head = freeze(model.lm_head)
         self.source = f"ctc:{name}@{fingerprint(model)[:8]}"
         self.blank: int = model.config.pad_token_id

@@ -51,6 +51,9 @@ LANGUAGE_NAMES = {
     "zh": "Chinese",
     "zh-CN": "Chinese",
 }
+TEMPLATE_OPTIONS = {"enable_thinking": False, "date_string": "26 Jul 2024"}
+"""What templates may ask for. Qwen3 and SmolLM3 would else think before they answer, which no answer in the data does;
+Llama 3 would write the date of the day into the prompt, so that a model is never asked as it was trained."""
 _SPEECH, _INSTRUCTION, _ANSWER = "{speech}", "{instruction}", "{answer}"
 
 
@@ -70,8 +73,9 @@ class ChatTemplate:
         Raises `ValueError` where the template has no generation prompt or changes the content of a message.
         """
         user = {"role": "user", "content": f"{_SPEECH} {_INSTRUCTION}"}
-        prompt = tokenizer.apply_chat_template([user], tokenize=False, add_generation_prompt=True)
-        whole = tokenizer.apply_chat_template([user, {"role": "assistant", "content": _ANSWER}], tokenize=False)
+        prompt = tokenizer.apply_chat_template([user], tokenize=False, add_generation_prompt=True, **TEMPLATE_OPTIONS)
+        both = [user, {"role": "assistant", "content": _ANSWER}]
+        whole = tokenizer.apply_chat_template(both, tokenize=False, **TEMPLATE_OPTIONS)
         if _SPEECH not in prompt or _INSTRUCTION not in prompt or _ANSWER not in whole:
             raise ValueError(f"the chat template of {tokenizer.name_or_path} does not keep the content of messages")
         before, rest = prompt.split(_SPEECH)

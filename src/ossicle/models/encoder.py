@@ -1,152 +1,200 @@
-"""The frozen speech encoder: any HuBERT, wav2vec 2.0, WavLM or Whisper encoder of Hugging Face transformers.
+"""The speech encoder: any HuBERT, wav2vec 2.0, WavLM, Wav2Vec2-BERT, Whisper or Parakeet of Hugging Face transformers.
 
-Waveforms in, frames out, without gradients. Every encoder has the attributes ``dim`` (width of a frame),
-``frame_rate_hz`` (frames a second), ``name`` (where the weights came from) and ``fingerprint``.
+Waveforms in, frames out, without gradients unless a part of it trains.
 
-Shape legend: B utterances, S audio samples, C chunks of 30 s, T frames, D width.
+Shape legend: B utterances, S audio samples, T frames, D width, N transformer layers.
 """
 
 from __future__ import annotations
 
 import json
-import math
+from collections.abc import Callable
+from collections.abc import Sequence as Many
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ossicle.audio import SAMPLE_RATE_HZ
 from ossicle.batch import Sequence
-from ossicle.models.frozen import fingerprint, freeze, quiet_loading
+from ossicle.models.front_ends import Context, ConvFront, FrontEnd, KaldiFront, ParakeetFront, WhisperFront
+from ossicle.models.frozen import fingerprint, freeze, layer_outputs, quiet_loading, refuse_missing
 
-WAVEFORM_VARIANCE_EPS = 1e-7
+Layer = Literal["last", "mix"] | int
 CONV_FAMILIES = ("hubert", "wav2vec2", "wavlm")
 
 
-class ConvEncoder(nn.Module):
-    """HuBERT, wav2vec 2.0 and WavLM: a convolutional front end on the waveform.
+class Encoder(nn.Module):
+    """A speech encoder and the hidden state that is taken from it.
 
-    Large models ("layer" norm in the front end) take waveforms of zero mean and unit variance and an attention mask;
-    base models ("group" norm) want zero padding and no mask, as transformers documents. Frame masks come from the
-    strides of the convolutions either way.
+    ``layer`` is ``last`` (after the final norm, where the model has one), k (what the k-th of N layers puts out; 0 is
+    what the first reads, N is ``last``), or ``mix``, a learned sum of all N + 1. Layers above the k-th are thrown away.
+
+    Attributes: ``dim`` (width of a frame), ``frame_rate_hz``, ``pads_exactly`` (whether an utterance's frames are the
+    same in any batch), ``name`` (where the weights came from), ``fingerprint``, ``num_layers``.
     """
 
-    def __init__(self, model: nn.Module, *, name: str, normalise: bool) -> None:
+    def __init__(self, model: Any, front: FrontEnd, *, name: str, layers: str, layer: Layer = "last") -> None:
         super().__init__()
-        config: Any = model.config
-        self.model: Any = freeze(model)
-        self.name, self.dim = name, config.hidden_size
         self.fingerprint = fingerprint(model)
-        self.frame_rate_hz = SAMPLE_RATE_HZ / math.prod(config.conv_stride)
-        self.normalise = normalise
-        self.takes_mask = config.feat_extract_norm == "layer"
-        self.convs = list(zip(config.conv_kernel, config.conv_stride, strict=True))
-        self.receptive_field = _receptive_field(self.convs)
+        self.model: Any = freeze(model)
+        self.front: Any = front
+        self.name = name
+        self.dim: int = model.config.hidden_size
+        self.frame_rate_hz, self.pads_exactly = front.frame_rate_hz, front.pads_exactly
+        stack: Any = model.get_submodule(layers)
+        self.num_layers = len(stack)
+        if isinstance(layer, int) and not 0 <= layer <= self.num_layers:
+            raise ValueError(f"model.encoder_layer={layer}: {name} has hidden states 0..{self.num_layers}")
+        self.layer: Layer = "last" if layer == self.num_layers else layer
+        if isinstance(self.layer, int):
+            parent, _, attribute = layers.rpartition(".")
+            stack = stack[: max(1, self.layer)]
+            setattr(self.model.get_submodule(parent), attribute, stack)
+        self._stack = [stack]  # in a list, so that it is not a second name of the same parameters
+        self.mix = LayerMix(self.num_layers + 1) if layer == "mix" else None
 
-    def frame_lengths(self, sample_lengths: Tensor) -> Tensor:
-        """How many frames waveforms of ``sample_lengths`` (B,) samples have; 0 below the receptive field."""
-        lengths = sample_lengths
-        for kernel, stride in self.convs:
-            lengths = torch.div(lengths - kernel, stride, rounding_mode="floor") + 1
-        return lengths.clamp(min=0)
+    @property
+    def trains(self) -> bool:
+        """Whether any part of it does: its frames then change and cannot be cached."""
+        return any(parameter.requires_grad for parameter in self.parameters())
 
-    @torch.no_grad()
+    @property
+    def variant(self) -> str:
+        """What of its frames the fingerprint does not tell: empty for the last hidden state of the whole context."""
+        layer = "" if self.layer == "last" else f"-layer-{self.layer}"
+        cut = isinstance(self.front, WhisperFront) and self.front.context != "full"
+        return f"{layer}-short" if cut else layer
+
     def forward(self, waveforms: Sequence) -> Sequence:
         """Encode ``waveforms`` (B, S) to frames (B, T, D)."""
-        values, mask = waveforms.values, waveforms.mask
-        if self.normalise:
-            values = normalise_waveforms(values, mask)
-        short = self.receptive_field - values.shape[1]
-        if short > 0:
-            values, mask = F.pad(values, (0, short)), F.pad(mask, (0, short))
-        # transformers fails on a mask that leaves no whole frame; such an utterance has no valid frame below either.
-        attended = mask | (torch.arange(mask.shape[1], device=mask.device) < self.receptive_field)
-        attention_mask = attended.long() if self.takes_mask else None
-        frames = self.model(values.to(self.model.dtype), attention_mask=attention_mask).last_hidden_state
-        lengths = self.frame_lengths(waveforms.mask.sum(1))
-        frame_mask = torch.arange(frames.shape[1], device=frames.device) < lengths[:, None]
+        with torch.no_grad():
+            features = self.front(waveforms, self.model.dtype)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains):
+            frames = self._hidden_state(features.tensors)
+            if features.chunks is not None:
+                rows = frames.new_zeros(*features.chunks.shape, *frames.shape[1:])  # (B, C, T, D)
+                rows[features.chunks] = frames
+                frames = rows.flatten(1, 2)
+        frames = frames[:, : max(1, int(features.lengths.max()))]
+        frame_mask = torch.arange(frames.shape[1], device=frames.device) < features.lengths[:, None]
         return Sequence(frames, frame_mask)
 
+    def _hidden_state(self, tensors: dict[str, Tensor]) -> Tensor:
+        if self.layer == "last":
+            return self.front.run(self.model, tensors)
+        deepest = self.num_layers if self.layer == "mix" else int(self.layer)
+        every = self.layer == "mix" or self.model.training
+        with layer_outputs(self._stack[0], range(deepest + 1) if every else [deepest]) as states:
+            last = self.front.run(self.model, tensors)
+        if self.mix is not None:
+            states[self.num_layers] = last
+        # In train mode transformers drops whole layers at random: such a layer hands its input on.
+        for layer in range(deepest + 1) if every else ():
+            states.setdefault(layer, states[max(layer - 1, 0)])
+        return self.mix([states[layer] for layer in range(deepest + 1)]) if self.mix is not None else states[deepest]
 
-class WhisperEncoder(nn.Module):
-    """Whisper's encoder sees exactly 30 s; longer audio is cut into chunks of 30 s and joined again."""
 
-    def __init__(self, model: nn.Module, extractor: Any, *, name: str) -> None:
+class LayerMix(nn.Module):
+    """A learned softmax mix of hidden states, equal shares at the start.
+
+    Each state is normalised over its width first, so that a share means what it says: the deep states of pre-norm
+    models are far larger than the others.
+    """
+
+    def __init__(self, count: int) -> None:
         super().__init__()
-        config: Any = model.config
-        self.model: Any = freeze(model)
-        self.name, self.dim = name, config.d_model
-        self.fingerprint = fingerprint(model)
-        self.extractor = extractor
-        self.hop = extractor.hop_length * 2  # the second convolution has stride 2
-        self.frame_rate_hz = SAMPLE_RATE_HZ / self.hop
-        self.chunk_samples = config.max_source_positions * self.hop
+        self.weights = nn.Parameter(torch.zeros(count))
 
-    @torch.no_grad()
-    def forward(self, waveforms: Sequence) -> Sequence:
-        """Encode ``waveforms`` (B, S) to frames (B, T, D)."""
-        batch, length = waveforms.values.shape
-        chunks = F.pad(waveforms.values, (0, -length % self.chunk_samples)).unflatten(1, (-1, self.chunk_samples))
-        features = self.extractor(
-            list(chunks.flatten(0, 1).cpu().numpy()),  # B * C waveforms of 30 s
-            sampling_rate=SAMPLE_RATE_HZ,
-            padding="max_length",
-            max_length=self.chunk_samples,
-            return_tensors="pt",
-        ).input_features
-        features = features.to(waveforms.values.device, self.model.dtype)
-        frames = self.model(features).last_hidden_state.unflatten(0, (batch, -1)).flatten(1, 2)  # (B, C * 1500, D)
-        lengths = -(-waveforms.mask.sum(1) // self.hop)
-        longest = int(lengths.max())
-        frame_mask = torch.arange(longest, device=frames.device) < lengths[:, None]
-        return Sequence(frames[:, :longest], frame_mask)
+    def forward(self, states: Many[Tensor]) -> Tensor:
+        """Mix ``states``, each (B, T, D): (B, T, D) float32."""
+        mixed = torch.zeros_like(states[0], dtype=torch.float32)
+        for share, state in zip(self.weights.softmax(0), states, strict=True):
+            mixed = mixed + share * F.layer_norm(state.float(), state.shape[-1:])
+        return mixed
 
 
-Encoder = ConvEncoder | WhisperEncoder
+@dataclass(frozen=True)
+class Family:
+    """What is special about the encoders of one ``model_type``."""
+
+    layers: str
+    """Where the transformer layers are in the encoder."""
+    front: Callable[[Any, str, Context], FrontEnd]
+    """(configuration of the encoder, name, context) -> front end."""
+    part: str = ""
+    """Where the encoder is in the model that transformers loads."""
 
 
-def normalise_waveforms(values: Tensor, mask: Tensor) -> Tensor:
-    """Give each waveform (B, S) zero mean and unit variance over its valid samples; padding becomes zero."""
-    count = mask.sum(1, keepdim=True).clamp(min=1)
-    mean = (values * mask).sum(1, keepdim=True) / count
-    centred = (values - mean) * mask
-    variance = centred.square().sum(1, keepdim=True) / count
-    return centred / (variance + WAVEFORM_VARIANCE_EPS).sqrt()
+def _conv(config: Any, name: str, context: Context) -> FrontEnd:
+    return ConvFront(config, normalise=_does_normalise(name, default=config.feat_extract_norm == "layer"))
 
 
-def load_encoder(name: str, *, dtype: torch.dtype = torch.float32) -> Encoder:
-    """Load an encoder from a hub id or a folder. Raises `ValueError` for a family that is not supported."""
-    from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
+def _kaldi(config: Any, name: str, context: Context) -> FrontEnd:
+    return KaldiFront(_extractor(name))
+
+
+def _whisper(config: Any, name: str, context: Context) -> FrontEnd:
+    return WhisperFront(_extractor(name), config, context=context)
+
+
+def _parakeet(config: Any, name: str, context: Context) -> FrontEnd:
+    return ParakeetFront(_extractor(name), config)
+
+
+FAMILIES: dict[str, Family] = {
+    **dict.fromkeys(CONV_FAMILIES, Family("encoder.layers", _conv)),
+    "wav2vec2-bert": Family("encoder.layers", _kaldi),
+    "whisper": Family("layers", _whisper, part="encoder"),
+    "parakeet_encoder": Family("layers", _parakeet),
+    "parakeet_ctc": Family("layers", _parakeet, part="encoder"),
+    "parakeet_tdt": Family("layers", _parakeet, part="encoder"),
+}
+"""Every encoder that Ossicle knows, by transformers' ``model_type``."""
+
+
+def load_encoder(
+    name: str, *, dtype: torch.dtype = torch.float32, layer: Layer = "last", context: Context = "full"
+) -> Encoder:
+    """Load an encoder from a hub id or a folder; ``context`` is Whisper's (`WhisperFront`).
+
+    Raises `ValueError` for a family that is not supported or a layer that is not there. The adapter that some
+    fine-tuned wav2vec 2.0 models have behind their layers, which shortens the frames for CTC, is left out.
+    """
+    from transformers import AutoConfig, AutoModel
 
     with quiet_loading(name):
         config = AutoConfig.from_pretrained(name)
-        if config.model_type == "whisper":
-            model = AutoModel.from_pretrained(name, dtype=dtype).get_encoder()
-            return WhisperEncoder(model, AutoFeatureExtractor.from_pretrained(name), name=name)
-        if config.model_type in CONV_FAMILIES:
-            model = AutoModel.from_pretrained(name, dtype=dtype)
-            return ConvEncoder(
-                model, name=name, normalise=_does_normalise(name, default=config.feat_extract_norm == "layer")
+        if config.model_type not in FAMILIES:
+            raise ValueError(
+                f"model.encoder={name}: '{config.model_type}' is not a supported encoder; use one of "
+                f"{', '.join(FAMILIES)}"
             )
-    raise ValueError(
-        f"model.encoder={name}: '{config.model_type}' is not a supported encoder; "
-        f"use one of {', '.join(CONV_FAMILIES)} or whisper"
-    )
+        family = FAMILIES[config.model_type]
+        whole, report = AutoModel.from_pretrained(name, dtype=dtype, output_loading_info=True)
+    refuse_missing(name, "encoder", report)
+    model = whole.get_submodule(family.part)
+    if config.to_dict().get("add_adapter"):
+        model.adapter = None
+    front = family.front(model.config, name, context)
+    return Encoder(model, front, name=name, layers=family.layers, layer=layer)
+
+
+def _extractor(name: str) -> Any:
+    from transformers import AutoFeatureExtractor
+
+    return AutoFeatureExtractor.from_pretrained(name)
 
 
 def _does_normalise(name: str, *, default: bool) -> bool:
     """Read ``do_normalize`` from the preprocessor's file; models saved without one follow their front end."""
     from transformers.utils import cached_file
 
-    found = cached_file(name, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
-    return bool(json.loads(Path(found).read_text()).get("do_normalize", default)) if found else default
-
-
-def _receptive_field(convs: list[tuple[int, int]]) -> int:
-    """Samples that one frame sees (400 for the standard front end)."""
-    samples = 1
-    for kernel, stride in reversed(convs):
-        samples = (samples - 1) * stride + kernel
-    return samples
+    for file, section in (("preprocessor_config.json", None), ("processor_config.json", "feature_extractor")):
+        found = cached_file(name, file, _raise_exceptions_for_missing_entries=False)
+        if found:
+            written = json.loads(Path(found).read_text())
+            return bool((written.get(section, {}) if section else written).get("do_normalize", default))
+    return default

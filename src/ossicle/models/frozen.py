@@ -1,15 +1,16 @@
-"""What encoder and LLM have in common: they never train, and a fingerprint of their weights identifies them."""
+"""What encoder and LLM have in common: loaded frozen, known by a fingerprint of their weights, read layer by layer."""
 
 from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 FINGERPRINT_VALUES_PER_TENSOR = 1024
 
@@ -38,6 +39,38 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
+@contextmanager
+def layer_outputs(layers: nn.ModuleList, wanted: Iterable[int]) -> Iterator[dict[int, Tensor]]:
+    """Collect hidden states while a model runs: k is what the k-th of ``layers`` puts out, 0 what the first reads.
+
+    Not ``output_hidden_states``: transformers sets its hooks once for each model that runs, and would record twice
+    the layers that two of them share (`ossicle.models.llm.LLM` cuts its decoder so). Layers that did not run are
+    missing.
+    """
+    states: dict[int, Tensor] = {}
+
+    def keep(layer: int) -> Callable[..., None]:
+        def hook(module: nn.Module, args: object, output: Any) -> None:
+            states[layer] = output[0] if isinstance(output, tuple) else output
+
+        return hook
+
+    def keep_input(module: nn.Module, args: tuple[Any, ...]) -> None:
+        states[0] = args[0]
+
+    handles = [
+        layers[layer - 1].register_forward_hook(keep(layer))
+        if layer
+        else layers[0].register_forward_pre_hook(keep_input)
+        for layer in wanted
+    ]
+    try:
+        yield states
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 LAB = "lab"
 LAB_WEIGHTS = Path(__file__).parent.parent / "lab" / "weights"
 
@@ -61,6 +94,20 @@ def quiet_loading(name: str) -> Iterator[None]:
     finally:
         logging.set_verbosity(verbosity)
         logging.enable_progress_bar()
+
+
+MASK_EMBEDDING = "masked_spec_embed"
+"""What stands in for masked frames in pretraining, which many published encoders lack and no frozen one uses."""
+
+
+def refuse_missing(name: str, part: str, report: dict[str, Any]) -> None:
+    """Raise `ValueError` where transformers, by its ``report``, made up weights that the files of ``name`` lack."""
+    missing = sorted(key for key in report["missing_keys"] if not key.endswith(MASK_EMBEDDING))
+    if missing:
+        raise ValueError(
+            f"model.{part}={name}: the files lack {len(missing)} weights of its architecture, such as {missing[0]}, "
+            "which would be random: check the folder and its config.json"
+        )
 
 
 def resolve(name: str, part: str) -> str:

@@ -6,17 +6,21 @@ Shape legend: B sequences, L positions, D width, K labelled positions.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ossicle.batch import HiddenStates, Sequence
+from ossicle.data.prompts import ChatTemplate
 from ossicle.models import packing
-from ossicle.models.frozen import fingerprint, freeze, quiet_loading
+from ossicle.models.frozen import fingerprint, freeze, layer_outputs, quiet_loading, refuse_missing
+
+SCALE_TOKENS = 64
+"""Token embeddings that are looked up to see whether the LLM scales them."""
+Bits = Literal[4, 8]
 
 
 class LLM(nn.Module):
@@ -36,19 +40,35 @@ class LLM(nn.Module):
         if self.packs:
             packing.register()
             model.set_attn_implementation(packing.ATTENTION)
+        self._logit_cap: float | None = model.config.to_dict().get("final_logit_softcapping")
         self._trunks: dict[int, Any] = {}
         self._recomputed: list[nn.Module] = []
 
+    @property
+    def trains(self) -> bool:
+        """Whether any part of it does: its states of texts then change and cannot be cached."""
+        return any(parameter.requires_grad for parameter in self.parameters())
+
+    @cached_property
+    def embedding_scale(self) -> float:
+        """What the LLM multiplies its token embeddings by as it looks them up: sqrt(D) in Gemma, 1 in most.
+
+        `embed` has it applied, as vectors that replace tokens must have: no LLM scales them again.
+        """
+        weight = self.model.get_input_embeddings().weight[:SCALE_TOKENS].detach()
+        read = self.embed(torch.arange(len(weight), device=weight.device)).detach()
+        return float(read.float().norm() / weight.float().norm())
+
     @cached_property
     def embedding_rms(self) -> float:
-        """Root mean square of the token embeddings: the scale that the LLM expects of its input vectors."""
+        """Root mean square of the token embeddings as looked up: the scale that the LLM expects of its input."""
         weight = self.model.get_input_embeddings().weight
-        return float(weight.detach().float().square().mean().sqrt())
+        return self.embedding_scale * float(weight.detach().float().square().mean().sqrt())
 
     @cached_property
     def embedding_mean(self) -> Tensor:
-        """Mean of the token embeddings (D,): what they have in common."""
-        return self.model.get_input_embeddings().weight.detach().float().mean(0)
+        """Mean of the token embeddings as looked up (D,): what they have in common."""
+        return self.embedding_scale * self.model.get_input_embeddings().weight.detach().float().mean(0)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Look up ``ids`` (B, L): (B, L, D)."""
@@ -82,7 +102,7 @@ class LLM(nn.Module):
             return HiddenStates({layer: state[:, 1:] for layer, state in hidden.states.items()}, embeds.mask)
         values = embeds.values.to(self.model.dtype)
         trunk = partial(self._trunk(wanted[-1]), use_cache=False)
-        with _outputs(self.model.base_model.layers, wanted) as states:
+        with layer_outputs(self.model.base_model.layers, (layer for layer in wanted if layer)) as states:
             if self.packs:
                 packed = packing.Packing.of(embeds.mask)
                 states[wanted[-1]] = trunk(
@@ -125,7 +145,8 @@ class LLM(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits (K, vocabulary) of final hidden states (K, D): the head runs on the positions that need it only."""
-        return self.model.get_output_embeddings()(hidden)
+        logits: Tensor = self.model.get_output_embeddings()(hidden)
+        return logits if self._logit_cap is None else self._logit_cap * torch.tanh(logits / self._logit_cap)
 
     def _trunk(self, depth: int) -> Any:
         """The decoder cut after ``depth`` layers; it shares every weight with the whole one."""
@@ -151,10 +172,15 @@ class LLM(nn.Module):
 
     @cached_property
     def end_ids(self) -> set[int]:
-        """Ids of end of turn and end of sequence, from the generation config and the tokenizer."""
+        """Ids of end of turn and end of sequence, from the chat template, the generation config and the tokenizer.
+
+        The template has a say because Gemma and Phi end a turn with another token than the tokenizer's end of sequence.
+        """
         configured = self.model.generation_config.eos_token_id
-        ids = configured if isinstance(configured, list) else [configured]
-        return {i for i in [*ids, self.tokenizer.eos_token_id] if i is not None}
+        ids = [*(configured if isinstance(configured, list) else [configured]), self.tokenizer.eos_token_id]
+        special = {i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        end = self.tokenizer(ChatTemplate.of(self.tokenizer).end, add_special_tokens=False).input_ids
+        return {i for i in [*ids, *[i for i in end if i in special][:1]] if i is not None}
 
     @torch.no_grad()
     def generate(
@@ -176,35 +202,51 @@ class LLM(nn.Module):
         return [text.split("\n")[0].strip() for text in texts]
 
 
-@contextmanager
-def _outputs(decoder_layers: nn.ModuleList, wanted: list[int]) -> Iterator[dict[int, Tensor]]:
-    """Collect what decoder layers put out, by index of the hidden state.
+def load_llm(name: str, *, dtype: torch.dtype = torch.float32, bits: Bits | None = None) -> LLM:
+    """Load an LLM and its tokenizer from a hub id or a folder; ``bits`` stores its weights in so many (GPU only).
 
-    Not ``output_hidden_states``: transformers sets its hooks once for each decoder that runs, and would record twice
-    the layers that two trunks share.
+    Of a model that also sees images (Gemma 3, Mistral Small) only the language model is loaded. Raises `ValueError`
+    where it has no chat template, and where ``bits`` cannot be had.
     """
-    states: dict[int, Tensor] = {}
-
-    def keep(layer: int) -> Callable[..., None]:
-        def hook(module: nn.Module, args: object, output: Any) -> None:
-            states[layer] = output[0] if isinstance(output, tuple) else output
-
-        return hook
-
-    handles = [decoder_layers[layer - 1].register_forward_hook(keep(layer)) for layer in wanted if layer > 0]
-    try:
-        yield states
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def load_llm(name: str, *, dtype: torch.dtype = torch.float32) -> LLM:
-    """Load an LLM and its tokenizer from a hub id or a folder. Raises `ValueError` where it has no chat template."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(name)
     if tokenizer.chat_template is None:
         raise ValueError(f"model.llm={name} has no chat template; use an instruction-tuned model")
+    options = {} if bits is None else _quantised(bits, dtype)
     with quiet_loading(name):
-        return LLM(AutoModelForCausalLM.from_pretrained(name, dtype=dtype), tokenizer, name=name)
+        model, report = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, output_loading_info=True, **options)
+    refuse_missing(name, "llm", report)
+    return LLM(_language_model(model), tokenizer, name=name)
+
+
+def _language_model(model: Any) -> Any:
+    """The causal language model in ``model``, which may see images too."""
+    from transformers import AutoModelForCausalLM
+
+    config = model.config.get_text_config()
+    if config is model.config:
+        return model
+    with torch.device("meta"):
+        alone = AutoModelForCausalLM.from_config(config)
+    alone.model, alone.lm_head = model.model.language_model, model.lm_head
+    alone.generation_config = model.generation_config
+    return alone
+
+
+def _quantised(bits: Bits, dtype: torch.dtype) -> dict[str, Any]:
+    """Arguments for loading with bitsandbytes, onto the GPU of this process."""
+    from importlib.util import find_spec
+
+    from transformers import BitsAndBytesConfig
+
+    if not torch.cuda.is_available():
+        raise ValueError(f"model.llm_dtype=int{bits} needs an NVIDIA GPU: set model.llm_dtype=bfloat16")
+    if find_spec("bitsandbytes") is None:
+        raise ValueError(f"model.llm_dtype=int{bits} needs bitsandbytes: pip install 'ossicle[quantised]'")
+    stored = (
+        BitsAndBytesConfig(load_in_8bit=True)
+        if bits == 8
+        else BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype, bnb_4bit_quant_type="nf4")
+    )
+    return {"quantization_config": stored, "device_map": {"": torch.cuda.current_device()}}

@@ -83,8 +83,8 @@ def _window_mask(length: int, window: int, device: torch.device) -> Tensor:
 
 def can_pack(model: Any) -> bool:
     """Whether ``model`` takes its attention from transformers' interface and uses nothing that `attention` lacks."""
-    config = model.config
-    caps = [getattr(config, name, None) for name in ("attn_logit_softcapping", "use_bidirectional_attention")]
+    config = model.config.to_dict()
+    caps = [config.get(name) for name in ("attn_logit_softcapping", "use_bidirectional_attention")]
     return bool(model._supports_attention_backend) and not any(caps)
 
 

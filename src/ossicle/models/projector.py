@@ -6,15 +6,16 @@ window, M = Q * ceil(T / W) speech tokens, D width of the Q-Former.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 from torch import Tensor, nn
 
 from ossicle.batch import Sequence
 from ossicle.models.attention import attend
+from ossicle.models.frame_projectors import ConvConfig, LinearConfig, MLPConfig, match_output
 from ossicle.section import section
 
 BERT_NORM_EPS = 1e-12
@@ -103,17 +104,10 @@ class QFormerProjector(nn.Module):
         if self.positions is not None:
             nn.init.normal_(self.positions, std=POSITION_INIT_STD)
 
-    @torch.no_grad()
-    def match_embeddings(self, rms: float, mean: Tensor | None = None) -> None:
-        """Let the output start like the LLM's token embeddings: with their root mean square ``rms`` and ``mean`` (D,).
-
-        The last layer norm hands unit-variance features to the output layer, so the weights' scale decides the spread.
-        Token embeddings often share a large common vector, which the projector would otherwise have to learn first.
-        """
-        common = 0.0 if mean is None else float(mean.square().mean())
-        nn.init.normal_(self.out.weight, std=max(rms**2 - common, 0.0) ** 0.5 / self.out.in_features**0.5)
-        if mean is not None:
-            self.out.bias.copy_(mean)
+    @property
+    def frames_per_token(self) -> float:
+        """Encoder frames for each token."""
+        return self.window / self.num_queries
 
     def num_tokens(self, num_frames: int) -> int:
         """How many speech tokens ``num_frames`` frames become."""
@@ -174,11 +168,23 @@ class QFormerConfig:
         window = max(1, round(self.window_s * frame_rate_hz))
         projector = QFormerProjector(in_dim, out_dim, self, window=window)
         if self.match_embedding_rms:
-            projector.match_embeddings(embedding_rms, embedding_mean)
+            match_output(projector.out, embedding_rms, embedding_mean)
         return projector
 
 
-ProjectorConfig = QFormerConfig
+def name(settings: Any) -> str:
+    """Which projector ``settings`` are about: the paper's where they do not say."""
+    return str(settings.get("name", "qformer") if isinstance(settings, dict) else settings.name)
+
+
+ProjectorConfig = Annotated[
+    Annotated[QFormerConfig, Tag("qformer")]
+    | Annotated[MLPConfig, Tag("mlp")]
+    | Annotated[ConvConfig, Tag("conv")]
+    | Annotated[LinearConfig, Tag("linear")],
+    Discriminator(name),
+]
+"""Every projector that a recipe can name: a new one is added here."""
 
 
 def project(projector: nn.Module, frames: Sequence) -> Sequence:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -23,17 +23,27 @@ from ossicle.data.collate import Collator
 from ossicle.data.dataset import Utterance
 from ossicle.data.prompts import Prompter
 from ossicle.losses.contrastive import mean_pool
-from ossicle.models.encoder import Encoder, load_encoder
+from ossicle.models.encoder import Encoder, Layer, load_encoder
+from ossicle.models.front_ends import Context
 from ossicle.models.frozen import resolve
+from ossicle.models.joining import interleave, join
 from ossicle.models.llm import LLM, load_llm
-from ossicle.models.projector import ProjectorConfig, project
+from ossicle.models.projector import ProjectorConfig, QFormerConfig, project
+from ossicle.models.trainable import LoraConfig, adapter_dropouts, adapters, make_trainable
 from ossicle.section import section
 from ossicle.targets import TextCache
 
-WEIGHTS_FILE, CONFIG_FILE = "projector.safetensors", "ossicle.json"
+WEIGHTS_FILE, ADAPTERS_FILE, CONFIG_FILE = "projector.safetensors", "adapters.safetensors", "ossicle.json"
 IGNORE = -100
 Audio = str | Path | np.ndarray | Tensor
 DType = Literal["float32", "bfloat16", "float16"]
+LLM_PRECISIONS: dict[str, Any] = {
+    "float32": {"dtype": torch.float32},
+    "bfloat16": {"dtype": torch.bfloat16},
+    "float16": {"dtype": torch.float16},
+    "int8": {"dtype": torch.bfloat16, "bits": 8},
+    "int4": {"dtype": torch.bfloat16, "bits": 4},
+}
 
 
 @section
@@ -41,17 +51,31 @@ class ModelConfig:
     """Which frozen parts, and the projector between them."""
 
     encoder: str = "lab"
-    """Hub id or folder of a HuBERT, wav2vec 2.0, WavLM or Whisper model; ``lab``: the tiny one in the package."""
+    """Hub id or folder of a HuBERT, wav2vec 2.0, WavLM, Wav2Vec2-BERT, Whisper or Parakeet model; ``lab``: the tiny one
+    in the package."""
+    encoder_layer: Layer = "last"
+    """Hidden state to take: ``last``, k (what layer k puts out), or ``mix``, a learned mix of all of them."""
+    encoder_context: Context = "full"
+    """Whisper's: ``full`` 30 s always, as it was trained; ``audio`` runs on the audio alone: faster, not the same."""
     llm: str = "lab"
     """Hub id or folder of a causal LM with a chat template; ``lab``: the tiny one in the package."""
-    projector: ProjectorConfig = ProjectorConfig()
+    projector: ProjectorConfig = QFormerConfig()
+    trainable: list[str] = Field(default_factory=list)
+    """Patterns of parameters that train too, e.g. ``encoder.model.encoder.layers.23.*``."""
+    lora: LoraConfig = LoraConfig()
     encoder_dtype: DType = "float32"
-    llm_dtype: DType = "float32"
+    llm_dtype: DType | Literal["int8", "int4"] = "float32"
+    """``int8`` and ``int4`` (NF4) store the LLM's weights so with bitsandbytes and compute in bfloat16; GPU only."""
 
     def build(self) -> SpeechLLM:
         """Load the frozen parts and make a new projector."""
-        encoder = load_encoder(resolve(self.encoder, "encoder"), dtype=getattr(torch, self.encoder_dtype))
-        llm = load_llm(resolve(self.llm, "llm"), dtype=getattr(torch, self.llm_dtype))
+        encoder = load_encoder(
+            resolve(self.encoder, "encoder"),
+            dtype=getattr(torch, self.encoder_dtype),
+            layer=self.encoder_layer,
+            context=self.encoder_context,
+        )
+        llm = load_llm(resolve(self.llm, "llm"), **LLM_PRECISIONS[self.llm_dtype])
         return SpeechLLM(encoder, llm, self)
 
 
@@ -72,11 +96,19 @@ class SpeechLLM(nn.Module):
         """Wording of each task in the data it was trained on (``asr``, ``st/de``): what to ask it with."""
         self.text_cache: TextCache | None = None
         """Where states of transcripts are looked up and kept, if anywhere."""
+        make_trainable(self, config.trainable, config.lora)
+
+    @property
+    def token_rate_hz(self) -> float:
+        """Speech tokens that the LLM reads for a second of audio."""
+        return self.encoder.frame_rate_hz / self.projector.frames_per_token
 
     def train(self, mode: bool = True) -> SpeechLLM:
-        """Switch the projector's mode; the frozen parts stay in evaluation mode."""
+        """Switch the mode of the projector and of LoRA's dropout; encoder and LLM stay in evaluation mode."""
         super().train(mode)
         self.encoder.eval()
+        for dropout in adapter_dropouts(self):
+            dropout.train(mode)
         return self
 
     def prompter(self, asr_instructions: tuple[str, ...] = ()) -> Prompter:
@@ -176,18 +208,24 @@ class SpeechLLM(nn.Module):
         return self.generate_batch(Collator(self.prompter())(list(utterances)).to(device), **decoding)
 
     def save(self, folder: str | Path) -> None:
-        """Write the projector, its configuration and the fingerprints of the frozen parts; never their weights."""
+        """Write all that trained, the configuration and the fingerprints of the base models; never their weights."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         weights = {name: tensor.cpu().contiguous() for name, tensor in self.projector.state_dict().items()}
         save_file(weights, folder / WEIGHTS_FILE)
+        if trained := {name: tensor.detach().cpu().contiguous() for name, tensor in adapters(self).items()}:
+            save_file(trained, folder / ADAPTERS_FILE)
         parts = {"encoder": self.encoder.fingerprint, "llm": self.llm.fingerprint}
         record = {"ossicle": __version__, "model": asdict(self.config), "fingerprints": parts}
         record["instructions"] = self.instructions
         (folder / CONFIG_FILE).write_text(json.dumps(record, indent=2) + "\n")
 
     def load_projector(self, folder: str | Path) -> None:
-        """Load another run's projector. Raises `ValueError` unless it was trained between the same frozen parts."""
+        """Load what another run trained; what only this one trains stays as it is.
+
+        Raises `ValueError` unless it was trained with the same base models and the same encoder layer, and where it
+        trained what would stay untrained here.
+        """
         record = read_record(folder)
         for part, loaded in (("encoder", self.encoder), ("llm", self.llm)):
             expected = record["fingerprints"][part]
@@ -196,8 +234,25 @@ class SpeechLLM(nn.Module):
                     f"{folder} was trained with the {part} '{record['model'][part]}' (fingerprint {expected}), but "
                     f"'{loaded.name}' has fingerprint {loaded.fingerprint}: give the folder of the original {part}"
                 )
+        for field, default in (("encoder_layer", "last"), ("encoder_context", "full")):
+            then, now = record["model"].get(field, default), asdict(self.config)[field]
+            if then != now:
+                raise ValueError(f"{folder} was trained with model.{field}={then}, not {now}: set it so here")
+        self._load_adapters(Path(folder))
         self.projector.load_state_dict(load_file(Path(folder) / WEIGHTS_FILE))
         self.instructions = dict(record["instructions"])
+
+    @torch.no_grad()
+    def _load_adapters(self, folder: Path) -> None:
+        saved = load_file(folder / ADAPTERS_FILE) if (folder / ADAPTERS_FILE).is_file() else {}
+        here = adapters(self)
+        if lost := sorted(saved.keys() - here.keys()):
+            raise ValueError(
+                f"{folder} also trained {len(lost)} tensors that do not train here, such as {lost[0]}: set "
+                "model.encoder_layer, model.trainable and model.lora as they were there"
+            )
+        for name, tensor in saved.items():
+            here[name].copy_(tensor)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *, encoder: str | None = None, llm: str | None = None) -> SpeechLLM:
@@ -235,40 +290,3 @@ def read_record(folder: str | Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{folder} is not a checkpoint of Ossicle: it has no {CONFIG_FILE}")
     record: dict[str, Any] = json.loads(path.read_text())
     return record
-
-
-def join(parts: list[Sequence], *, pad: Literal["left", "right"] = "right") -> tuple[Sequence, Tensor]:
-    """Concatenate ragged sequences (B, L_k, D) along time with all padding on one side: (B, L, D).
-
-    Also returns the order (B, L) in which positions of the plain concatenation were taken.
-    """
-    values = torch.cat([part.values.to(parts[0].values.dtype) for part in parts], 1)
-    mask = torch.cat([part.mask for part in parts], 1)
-    length = int(mask.sum(1).max())
-    if pad == "right":
-        order = torch.argsort((~mask).byte(), dim=1, stable=True)[:, :length]
-    else:
-        order = torch.argsort(mask.byte(), dim=1, stable=True)[:, -length:]
-    rows = torch.arange(len(mask), device=mask.device)[:, None]
-    return Sequence(values[rows, order], mask[rows, order]), order
-
-
-def interleave(text: Sequence, spans: Sequence, mixed: Mixed) -> tuple[Sequence, Tensor]:
-    """Put each span of ``spans`` (K, M, D) before the token of ``text`` (B, N, D) where it starts: (B, L, D).
-
-    Tokens that ``text`` masks are left out. Also returns the index (B, L) of each position in N, -1 for speech and
-    padding.
-    """
-    batch, length = text.mask.shape
-    device = text.mask.device
-    # A position's key is the token it holds, or the first of those it stands for, counted through the whole batch.
-    starts = (mixed.rows * length + mixed.starts)[:, None].expand_as(spans.mask)[spans.mask]
-    tokens = torch.arange(batch * length, device=device).view(batch, length)[text.mask]
-    keys = torch.cat([starts, tokens])  # (P,) speech first: it stays before a token of the same key
-    order = keys.argsort(stable=True)
-    values = torch.cat([spans.values[spans.mask].to(text.values.dtype), text.values[text.mask]])[order]
-    lengths = torch.bincount(keys // length, minlength=batch)  # (B,)
-    mask = torch.arange(int(lengths.max()), device=device) < lengths[:, None]  # (B, L)
-    held = torch.cat([torch.full_like(starts, -1), tokens % length])[order]
-    joined = values.new_zeros(*mask.shape, values.shape[-1]).masked_scatter(mask[..., None], values)
-    return Sequence(joined, mask), torch.full_like(mask, -1, dtype=torch.long).masked_scatter(mask, held)

@@ -1,0 +1,119 @@
+"""What trains besides the projector: parameters by name, and LoRA adapters on linear layers by name.
+
+Names are those of `SpeechLLM`, such as ``encoder.model.encoder.layers.23.attention.q_proj.weight`` and
+``llm.model.model.layers.0.self_attn.q_proj``; in patterns ``*`` stands for anything.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from typing import Any
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from ossicle.section import section
+
+PROJECTOR = "projector."
+WRAPPED = ".base_layer"
+"""What peft puts into the names of the weights under an adapter; patterns do not see it."""
+
+
+@section
+class LoraConfig:
+    """Low-rank adapters (Hu et al., 2021), by peft; none unless ``modules`` names linear layers."""
+
+    modules: list[str] = Field(default_factory=list)
+    """Patterns of linear layers, e.g. ``llm.*.q_proj`` or ``encoder.*.v_proj``."""
+    rank: int = Field(default=16, ge=1)
+    alpha: float = Field(default=32.0, gt=0)
+    """The adapter's output is scaled by ``alpha`` / ``rank``."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Of the adapter's input, in training."""
+
+
+def make_trainable(model: nn.Module, patterns: Iterable[str], lora: LoraConfig) -> None:
+    """Add adapters to the encoder and the LLM of ``model``, and let gradients reach what ``patterns`` name.
+
+    Raises `ValueError` for a pattern that names nothing, and for weights in half precision, which AdamW cannot train.
+    """
+    adapted = _matching(_linear_layers(model), lora.modules, "model.lora.modules")
+    for part in ("encoder.model.", "llm.model."):
+        _adapt(
+            model.get_submodule(part.rstrip(".")), [n.removeprefix(part) for n in adapted if n.startswith(part)], lora
+        )
+    parameters = {name.replace(WRAPPED, ""): p for name, p in model.named_parameters() if "lora_" not in name}
+    for name in _matching(parameters, patterns, "model.trainable"):
+        if parameters[name].itemsize < 4:
+            raise ValueError(
+                f"model.trainable: {name} is loaded as {parameters[name].dtype}, too coarse to train: load it in "
+                "float32 (train.precision=bf16 computes in half precision all the same)"
+            )
+        parameters[name].requires_grad_(True)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.float()
+
+
+def adapters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Everything that trains except the projector, by name."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad and not name.startswith(PROJECTOR)}
+
+
+def adapter_dropouts(model: nn.Module) -> list[nn.Module]:
+    """The dropout of the adapters: the only dropout of encoder and LLM that is on in training."""
+    return [module for name, module in model.named_modules() if name.endswith("lora_dropout")]
+
+
+def describe(model: nn.Module) -> list[str]:
+    """One line for each group of parameters outside the projector that trains: its name, tensors, parameters."""
+    groups: defaultdict[str, list[Tensor]] = defaultdict(list)
+    for name, parameter in adapters(model).items():
+        groups[re.sub(r"\.\d+(?=\.)", ".*", name)].append(parameter)
+    return [
+        f"{name}: {len(tensors)} tensor{'s' * (len(tensors) > 1)}, {sum(t.numel() for t in tensors):,} parameters"
+        for name, tensors in groups.items()
+    ]
+
+
+def _linear_layers(model: nn.Module) -> list[str]:
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and not name.startswith(PROJECTOR)
+    ]
+
+
+def _matching(names: Iterable[str], patterns: Iterable[str], field: str) -> list[str]:
+    """The names that any pattern fits."""
+    names, found = list(names), set()
+    for pattern in patterns:
+        fitting = [name for name in names if fnmatchcase(name, pattern)]
+        if not fitting:
+            raise ValueError(f"{field}: '{pattern}' names nothing; names are like {', '.join(_examples(names))}")
+        found |= set(fitting)
+    return [name for name in names if name in found]
+
+
+def _examples(names: list[str]) -> list[str]:
+    """The last name of the encoder and of the LLM."""
+    parts = ("encoder.", "llm.")
+    return [fitting[-1] for part in parts if (fitting := [name for name in names if name.startswith(part)])]
+
+
+def _adapt(part: Any, names: list[str], lora: LoraConfig) -> None:
+    if not names:
+        return
+    from peft import LoraConfig as PeftConfig
+    from peft import inject_adapter_in_model
+
+    if part.config.model_type == "wavlm" and (used := [name for name in names if ".attention." in name]):
+        raise ValueError(
+            f"model.lora.modules: WavLM reads the weights of {used[0]} without calling it, and no adapter on it would "
+            "be heard: name its feed_forward layers"
+        )
+    settings = PeftConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=names)
+    inject_adapter_in_model(settings, part)

@@ -1,0 +1,97 @@
+"""Tiny random speech encoders of every family."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+EncoderFamily = Literal["hubert", "wav2vec2", "wavlm", "wav2vec2-bert", "whisper", "parakeet"]
+ENCODERS: tuple[EncoderFamily, ...] = ("hubert", "wav2vec2", "wavlm", "wav2vec2-bert", "whisper", "parakeet")
+WIDTH = 24
+_SIZES = {"hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+
+
+def tiny_encoder(folder: Path, family: EncoderFamily = "hubert", *, norm: str = "layer", seed: int = 0) -> Path:
+    """Save a random encoder of width 24 and two layers, with its feature extractor.
+
+    ``norm`` is that of the front end of hubert, wav2vec2 and wavlm: "layer" (large models) or "group" (base).
+    """
+    torch.manual_seed(seed)
+    match family:
+        case "whisper":
+            model, extractor = _whisper()
+        case "wav2vec2-bert":
+            model, extractor = _wav2vec2_bert()
+        case "parakeet":
+            model, extractor = _parakeet()
+        case _:
+            model, extractor = _conv(family, large=norm == "layer")
+    model.save_pretrained(folder)
+    extractor.save_pretrained(folder)
+    return folder
+
+
+def _conv(family: str, *, large: bool) -> tuple[Any, Any]:
+    import transformers
+
+    prefix = {"hubert": "Hubert", "wav2vec2": "Wav2Vec2", "wavlm": "WavLM"}[family]
+    config = getattr(transformers, f"{prefix}Config")(
+        **_SIZES,
+        conv_dim=(8,) * 7,
+        num_conv_pos_embeddings=8,
+        num_conv_pos_embedding_groups=2,
+        vocab_size=32,
+        feat_extract_norm="layer" if large else "group",
+        do_stable_layer_norm=large,
+    )
+    extractor = transformers.Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=large)
+    return getattr(transformers, f"{prefix}Model")(config), extractor
+
+
+def _whisper() -> tuple[Any, Any]:
+    import transformers
+
+    config = transformers.WhisperConfig(
+        d_model=WIDTH,
+        encoder_layers=2,
+        encoder_attention_heads=2,
+        encoder_ffn_dim=32,
+        decoder_layers=1,
+        decoder_attention_heads=2,
+        decoder_ffn_dim=32,
+        vocab_size=64,
+        num_mel_bins=16,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=1,
+        max_target_positions=16,
+    )
+    return transformers.WhisperModel(config), transformers.WhisperFeatureExtractor(feature_size=16)
+
+
+def _wav2vec2_bert() -> tuple[Any, Any]:
+    import transformers
+
+    config = transformers.Wav2Vec2BertConfig(
+        **_SIZES,
+        feature_projection_input_dim=32,
+        conv_depthwise_kernel_size=5,
+        output_hidden_size=WIDTH,
+        left_max_position_embeddings=16,
+        right_max_position_embeddings=4,
+    )
+    extractor = transformers.SeamlessM4TFeatureExtractor(feature_size=16, num_mel_bins=16, padding_value=1)
+    return transformers.Wav2Vec2BertModel(config), extractor
+
+
+def _parakeet() -> tuple[Any, Any]:
+    import transformers
+
+    encoder = transformers.ParakeetEncoderConfig(
+        **_SIZES, conv_kernel_size=5, subsampling_conv_channels=8, num_mel_bins=16
+    )
+    config = transformers.ParakeetCTCConfig(vocab_size=32, pad_token_id=0, encoder_config=encoder)
+    return transformers.ParakeetForCTC(config), transformers.ParakeetFeatureExtractor(feature_size=16)
