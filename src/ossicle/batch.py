@@ -115,6 +115,8 @@ class Batch:
     mixed: Mixed | None = None
     """For objectives on mixed speech-text sequences (``needs_mixed``), whose lines have word times."""
     speech: Sequence | None = None  # (B, M, D_llm) projector output, once a sum of objectives has computed it
+    seeds: list[int] = field(default_factory=list)
+    """One for each sample where something is drawn for it in this epoch (`ossicle.data.augment`), else none."""
     audio_s: float = 0.0
     """Seconds of audio in the batch, padding excluded."""
     skipped: list[Skipped] = field(default_factory=list)

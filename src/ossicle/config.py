@@ -15,6 +15,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
+from ossicle.data.augment import AugmentConfig
 from ossicle.models.speech_llm import ModelConfig
 from ossicle.objectives import Contrastive, ObjectiveConfig
 from ossicle.optim import OptimConfig
@@ -56,6 +57,7 @@ class DataConfig:
     """Instructions for samples that bring none; default: those of `ossicle.data.prompts`."""
     workers: int = Field(default=0, ge=0)
     """Processes that read audio; 0 reads in the training process."""
+    augment: AugmentConfig = AugmentConfig()
     cache_frames: bool = False
     """Encode every utterance once and keep the frames on disk (bfloat16)."""
     cache_text: bool = False
@@ -198,6 +200,15 @@ def _field_path(location: tuple[str | int, ...], tree: Any) -> str:
 def _field_names(cls: Any) -> set[str]:
     """Every field name of the configuration, for suggestions."""
     names: set[str] = set()
-    for kind in (cls, ModelConfig, DataConfig, OptimConfig, TrainConfig, Contrastive, type(ModelConfig().projector)):
+    for kind in (
+        cls,
+        ModelConfig,
+        DataConfig,
+        AugmentConfig,
+        OptimConfig,
+        TrainConfig,
+        Contrastive,
+        type(ModelConfig().projector),
+    ):
         names |= {field.name for field in fields(kind)} if is_dataclass(kind) else set()
     return names

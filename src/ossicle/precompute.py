@@ -13,10 +13,10 @@ from ossicle.batch import Batch
 from ossicle.config import Config, ConfigError
 from ossicle.data.collate import pad
 from ossicle.data.dataset import SpeechDataset, subset
-from ossicle.data.loader import read_all
+from ossicle.data.loader import frame_cache, read_all
 from ossicle.models.speech_llm import SpeechLLM
 from ossicle.objectives import Contrastive, ObjectiveConfig, Sum
-from ossicle.targets import FrameCache, TextCache
+from ossicle.targets import TextCache
 from ossicle.train import PRECISION
 
 TEXTS_AT_ONCE = 64
@@ -36,7 +36,7 @@ def fill_caches(config: Config) -> None:
     samples = subset(read_all(config.data.train), config.data.fraction, seed=config.data.seed)
     dataset = SpeechDataset(samples, on_error=config.data.on_error, **limits)
     if config.data.cache_frames:
-        FrameCache(folder, model.encoder).fill(dataset, accelerator.device)
+        frame_cache(config.data, model.encoder).fill(dataset, accelerator.device)
     if config.data.cache_text:
         model.text_cache = TextCache(folder, model.llm, limit_gb=config.data.cache_text_gb)
         with accelerator.autocast():  # states have the precision that training will read them in

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ossicle.batch import Batch, Chat, Mixed, Sequence, Skipped, Utterance
+from ossicle.data.augment import Augmentation
 from ossicle.data.prompts import Prompter, answer_of
 
 Mixer = Callable[[list[Utterance], int], Mixed]
@@ -19,11 +20,12 @@ class Collator:
     """Makes a `Batch` of loaded utterances; skipped ones are left out, so a batch can be empty.
 
     ``epoch`` selects the ASR instruction of samples that bring none, and the spans of mixed sequences; set it before
-    each epoch. ``mixer`` makes `Batch.mixed`, for objectives that need it.
+    each epoch. ``mixer`` makes `Batch.mixed`, for objectives that need it; ``augment`` changes waveforms.
     """
 
     def __init__(self, prompter: Prompter, mixer: Mixer | None = None) -> None:
         self.prompter, self.mixer = prompter, mixer
+        self.augment: Augmentation | None = None
         self.epoch = 0
 
     def __call__(self, items: list[Utterance | Skipped]) -> Batch:
@@ -32,6 +34,9 @@ class Collator:
         skipped = [item for item in items if isinstance(item, Skipped)]
         if not utterances:
             return Batch(samples=[], skipped=skipped)
+        augment = self.augment
+        if augment is not None:
+            utterances = [augment(utterance, self.epoch) for utterance in utterances]
         samples = [utterance.sample for utterance in utterances]
         texts = [sample.text for sample in samples]
         return Batch(
@@ -41,6 +46,7 @@ class Collator:
             text=_pad_ids([self.prompter.ids(text) for text in texts if text]) if all(texts) else None,
             chat=self._chat(utterances),
             mixed=self.mixer(utterances, self.epoch) if self.mixer is not None else None,
+            seeds=[] if augment is None else [augment.seed_of(sample, self.epoch) for sample in samples],
             audio_s=sum(utterance.duration_s for utterance in utterances),
             skipped=skipped,
         )

@@ -18,6 +18,7 @@ from ossicle.data.dataset import SpeechDataset, subset
 from ossicle.data.manifest import read_manifest
 from ossicle.data.mixed import Mixing, mixable
 from ossicle.data.sampler import BatchSampler
+from ossicle.models.encoder import Encoder
 from ossicle.models.speech_llm import SpeechLLM
 from ossicle.objectives.base import Objective
 from ossicle.targets import CachedDataset, FrameCache
@@ -40,7 +41,12 @@ class Data:
         random, and those for mixed sequences bring them.
         """
         samples = subset(read_all(config.train), config.fraction, seed=config.seed)
-        return cls._make(samples, config, model, accelerator, objective=objective)
+        if objective.needs_mixed:
+            _refuse_for_mixed(config)
+        data = cls._make(samples, config, model, accelerator, objective=objective)
+        data.collator.augment = config.augment.build(seed=config.seed)
+        model.augment = config.augment
+        return data
 
     @classmethod
     def load_dev(
@@ -69,7 +75,7 @@ class Data:
             _keep_mixable(dataset, config)
         source: SpeechDataset | CachedDataset = dataset
         if config.cache_frames:
-            cache = FrameCache(Path(config.cache_dir), model.encoder)
+            cache = frame_cache(config, model.encoder)
             with accelerator.main_process_first():
                 cache.fill(dataset, accelerator.device)
             source = CachedDataset(dataset, cache)
@@ -136,6 +142,26 @@ class Data:
                 raise ConfigError(f"data: no utterance could be read. {self.dataset.report()}")
             progress.epoch += 1
             progress.batch = 0
+
+
+def frame_cache(config: DataConfig, encoder: Encoder) -> FrameCache:
+    """The cache of ``data.cache_frames``. Raises `ConfigError` where the frames are other ones in each epoch."""
+    changing = [name for name in config.augment.waveform_options + config.augment.model_options if "mask" not in name]
+    if changing:
+        raise ConfigError(
+            f"data.augment.{changing[0]} makes other frames in each epoch, and data.cache_frames keeps those of one: "
+            "set data.cache_frames=false (time_masks and feature_masks work with it)"
+        )
+    return FrameCache(Path(config.cache_dir), encoder)
+
+
+def _refuse_for_mixed(config: DataConfig) -> None:
+    unfit = ["speed"] * bool(config.augment.speed) + config.augment.model_options
+    if unfit:
+        raise ConfigError(
+            f"data.augment.{unfit[0]} is for whole utterances, and mixed sequences are made of spans at known times: "
+            "turn it off (noise and gain work)"
+        )
 
 
 def _keep_mixable(dataset: SpeechDataset, config: DataConfig) -> None:

@@ -21,6 +21,14 @@ from ossicle.models.frozen import fingerprint, freeze, layer_outputs, quiet_load
 SCALE_TOKENS = 64
 """Token embeddings that are looked up to see whether the LLM scales them."""
 Bits = Literal[4, 8]
+PRECISIONS: dict[str, Any] = {
+    "float32": {"dtype": torch.float32},
+    "bfloat16": {"dtype": torch.bfloat16},
+    "float16": {"dtype": torch.float16},
+    "int8": {"dtype": torch.bfloat16, "bits": 8},
+    "int4": {"dtype": torch.bfloat16, "bits": 4},
+}
+"""What `load_llm` is told for each ``model.llm_dtype``."""
 
 
 class LLM(nn.Module):

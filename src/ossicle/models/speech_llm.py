@@ -17,8 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ossicle import __version__
-from ossicle.audio import read_audio
+from ossicle.audio import SAMPLE_RATE_HZ, read_audio
 from ossicle.batch import Batch, Chat, HiddenStates, Mixed, Sample, Sequence
+from ossicle.data.augment import TRAIN_MODE_LEAST_S, AugmentConfig, mask_frames, train_mode
 from ossicle.data.collate import Collator
 from ossicle.data.dataset import Utterance
 from ossicle.data.prompts import Prompter
@@ -27,7 +28,7 @@ from ossicle.models.encoder import Encoder, Layer, load_encoder
 from ossicle.models.front_ends import Context
 from ossicle.models.frozen import resolve
 from ossicle.models.joining import interleave, join
-from ossicle.models.llm import LLM, load_llm
+from ossicle.models.llm import LLM, PRECISIONS, load_llm
 from ossicle.models.projector import ProjectorConfig, QFormerConfig, project
 from ossicle.models.trainable import LoraConfig, adapter_dropouts, adapters, make_trainable
 from ossicle.section import section
@@ -37,13 +38,6 @@ WEIGHTS_FILE, ADAPTERS_FILE, CONFIG_FILE = "projector.safetensors", "adapters.sa
 IGNORE = -100
 Audio = str | Path | np.ndarray | Tensor
 DType = Literal["float32", "bfloat16", "float16"]
-LLM_PRECISIONS: dict[str, Any] = {
-    "float32": {"dtype": torch.float32},
-    "bfloat16": {"dtype": torch.bfloat16},
-    "float16": {"dtype": torch.float16},
-    "int8": {"dtype": torch.bfloat16, "bits": 8},
-    "int4": {"dtype": torch.bfloat16, "bits": 4},
-}
 
 
 @section
@@ -75,7 +69,7 @@ class ModelConfig:
             layer=self.encoder_layer,
             context=self.encoder_context,
         )
-        llm = load_llm(resolve(self.llm, "llm"), **LLM_PRECISIONS[self.llm_dtype])
+        llm = load_llm(resolve(self.llm, "llm"), **PRECISIONS[self.llm_dtype])
         return SpeechLLM(encoder, llm, self)
 
 
@@ -96,6 +90,8 @@ class SpeechLLM(nn.Module):
         """Wording of each task in the data it was trained on (``asr``, ``st/de``): what to ask it with."""
         self.text_cache: TextCache | None = None
         """Where states of transcripts are looked up and kept, if anywhere."""
+        self.augment = AugmentConfig()
+        """What is done to batches that come with seeds: those of the training data."""
         make_trainable(self, config.trainable, config.lora)
 
     @property
@@ -124,8 +120,18 @@ class SpeechLLM(nn.Module):
         if frames is None:
             if batch.waveforms is None:
                 raise ValueError("the batch has neither waveforms nor frames")
-            frames = self.encoder(batch.waveforms)
+            frames = self._encode(batch.waveforms, batch.seeds)
+        if batch.seeds and (self.augment.time_masks or self.augment.feature_masks):
+            frames = mask_frames(frames, batch.seeds, self.augment, frame_rate_hz=self.encoder.frame_rate_hz)
         return project(self.projector, frames)
+
+    def _encode(self, waveforms: Sequence, seeds: list[int]) -> Sequence:
+        """Frames of ``waveforms`` (B, S), in the encoder's training mode where that is wanted and there are seeds."""
+        long_enough = waveforms.values.shape[1] >= TRAIN_MODE_LEAST_S * SAMPLE_RATE_HZ
+        if not (seeds and self.augment.train_mode_encoder and long_enough):
+            return self.encoder(waveforms)
+        with train_mode(self.encoder.model, seeds):
+            return self.encoder(waveforms)
 
     def text(self, batch: Batch) -> Sequence:
         """The transcripts of ``batch`` as token embeddings (B, N, D), nothing added."""
