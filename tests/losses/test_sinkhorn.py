@@ -6,7 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ossicle.losses import info_nce, sinkhorn_divergence, wasserstein_similarity
+from ossicle.losses import info_nce, sinkhorn_divergence, sinkhorn_torch, wasserstein_similarity
+from ossicle.losses.products import all_products, inner_products
 from ossicle.losses.sinkhorn_cloud import lay_out, make_schedule
 
 FIXTURES = Path(__file__).parents[3] / "shared" / "fixtures"
@@ -264,11 +265,30 @@ def test_the_temperatures_are_those_of_geomloss():
         assert schedule.listed((0,)) == pytest.approx([float(value) for value in theirs])
 
 
-def test_clouds_of_similar_length_share_a_group_and_come_back_where_they_were():
+def test_clouds_of_similar_length_share_a_tile_and_are_packed_without_padding():
     mask = torch.tensor([[1, 1, 1, 1], [0, 1, 0, 1], [1, 0, 1, 1], [0, 0, 1, 0]], dtype=torch.bool)
-    points = torch.arange(32.0).view(4, 4, 2)
-    layout = lay_out(mask, group_rows=8)
-    assert [(group.clouds, group.length) for group in layout.groups] == [([3, 1], 2), ([2, 0], 4)]
-    packed = points.view(16, 2)[layout.source]
-    assert (layout.unpack(packed, points.shape) == points * mask[..., None]).all()
-    assert layout.valid.sum() == mask.sum()
+    layout = lay_out(mask)
+    assert layout.bundles(8) == [[3, 1], [2, 0]] and layout.bundles(1) == [[3], [1], [2], [0]]
+    assert layout.lengths == [4, 2, 3, 1]
+    assert layout.source.tolist() == [0, 1, 2, 3, 5, 7, 8, 10, 11, 14]
+    assert layout.cloud.tolist() == [0, 0, 0, 0, 1, 1, 2, 2, 2, 3]
+    assert layout.rows(2) == slice(6, 9)
+    assert layout.missing.tolist() == [4, 6, 9, 12, 13, 15]
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 7), (300, 17, 1), (1, 1, 4)])
+def test_products_are_those_of_a_matrix_product_whatever_the_strides(shape: tuple[int, int, int]):
+    rows, columns, width = shape
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(2 * width, 3 * n, generator=generator)[::2, ::3].T for n in (rows, columns))
+    exact = x.double() @ y.double().T
+    for product in (inner_products(x, y), all_products(x, y), inner_products(x.double(), y.double())):
+        torch.testing.assert_close(product.double(), exact, rtol=1e-5, atol=1e-6)
+
+
+def test_tiles_of_any_size_give_the_same(monkeypatch: pytest.MonkeyPatch):
+    x, y = clouds([5, 1, 9, 8], 0), clouds([4, 17, 30], 1)
+    expected = sinkhorn_divergence(*x, *y, backend="torch")
+    monkeypatch.setattr(sinkhorn_torch, "TILE_ROWS", 10)
+    monkeypatch.setattr(sinkhorn_torch, "TILE_COLUMNS", 40)
+    torch.testing.assert_close(sinkhorn_divergence(*x, *y, backend="torch"), expected, rtol=1e-5, atol=1e-6)

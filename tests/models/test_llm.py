@@ -116,6 +116,28 @@ def test_gradients_reach_the_input_and_no_weight(llm):
     assert all(parameter.grad is None and not parameter.requires_grad for parameter in llm.parameters())
 
 
+def test_packing_keeps_less_for_the_backward_pass_than_transformers(llama):
+    embeds = inputs(llama, [40, 40, 40])
+    embeds.values.requires_grad_()
+    weights = {parameter.data_ptr() for parameter in llama.model.parameters()}
+
+    def kept(forward) -> int:
+        storages = {}
+
+        def pack(tensor):
+            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            forward()
+        return sum(storage.nbytes() for pointer, storage in storages.items() if pointer not in weights)
+
+    def theirs() -> None:
+        llama.model.base_model(inputs_embeds=embeds.values, output_hidden_states=True, use_cache=False)
+
+    assert kept(lambda: llama.hidden_states(embeds, range(llama.num_layers + 1))) < kept(theirs)
+
+
 @pytest.mark.parametrize("layers", [[LAYERS], [1, 2]])
 def test_gradient_checkpointing_changes_memory_only(folders, layers):
     def loss_and_gradient(checkpointed: bool) -> tuple[torch.Tensor, torch.Tensor, int]:

@@ -19,17 +19,18 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ossicle.losses.products import BLOCK_ROWS, all_products, inner_products, roomy
 from ossicle.losses.sinkhorn_cloud import (
+    Cloud,
     Layout,
     Own,
     joint_diameters,
     lay_out,
-    make_cloud,
+    make_clouds,
     make_schedule,
+    middle,
     own_diameters,
 )
-
-SHORTEST = 1e-12  # vectors below this norm are not scaled up to unit length, as in torch.nn.functional.normalize
 
 
 def sinkhorn_divergence(x: Tensor, x_mask: Tensor, y: Tensor, y_mask: Tensor, **options: Any) -> Tensor:
@@ -111,85 +112,92 @@ class _Divergence(torch.autograd.Function):
         dtype = torch.float64 if torch.float64 in (x.dtype, y.dtype) else torch.float32
         solver = _solver(options.backend, x.device.type, dtype)
         with torch.autocast(x.device.type, enabled=False):
-            rows = solver.group_rows(x.device)
-            sides = [
-                _Side.of(values.detach(), lay_out(mask, most), dtype, options.unit)
-                for values, mask, most in ((x, x_mask, rows[0]), (y, y_mask, rows[1]))
+            layouts = lay_out(x_mask), lay_out(y_mask)
+            centre = middle(x.detach(), layouts[0], options.unit).to(dtype)
+            clouds = [
+                make_clouds(values.detach(), layout, centre, options.unit)
+                for values, layout in zip((x, y), layouts, strict=True)
             ]
-            centre = sum(side.points.sum(0) for side in sides) / sum(len(side.points) for side in sides)
-            clouds = [make_cloud(side.layout, side.points.sub_(centre)) for side in sides]
             if not all(cloud.half_squares.isfinite().all() for cloud in clouds):
                 raise _not_finite((x, x_mask), (y, y_mask))
 
             diameters = joint_diameters(*clouds)
             schedule = make_schedule(diameters, options.blur, options.scaling)
-            pairs = solver.solve_pairs(clouds[0].points @ clouds[1].points.T, *clouds, schedule, wanted)
+            pairs = solver.solve_pairs(all_products(clouds[0].points, clouds[1].points), *clouds, schedule, wanted)
             owns = []
             for cloud, pair_diameters, plans in zip(clouds, (diameters, diameters.T), wanted, strict=True):
                 spans = own_diameters(cloud)[:, None] if options.schedule == "sample" else pair_diameters
                 owns.append(solver.solve_own(cloud, make_schedule(spans, options.blur, options.scaling), plans))
-        ctx.sides, ctx.owns, ctx.pairs, ctx.centre = sides, owns, pairs, centre
+        ctx.clouds, ctx.owns, ctx.pairs, ctx.centre = clouds, owns, pairs, centre
+        ctx.like = [(values.shape, values.dtype) for values in (x, y)]
         return pairs.cost - (owns[0].cost + owns[1].cost.T) / 2
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, y = ctx.sides
-        grad_x = grad_y = None
+        x, y = ctx.clouds
+        gradients: list[Tensor | None] = [None, None]
         with torch.autocast(gradient.device.type, enabled=False):
             if ctx.pairs.by_row is not None:
-                pulled = _weigh(ctx.pairs.by_row, gradient, x.layout, y.layout) @ y.points
-                grad_x = x.gradient(pulled, ctx.owns[0], gradient, ctx.centre)
+                push = _Push(x, y, ctx.owns[0], ctx.centre)
+                gradients[0] = push.gradient(ctx.pairs.by_row, gradient, *ctx.like[0])
             if ctx.pairs.by_column is not None:
-                pulled = _weigh(ctx.pairs.by_column, gradient, x.layout, y.layout).T @ x.points
-                grad_y = y.gradient(pulled, ctx.owns[1], gradient.T, ctx.centre)
-        return grad_x, None, grad_y, None, None
+                push = _Push(y, x, ctx.owns[1], ctx.centre)
+                gradients[1] = push.gradient(ctx.pairs.by_column.T, gradient.T, *ctx.like[1])
+        return gradients[0], None, gradients[1], None, None
 
 
-@dataclass
-class _Side:
-    """One batch of clouds, packed, and the way back to the tensor it came from."""
+@dataclass(frozen=True)
+class _Push:
+    """What moves the points of a batch of clouds: each x is drawn to plan @ y and pushed from plan @ x of its own."""
 
-    layout: Layout
-    points: Tensor  # (R, D), a copy: normalised and centred in place
-    norms: Tensor | None  # (R, 1) what the points were divided by
-    shape: torch.Size
-    dtype: torch.dtype
+    cloud: Cloud
+    other: Cloud
+    own: Own
+    centre: Tensor  # (D,)
 
-    @classmethod
-    def of(cls, values: Tensor, layout: Layout, dtype: torch.dtype, unit: bool) -> _Side:
-        points = values.reshape(-1, values.shape[-1]).index_select(0, layout.source).to(dtype)
-        norms = None
-        if unit:
-            norms = torch.linalg.vector_norm(points, dim=1, keepdim=True).clamp_min_(SHORTEST)
-            points.div_(norms)
-        return cls(layout, points, norms, values.shape, values.dtype)
+    def gradient(self, plan: Tensor, weights: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        """Of ``plan`` (R, R_other), each pair of clouds weighted by ``weights`` (B, B_other): (B, L, D)."""
+        layout, width = self.cloud.layout, shape[2]
+        wide = -weights.to(plan.dtype).index_select(1, self.other.layout.cloud)  # (B, R_other)
+        result = roomy((shape[0] * shape[1], width), dtype, plan.device)
+        result.index_fill_(0, layout.missing, 0)
+        for clouds in _runs(layout, BLOCK_ROWS):
+            first = layout.starts[clouds[0]]
+            parts = [slice(part.start - first, part.stop - first) for part in map(layout.rows, clouds)]
+            block = plan[first : first + parts[-1].stop]
+            weighted = torch.empty_like(block)  # strides in the order of those of `plan`, which may be transposed
+            for index, part in zip(clouds, parts, strict=True):
+                torch.mul(block[part], wide[index], out=weighted[part])
+            block = weighted.contiguous()  # (rows of the block, R_other)
+            pulled = inner_products(block, self.other.points.T)  # (rows, D)
+            for index, part in zip(clouds, parts, strict=True):
+                moved = self._pushed(pulled[part], index, weights[index])
+                result.index_copy_(0, layout.source[layout.rows(index)], moved.to(dtype))
+        return result.view(shape)
 
-    def gradient(self, pulled: Tensor, own: Own, gradient: Tensor, centre: Tensor) -> Tensor:
-        """Gradient of the batch, given where the other side pulls its points: both (R, D), ``gradient`` (B, others).
-
-        Each point x is drawn to plan @ y and pushed from plan @ x of its own cloud; what is left of x itself cancels.
-        """
-        grad = pulled.neg_()
-        weights = gradient if own.cost.shape[1] > 1 else gradient.sum(1, keepdim=True)  # (B, C)
-        for group, plans in zip(self.layout.groups, own.plans, strict=True):
-            shape = len(group.clouds), group.length, -1
-            plan = torch.einsum("ac,acnm->anm", weights[group.clouds], plans)
-            grad[group.rows].view(shape).baddbmm_(plan, self.points[group.rows].view(shape))
-        if self.norms is not None:  # the part of the gradient along a unit vector p + centre does not move it
-            along = (torch.einsum("rd,rd->r", grad, self.points) + grad @ centre)[:, None]
-            grad.addcmul_(self.points, along, value=-1).addr_(along[:, 0], centre, alpha=-1).div_(self.norms)
-        return self.layout.unpack(grad, self.shape).to(self.dtype)
+    def _pushed(self, pulled: Tensor, index: int, weights: Tensor) -> Tensor:
+        """``pulled`` (N, D) of one cloud, changed in place; what is left of each x itself cancels."""
+        part, plans = self.cloud.layout.rows(index), self.own.plans[index]  # (C, N, N)
+        points = self.cloud.points[part]
+        factors = weights if len(plans) > 1 else weights.sum(0, keepdim=True)  # (C,)
+        pulled += inner_products(torch.einsum("c,cnm->nm", factors, plans), points.T)
+        if self.cloud.norms is not None:  # the part of the gradient along a unit vector p + centre does not move it
+            along = torch.linalg.vecdot(pulled, points).add_(pulled @ self.centre)  # (N,)
+            pulled.addcmul_(points, along[:, None], value=-1).addr_(along, self.centre, alpha=-1)
+            pulled /= self.cloud.norms[part]
+        return pulled
 
 
-def _weigh(plan: Tensor, weights: Tensor, x: Layout, y: Layout) -> Tensor:
-    """``plan`` (R_x, R_y) times the weight of each pair of clouds (B_x, B_y)."""
-    weighted = torch.empty_like(plan)
-    wide = weights.to(plan.dtype).index_select(1, y.cloud)  # (B_x, R_y)
-    for group in x.groups:
-        shape = len(group.clouds), group.length, -1
-        torch.mul(plan[group.rows].view(shape), wide[group.clouds, None], out=weighted[group.rows].view(shape))
-    return weighted
+def _runs(layout: Layout, most_rows: int) -> list[list[int]]:
+    """Clouds in the order of the batch, as many together as stay within ``most_rows`` rows."""
+    runs: list[list[int]] = []
+    for cloud in range(len(layout.lengths)):
+        if runs and layout.rows(cloud).stop - layout.starts[runs[-1][0]] <= most_rows:
+            runs[-1].append(cloud)
+        else:
+            runs.append([cloud])
+    return runs
 
 
 @cache

@@ -7,86 +7,54 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-SMALLEST_DIAMETER = (
-    0.1  # of the blur. Points nearer than this are one point to the divergence, and d = 0 has no logarithm.
-)
+from ossicle.losses.products import roomy
+
+SHORTEST = 1e-12  # vectors below this norm are not scaled up to unit length, as in torch.nn.functional.normalize
+# Of the blur. Points nearer than this are one point to the divergence, and d = 0 has no logarithm.
+SMALLEST_DIAMETER = 0.1
 
 
-@dataclass(frozen=True)
-class Group:
-    """Clouds that lie one after the other in the packed matrix, each padded to ``length`` rows."""
-
-    clouds: list[int]  # indices in the batch
-    start: int  # first row
-    length: int
-
-    @property
-    def rows(self) -> slice:
-        """The rows of the packed matrix."""
-        return slice(self.start, self.start + len(self.clouds) * self.length)
+SAMPLED = 8  # one point in so many decides the centre
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the points of each cloud of a batch lie in the packed matrix. Groups ascend by length."""
+    """Where the points of each cloud of a batch lie in the packed matrix: one cloud after another, without padding."""
 
-    groups: list[Group]
     lengths: list[int]  # (B,) points of each cloud
     starts: list[int]  # (B,) its first row
-    source: Tensor  # (R,) row of the flattened batch (B·L, D); padding repeats a cloud's first point
-    valid: Tensor  # (R,) True where the row is no padding
+    source: Tensor  # (R,) row of the flattened batch (B·L, D)
     cloud: Tensor  # (R,) index of the cloud
+    missing: Tensor  # rows of the flattened batch that hold no point
 
-    def points(self) -> Tensor:
-        """Number of points of each cloud: (B,)."""
-        return torch.tensor(self.lengths, device=self.valid.device)
+    def rows(self, cloud: int) -> slice:
+        """The rows of ``cloud`` in the packed matrix."""
+        return slice(self.starts[cloud], self.starts[cloud] + self.lengths[cloud])
 
-    def unpack(self, packed: Tensor, shape: torch.Size) -> Tensor:
-        """Rows of ``packed`` (R, D) back in the ``shape`` (B, L, D) that they came from, zero elsewhere."""
-        flat = packed.new_zeros(shape[0] * shape[1], shape[2])
-        if len(packed) == sum(self.lengths):
-            flat.index_copy_(0, self.source, packed)
-        else:
-            flat.index_copy_(0, self.source[self.valid], packed[self.valid])
-        return flat.view(shape)
+    def bundles(self, most_rows: int) -> list[list[int]]:
+        """Clouds by ascending length, as many together as stay within ``most_rows`` if all were as long as the last."""
+        bundles: list[list[int]] = []
+        for cloud in sorted(range(len(self.lengths)), key=self.lengths.__getitem__):
+            if bundles and (len(bundles[-1]) + 1) * self.lengths[cloud] <= most_rows:
+                bundles[-1].append(cloud)
+            else:
+                bundles.append([cloud])
+        return bundles
 
 
-def lay_out(mask: Tensor, group_rows: int) -> Layout:
-    """The layout of clouds whose valid points are True in ``mask`` (B, L); holes are allowed.
-
-    Clouds of similar length share a group while it stays within ``group_rows`` rows; 1 gives each its own, unpadded.
-    """
-    counts = mask.sum(1)
-    lengths: list[int] = counts.tolist()
-    groups: list[Group] = []
-    starts = [0] * len(lengths)
-    ends = 0
-    for cloud in sorted(range(len(lengths)), key=lengths.__getitem__):
-        length = lengths[cloud]
-        last = groups[-1] if groups else None
-        if last and (len(last.clouds) + 1) * length <= group_rows:
-            groups[-1] = Group([*last.clouds, cloud], last.start, length)
-        else:
-            groups.append(Group([cloud], ends, length))
-        ends = groups[-1].rows.stop
-    for group in groups:
-        for place, cloud in enumerate(group.clouds):
-            starts[cloud] = group.start + place * group.length
-
-    positions = mask.flatten().nonzero().flatten()  # cloud by cloud
-    owners = positions // mask.shape[1]
-    first = counts.cumsum(0) - counts  # of each cloud, among the positions
-    ranks = torch.arange(len(positions), device=mask.device) - first[owners]
-    rows = torch.tensor(starts, device=mask.device)[owners] + ranks
-    padded = [cloud for group in groups for cloud in group.clouds for _ in range(group.length)]
-    cloud_of_row = torch.tensor(padded, device=mask.device)
-    source = positions[first[cloud_of_row]].index_copy(0, rows, positions)
-    valid = torch.zeros(ends, dtype=torch.bool, device=mask.device).index_fill(0, rows, True)
-    return Layout(groups, lengths, starts, source, valid, cloud_of_row)
+def lay_out(mask: Tensor) -> Layout:
+    """The layout of clouds whose valid points are True in ``mask`` (B, L); holes are allowed."""
+    lengths: list[int] = mask.sum(1).tolist()
+    starts = [0, *accumulate(lengths)][:-1]
+    flat = mask.flatten()
+    source = flat.nonzero().flatten()
+    return Layout(lengths, starts, source, source // mask.shape[1], (~flat).nonzero().flatten())
 
 
 @dataclass(frozen=True)
@@ -95,19 +63,35 @@ class Cloud:
 
     layout: Layout
     points: Tensor  # (R, D)
+    norms: Tensor | None  # (R, 1) what the points were divided by, before they were centred
     half_squares: Tensor  # (R,) |point|² / 2
     low: Tensor  # (B, D) bounding box of each cloud
     high: Tensor  # (B, D)
 
 
-def make_cloud(layout: Layout, points: Tensor) -> Cloud:
-    """The cloud of packed ``points`` (R, D)."""
-    low = points.new_empty(len(layout.lengths), points.shape[1])
-    high = torch.empty_like(low)
-    for group in layout.groups:
-        block = points[group.rows].view(len(group.clouds), group.length, -1)
-        low[group.clouds], high[group.clouds] = block.amin(1), block.amax(1)
-    return Cloud(layout, points, torch.linalg.vector_norm(points, dim=1).square_().div_(2), low, high)
+def middle(values: Tensor, layout: Layout, unit: bool) -> Tensor:
+    """A point (D,) in the middle of a batch ``values`` (B, L, D): any would do, a near one keeps more digits."""
+    sample = values.flatten(0, 1).index_select(0, layout.source[::SAMPLED])
+    return (F.normalize(sample, dim=1) if unit else sample).mean(0)
+
+
+def make_clouds(values: Tensor, layout: Layout, centre: Tensor, unit: bool) -> Cloud:
+    """Pack ``values`` (B, L, D) in the type of ``centre`` (D,): of unit length if ``unit``, then minus ``centre``."""
+    flat, rows, width = values.flatten(0, 1), len(layout.source), values.shape[2]
+    points, half_squares = roomy((rows, width), centre.dtype, centre.device), centre.new_empty(rows)
+    norms = centre.new_empty(rows, 1) if unit else None
+    low, high = centre.new_empty(2, len(layout.lengths), width)
+    for cloud in range(len(layout.lengths)):  # one at a time, so that it stays in the cache
+        part = layout.rows(cloud)
+        block = points[part]
+        block.copy_(flat.index_select(0, layout.source[part]))
+        if norms is not None:
+            torch.linalg.vector_norm(block, dim=1, keepdim=True, out=norms[part])
+            block.div_(norms[part].clamp_min_(SHORTEST))
+        block.sub_(centre)
+        low[cloud], high[cloud] = block.amin(0), block.amax(0)
+        torch.linalg.vector_norm(block, dim=1, out=half_squares[part])
+    return Cloud(layout, points, norms, half_squares.square_().div_(2), low, high)
 
 
 def own_diameters(cloud: Cloud) -> Tensor:
@@ -176,4 +160,4 @@ class Own:
     """Solution of each cloud with itself, on C schedules."""
 
     cost: Tensor  # (B, C)
-    plans: list[Tensor]  # row-normalised, one (A, C, L, L) for each group of the layout; empty if not wanted
+    plans: list[Tensor]  # row-normalised, one (C, N, N) for each cloud; empty if not wanted

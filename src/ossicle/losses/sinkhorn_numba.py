@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ossicle.losses.products import inner_products
 from ossicle.losses.sinkhorn_cloud import Cloud, Own, Pairs, Schedule
 from ossicle.losses.sinkhorn_kernel import (
     COLUMNS,
@@ -25,11 +26,6 @@ from ossicle.losses.sinkhorn_kernel import (
     solve_one_by_one,
 )
 from ossicle.losses.sinkhorn_torch import NEGLIGIBLE, solve_in_log_domain
-
-
-def group_rows(device: torch.device) -> tuple[int, int]:
-    """Each cloud is a group of its own: the kernel needs no padding."""
-    return 1, 1
 
 
 @dataclass(frozen=True)
@@ -95,7 +91,7 @@ def solve_own(cloud: Cloud, schedule: Schedule, wanted: bool) -> Own:
     products = cloud.points.new_empty(int(ends[-1]))
     for start, length, end in zip(layout.starts, layout.lengths, ends, strict=True):
         points = cloud.points[start : start + length]
-        torch.mm(points, points.T, out=products[end - length**2 : end].view(length, length))
+        products[end - length**2 : end].view(length, length).copy_(inner_products(points, points))
     plans = products.new_empty(len(products) * versions if wanted else 0)
 
     places = np.empty((len(lengths), versions, 8), np.int64)
@@ -109,8 +105,6 @@ def solve_own(cloud: Cloud, schedule: Schedule, wanted: bool) -> Own:
     cost = table.solve(plans if wanted else None, None).view(-1, versions)
     own = []
     if wanted:
-        for group in layout.groups:
-            (index,) = group.clouds
-            length, end = layout.lengths[index], versions * int(ends[index])
-            own.append(plans[end - versions * length**2 : end].view(1, versions, length, length))
+        parts = plans.split((versions * lengths**2).tolist())
+        own = [part.view(versions, length, length) for part, length in zip(parts, layout.lengths, strict=True)]
     return Own(cost, own)

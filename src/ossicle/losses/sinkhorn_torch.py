@@ -6,7 +6,7 @@ K = exp((f + g - C) / ε), one pass of exponentials gives the row sums that upda
 Because C = |x|²/2 + |y|²/2 - x·y, the code carries F = f - |x|²/2 and G = g - |y|²/2 and reads x·y as the matrix
 product left it. Updates that share a temperature share K.
 
-Shape legend: A clouds of x by B clouds of y in a tile, N rows and M columns of each problem, (A, N, B, M).
+Shape legend: A clouds of x by B clouds of y in a tile, N rows and M columns of each problem, R rows of a packed matrix.
 """
 
 from __future__ import annotations
@@ -17,30 +17,26 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ossicle.losses.sinkhorn_cloud import Cloud, Group, Own, Pairs, Schedule
+from ossicle.losses.products import inner_products
+from ossicle.losses.sinkhorn_cloud import Cloud, Layout, Own, Pairs, Schedule
 
 PADDING = -1e30  # potential of a row or column that is not there: its exponentials are exactly zero
 LOWEST_SUM = 1e-30  # float32 sums below it have lost digits: such a problem is solved again in the log domain
 NEGLIGIBLE = 1e-15  # plan entries below it are zeroed: denormal numbers slow matrix products several times over
-TILE_ROWS, TILE_COLUMNS = 128, 1024  # 512 kB of float32: larger ones leave the level-2 cache, smaller ones cost calls
+TILE_ROWS, TILE_COLUMNS = 256, 1536  # 1.5 MB of float32: smaller ones cost calls, larger ones padding and the cache
 TILE_ROWS_CUDA, TILE_COLUMNS_CUDA = 1 << 12, 1 << 14  # few launches; 256 MB
-
-
-def group_rows(device: torch.device) -> tuple[int, int]:
-    """Rows of the packed x and of the packed y that one tile may span."""
-    return (TILE_ROWS, TILE_COLUMNS) if device.type == "cpu" else (TILE_ROWS_CUDA, TILE_COLUMNS_CUDA)
 
 
 @dataclass
 class Tile:
-    """Problems of one shape: all pairs of A clouds and B clouds. ``products`` may be any strided view."""
+    """Problems of one shape: all pairs of A clouds and B clouds. Only ``kernel`` is written to."""
 
-    products: Tensor  # (A, N, B, M) x·y
-    f: Tensor  # (A, N, B, 1) f - |x|²/2, PADDING where there is no row
-    g: Tensor  # (A, 1, B, M)
-    rows: Tensor  # (A, 1, B, 1) points of each problem
-    columns: Tensor  # (A, 1, B, 1)
-    schedule: Schedule  # of shape (A, 1, B, 1)
+    scaled: Tensor  # (A, B, N, M) x·y times the `scale` of the first temperature
+    kernel: Tensor  # (A, B, N, M), contiguous memory to work in
+    potentials: Tensor  # (A, B, N + M) f - |x|²/2 and g - |y|²/2, PADDING where there is no point
+    rows: Tensor  # (A, B, 1) points of each problem
+    columns: Tensor  # (A, B, 1)
+    schedule: Schedule  # of shape (A, B, 1)
 
 
 @dataclass
@@ -48,67 +44,97 @@ class Solved:
     """Mean potentials of the problems of a tile, without the half squares, and the plans that were wanted."""
 
     cost: Tensor  # (A, B)
-    by_row: Tensor | None  # (A, N, B, M) row-normalised plan: each row sums to 1/N
+    by_row: Tensor | None  # (A, B, N, M) row-normalised plan: each row sums to 1/N
     by_column: Tensor | None  # each column sums to 1/M
 
 
 class _Iteration:
-    """Potentials of a tile under way."""
+    """Potentials of a tile under way: those of rows and of columns beside each other, (A, B, N + M)."""
 
     def __init__(self, tile: Tile) -> None:
-        self.tile = tile
-        self.f, self.g = tile.f, tile.g
-        self.kernel = torch.empty_like(tile.products, memory_format=torch.contiguous_format)
-        self.missing_rows = (tile.f == PADDING).to(tile.f.dtype)
-        self.missing_columns = (tile.g == PADDING).to(tile.g.dtype)
-        self.lowest = torch.full_like(tile.rows, math.inf)
-        self.across, self.down = self.f, self.g  # sums at the last update
-        self.u, self.v = self.f, self.g  # factors that the kernel still lacks
+        self.tile, self.kernel, self.potentials = tile, tile.kernel, tile.potentials
+        self.scale = first_scale(tile.schedule).to(tile.potentials.dtype)
+        self.missing = (tile.potentials == PADDING).to(tile.potentials.dtype)
+        shapes = self._split(torch.empty_like(tile.potentials))
+        sizes = [size.expand_as(part) for size, part in zip((tile.rows, tile.columns), shapes, strict=True)]
+        self.shares = (1 - self.missing) / torch.cat(sizes, 2)  # of each point in the mean of its potentials
+        self.log_others = torch.cat([tile.columns.expand_as(shapes[0]), tile.rows.expand_as(shapes[1])], 2).log2_()
+        self.sums: list[Tensor] = []  # of each update, (A, B, N + M)
+        self.factors = self.missing  # what the kernel lacked at the last update
 
-    def at(self, temperature: Tensor, steps: list[float | Tensor]) -> None:
-        """Updates at one ``temperature`` (A, 1, B, 1); a step of 1 is a full update, of 1/2 an averaged one."""
-        tile, kernel = self.tile, self.kernel
-        inverse = 1 / temperature
-        torch.mul(tile.products, inverse, out=kernel).add_(self.f * inverse).add_(self.g * inverse).exp_()
-        log_u, log_v = torch.zeros_like(self.f), torch.zeros_like(self.g)
-        for number, step in enumerate(steps):
-            self.u, self.v = log_u.exp(), log_v.exp()
-            across = (kernel * self.v if number else kernel).sum(3, keepdim=True)
-            down = (kernel * self.u if number else kernel).sum(1, keepdim=True)
-            # A sum of one keeps the logarithm of a missing row finite; its kernel is zero whatever its potential.
-            self.across, self.down = across.add_(self.missing_rows), down.add_(self.missing_columns)
-            self.lowest = self.lowest.minimum(across.amin(1, keepdim=True)).minimum(down.amin(3, keepdim=True))
-            log_u = log_u * (1 - step) - (across / tile.columns).log_().mul_(step)
-            log_v = log_v * (1 - step) - (down / tile.rows).log_().mul_(step)
-        self.f, self.g = self.f + temperature * log_u, self.g + temperature * log_v
+    def at(self, factor: float | Tensor, steps: list[float | Tensor]) -> None:
+        """Updates at the first temperature / ``factor``, a number or (A, B, 1).
 
-    def cost(self) -> Tensor:
-        """Mean of the potentials over the points that are there: (A, 1, B, 1)."""
-        f, g = self.f * (1 - self.missing_rows), self.g * (1 - self.missing_columns)
-        return f.sum(1, keepdim=True) / self.tile.rows + g.sum(3, keepdim=True) / self.tile.columns
+        A step of 1 is a full update, of 1/2 an averaged one.
+        """
+        kernel, scale = self.kernel, self.scale * factor
+        f, g = self._split(self.potentials * scale)
+        if isinstance(factor, float):  # a pass less than for a tensor
+            torch.add(g[:, :, None], self.tile.scaled, alpha=factor, out=kernel)
+        else:
+            torch.mul(self.tile.scaled, factor[..., None], out=kernel).add_(g[:, :, None])
+        kernel.add_(f[..., None]).exp2_()
+        across, down = self._split(sums := torch.empty_like(self.potentials))
+        torch.sum(kernel, 3, out=across)
+        torch.sum(kernel, 2, out=down)
+        change = self._change(sums).mul_(steps[0])
+        flat = kernel.flatten(0, 1)
+        for step in steps[1:]:
+            self.factors = change.exp2()
+            u, v = self._split(self.factors)
+            across = torch.bmm(v.flatten(0, 1)[:, None], flat.mT).view(u.shape)
+            down = torch.bmm(u.flatten(0, 1)[:, None], flat).view(v.shape)
+            change = change * (1 - step) + self._change(torch.cat([across, down], 2)).mul_(step)
+        self.potentials = torch.addcdiv(self.potentials, change, scale)
+
+    def _change(self, sums: Tensor) -> Tensor:
+        """What a full update adds to the logarithms of the factors, of the sums of the kernel."""
+        # A sum of one keeps the logarithm of a missing row finite; its kernel is zero whatever its potential.
+        self.sums.append(sums.add_(self.missing))
+        return self.log_others - sums.log2()
+
+    def _split(self, both: Tensor) -> tuple[Tensor, ...]:
+        return both.split(self.kernel.shape[2:], 2)
+
+    def plans(self, wanted: tuple[bool, bool]) -> tuple[Tensor | None, Tensor | None]:
+        """Row- and column-normalised, before the last update. The kernel is lost."""
+        (u, v), (across, down) = self._split(self.factors), self._split(self.sums[-1])
+        by_row = by_column = None
+        if wanted[0]:
+            by_row = (self.kernel * v[:, :, None]).mul_((1 / (across * self.tile.rows))[..., None])
+        if wanted[1]:
+            by_column = self.kernel.mul_(u[..., None]).mul_((1 / (down * self.tile.columns))[:, :, None])
+        return by_row, by_column
+
+
+def first_scale(schedule: Schedule) -> Tensor:
+    """What turns a cost at the first temperature into the exponent of a power of two (exp takes four times as long)."""
+    return 1 / (schedule.first * math.log(2))
 
 
 def solve_tile(tile: Tile, wanted: tuple[bool, bool]) -> Solved:
     """All problems of a tile through every temperature, and their row- and column-normalised plans where ``wanted``."""
-    schedule, dtype = tile.schedule, tile.f.dtype
+    schedule, dtype = tile.schedule, tile.potentials.dtype
     run = _Iteration(tile)
+    fewest = int(schedule.count.min())
+    factor: float | Tensor
+    averaged: float | Tensor
     for step in range(max(1, int(schedule.count.max()))):
-        averaged = (schedule.count > step).to(dtype) / 2  # a problem that has finished waits for the others
-        run.at(schedule.temperature(step).to(dtype), [averaged] if step else [1.0, 0.5, averaged])
-    run.at(torch.full_like(tile.rows, schedule.final), [0.5, 1.0])
+        if step < max(1, fewest):
+            factor, averaged = schedule.ratio**-step, 0.5 * (fewest > 0)
+        else:  # a problem that has finished waits for the others at the final temperature
+            factor = (schedule.first / schedule.temperature(step)).to(dtype)
+            averaged = (schedule.count > step).to(dtype) / 2
+        run.at(factor, [averaged] if step else [1.0, 0.5, (schedule.count > 0).to(dtype) / 2])
+    run.at((schedule.first / schedule.final).to(dtype), [0.5, 1.0])
 
-    cost = run.cost()
-    sound = (run.lowest > LOWEST_SUM) & cost.isfinite()
-    by_row = by_column = None
-    if wanted[0]:
-        by_row = (run.kernel * run.v).mul_(1 / (run.across * tile.rows))
-    if wanted[1]:
-        by_column = run.kernel.mul_(run.u).mul_(1 / (run.down * tile.columns))
-    solved = Solved(cost[:, 0, :, 0], by_row, by_column)
+    cost = (run.potentials * run.shares).sum(2)
+    sound = (torch.stack(run.sums).amin((0, 3)) > LOWEST_SUM) & cost.isfinite()
+    solved = Solved(cost, *run.plans(wanted))
     if not sound.all():
-        for a, b in (~sound[:, 0, :, 0]).nonzero().tolist():
+        for a, b in (~sound).nonzero().tolist():
             _solve_again(tile, solved, a, b)
-    for plan in (by_row, by_column):
+    for plan in (solved.by_row, solved.by_column):
         if plan is not None:
             torch.threshold_(plan, NEGLIGIBLE, 0.0)
     return solved
@@ -116,15 +142,15 @@ def solve_tile(tile: Tile, wanted: tuple[bool, bool]) -> Solved:
 
 def _solve_again(tile: Tile, solved: Solved, a: int, b: int) -> None:
     """Puts the solution in the log domain in the place of one that underflowed."""
-    rows, columns = int(tile.rows[a, 0, b, 0]), int(tile.columns[a, 0, b, 0])
-    temperatures = tile.schedule.listed((a, 0, b, 0))
-    products = tile.products[a, :rows, b, :columns]
-    cost, *plans = solve_in_log_domain(products, tile.f[a, :rows, b], tile.g[a, :, b, :columns], temperatures)
+    rows, columns = int(tile.rows[a, b]), int(tile.columns[a, b])
+    f, g = tile.potentials[a, b].split(tile.kernel.shape[2:])
+    products = tile.scaled[a, b, :rows, :columns] / first_scale(tile.schedule)[a, b].to(tile.scaled.dtype)
+    cost, *plans = solve_in_log_domain(products, f[:rows, None], g[:columns], tile.schedule.listed((a, b, 0)))
     solved.cost[a, b] = cost
     for kept, plan in zip((solved.by_row, solved.by_column), plans, strict=True):
         if kept is not None:
-            kept[a, :, b] = 0
-            kept[a, :rows, b, :columns] = plan
+            kept[a, b] = 0
+            kept[a, b, :rows, :columns] = plan
 
 
 def solve_in_log_domain(
@@ -154,70 +180,118 @@ def solve_in_log_domain(
 
 def solve_pairs(products: Tensor, x: Cloud, y: Cloud, schedule: Schedule, wanted: tuple[bool, bool]) -> Pairs:
     """Every cloud of ``x`` with every cloud of ``y``, given all ``products`` (R_x, R_y), which are overwritten."""
+    most_rows, most_columns = _tile_shape(products.device)
+    bundles = x.layout.bundles(most_rows), y.layout.bundles(most_columns)
+    space = _Space.of(products, x.layout, y.layout, bundles)
     cost = products.new_empty(len(x.layout.lengths), len(y.layout.lengths))
-    by_row = torch.empty_like(products) if wanted[0] else None
-    by_column = products if wanted[1] else None  # each tile is read before it is overwritten
-    for across in x.layout.groups:
+    plans = [torch.empty_like(products) if wanted[0] else None, products if wanted[1] else None]
+    downs = {down[0]: _potentials(y, down) for down in bundles[1]}
+    for across in bundles[0]:
         f, rows = _potentials(x, across)
-        for down in y.layout.groups:
-            g, columns = _potentials(y, down)
-            view = _view(products, across, down)
-            shape = (len(across.clouds), 1, len(down.clouds), 1)
+        strip = _view(space.strip, (*f.shape, products.shape[1]))  # (A, N, R_y)
+        for padded, index in zip(strip, across, strict=True):
+            padded[: x.layout.lengths[index]] = products[x.layout.rows(index)]
+        # Column-normalised plans take the place of the products: each tile is cut before it is pasted.
+        kept = [torch.empty_like(strip) if wanted[0] else None, strip if wanted[1] else None]
+        for down in bundles[1]:
+            g, columns = downs[down[0]]
+            parts = [y.layout.rows(index) for index in down]
+            shape = len(across), len(down), f.shape[1], g.shape[1]
+            which = schedule.select(across, down).reshape((*shape[:2], 1))
             tile = Tile(
-                view,
-                f[:, :, None, None].expand(-1, -1, shape[2], 1),
-                g[None, None].expand(shape[0], 1, -1, -1),
-                rows[:, None, None, None].expand(shape),
-                columns[None, None, :, None].expand(shape),
-                schedule.select(across.clouds, down.clouds).reshape(shape),
+                _cut(strip, parts, first_scale(which).to(strip.dtype), _view(space.tile, shape)),
+                _view(space.kernel, shape),
+                _beside(f[:, None], g[None]),
+                rows[:, None].expand(-1, len(down), 1),
+                columns[None].expand(len(across), -1, 1),
+                which,
             )
             solved = solve_tile(tile, wanted)
-            cost[torch.tensor(across.clouds)[:, None], torch.tensor(down.clouds)] = solved.cost
-            for plan, kept in ((by_row, solved.by_row), (by_column, solved.by_column)):
-                if plan is not None and kept is not None:
-                    _view(plan, across, down).copy_(kept)
-    return Pairs(cost, by_row, by_column)
+            cost[torch.tensor(across)[:, None], torch.tensor(down)] = solved.cost
+            _paste((solved.by_row, solved.by_column), kept, parts)
+        for plan, tiled in zip(plans, kept, strict=True):
+            if plan is not None and tiled is not None:
+                for padded, index in zip(tiled, across, strict=True):
+                    plan[x.layout.rows(index)] = padded[: x.layout.lengths[index]]
+    return Pairs(cost, *plans)
+
+
+@dataclass(frozen=True)
+class _Space:
+    """Memory that all tiles use, one after the other. Zero at first: what is read of padding must be finite."""
+
+    strip: Tensor
+    tile: Tensor
+    kernel: Tensor
+
+    @classmethod
+    def of(cls, products: Tensor, x: Layout, y: Layout, bundles: tuple[list[list[int]], ...]) -> _Space:
+        rows, columns = (
+            max(len(bundle) * max(layout.lengths[index] for index in bundle) for bundle in side)
+            for layout, side in zip((x, y), bundles, strict=True)
+        )
+        return cls(*(products.new_zeros(rows * size) for size in (products.shape[1], columns, columns)))
+
+
+def _view(memory: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The start of a flat tensor as a contiguous one of another ``shape``."""
+    return memory[: math.prod(shape)].view(shape)
+
+
+def _cut(strip: Tensor, parts: list[slice], scale: Tensor, tile: Tensor) -> Tensor:
+    """The columns ``parts`` of a ``strip`` (A, N, R_y) times ``scale`` (A, B, 1), put into ``tile`` (A, B, N, M)."""
+    for place, part in enumerate(parts):
+        torch.mul(strip[..., part], scale[:, place, :, None], out=tile[:, place, :, : part.stop - part.start])
+    return tile
+
+
+def _paste(tiles: tuple[Tensor | None, ...], strips: list[Tensor | None], parts: list[slice]) -> None:
+    """Each of ``tiles`` (A, B, N, M) into the columns ``parts`` of a strip (A, N, R_y)."""
+    for tile, strip in zip(tiles, strips, strict=True):
+        if tile is not None and strip is not None:
+            for place, part in enumerate(parts):
+                strip[..., part] = tile[:, place, :, : part.stop - part.start]
 
 
 def solve_own(cloud: Cloud, schedule: Schedule, wanted: bool) -> Own:
     """Every cloud with itself, on each of the C ``schedule``s (B, C) it has."""
-    batch, versions = schedule.first.shape
+    layout, (batch, versions) = cloud.layout, schedule.first.shape
+    most_rows, most_columns = _tile_shape(cloud.points.device)
     cost = cloud.points.new_empty(batch, versions)
-    plans = []
-    for group in cloud.layout.groups:
-        points = cloud.points[group.rows].view(len(group.clouds), group.length, -1)
-        products = points @ points.mT  # (A, N, M)
-        f, rows = _potentials(cloud, group)
-        plan = products.new_empty(len(group.clouds), versions, group.length, group.length) if wanted else None
-        at_once = max(1, TILE_ROWS * TILE_COLUMNS // (versions * group.length**2))
-        for first in range(0, len(group.clouds), at_once):
-            part = slice(first, first + at_once)
-            clouds = group.clouds[part]
-            shape = (len(clouds), 1, versions, 1)
-            tile = Tile(
-                products[part, :, None].expand(-1, -1, versions, -1),
-                f[part, :, None, None].expand(-1, -1, versions, 1),
-                f[part, None, None, :].expand(-1, 1, versions, -1),
-                rows[part, None, None, None].expand(shape),
-                rows[part, None, None, None].expand(shape),
-                schedule.select(clouds, list(range(versions))).reshape(shape),
-            )
-            solved = solve_tile(tile, (wanted, False))
-            cost[clouds] = solved.cost
-            if plan is not None and solved.by_row is not None:
-                plan[part] = solved.by_row.transpose(1, 2)
-        plans.append(plan)
-    return Own(cost, [plan for plan in plans if plan is not None])
+    plans: dict[int, Tensor] = {}
+    for bundle in layout.bundles(most_rows * most_columns // (versions * max(layout.lengths))):
+        f, rows = _potentials(cloud, bundle)
+        products = f.new_zeros(*f.shape, f.shape[1])  # (A, N, N)
+        for padded, index in zip(products, bundle, strict=True):
+            points, length = cloud.points[layout.rows(index)], layout.lengths[index]
+            padded[:length, :length] = inner_products(points, points)
+        both, size = f[:, None].expand(-1, versions, -1), rows[:, None].expand(-1, versions, 1)
+        which = schedule.select(bundle, list(range(versions))).reshape(size.shape)
+        scaled = products[:, None] * first_scale(which)[..., None].to(f.dtype)
+        tile = Tile(scaled, torch.empty_like(scaled), _beside(both, both), size, size, which)
+        solved = solve_tile(tile, (wanted, False))
+        cost[bundle] = solved.cost
+        if solved.by_row is not None:
+            for plan, index in zip(solved.by_row, bundle, strict=True):
+                plans[index] = plan[:, : layout.lengths[index], : layout.lengths[index]]
+    return Own(cost, [plans[index] for index in sorted(plans)])
 
 
-def _potentials(cloud: Cloud, group: Group) -> tuple[Tensor, Tensor]:
-    """Potentials to start from, (A, N), and the number of points of each cloud, (A,), of a group."""
-    start = torch.where(cloud.layout.valid[group.rows], -cloud.half_squares[group.rows], PADDING)
-    points = start.new_tensor([cloud.layout.lengths[index] for index in group.clouds])
-    return start.view(len(group.clouds), group.length), points
+def _tile_shape(device: torch.device) -> tuple[int, int]:
+    """Rows and columns that a tile may span."""
+    return (TILE_ROWS, TILE_COLUMNS) if device.type == "cpu" else (TILE_ROWS_CUDA, TILE_COLUMNS_CUDA)
 
 
-def _view(matrix: Tensor, across: Group, down: Group) -> Tensor:
-    """The part of a packed matrix (R_x, R_y) that belongs to two groups: (A, N, B, M)."""
-    block = matrix[across.rows, down.rows]
-    return block.unflatten(1, (len(down.clouds), down.length)).unflatten(0, (len(across.clouds), across.length))
+def _potentials(cloud: Cloud, bundle: list[int]) -> tuple[Tensor, Tensor]:
+    """Potentials to start from, (A, N), and the number of points of each cloud, (A, 1), of a bundle."""
+    lengths = [cloud.layout.lengths[index] for index in bundle]
+    start = cloud.half_squares.new_full((len(bundle), max(lengths)), PADDING)
+    for row, index, length in zip(start, bundle, lengths, strict=True):
+        torch.neg(cloud.half_squares[cloud.layout.rows(index)], out=row[:length])
+    return start, start.new_tensor(lengths)[:, None]
+
+
+def _beside(f: Tensor, g: Tensor) -> Tensor:
+    """Potentials (A or 1, B or 1, N) and (A or 1, B or 1, M) of the same problems: (A, B, N + M)."""
+    shape = torch.broadcast_shapes(f.shape[:2], g.shape[:2])
+    return torch.cat([f.expand(*shape, -1), g.expand(*shape, -1)], 2)

@@ -1,0 +1,98 @@
+"""Attention on a CPU, forward and backward: two plain matrix products beside PyTorch's fused kernel.
+
+`ossicle.models.attention` takes the faster one of each precision. Runs alternate; the table gives the least process CPU
+time of each and the median of the paired ratios, with the distance between the outputs and between the gradients of
+the keys.
+
+    python benchmarks/attention.py [--batch 8] [--heads 8] [--length 128] [--width 64] [--pairs 7] [--threads 1]
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from ossicle.models.attention import attend
+
+Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def plain(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Causal attention (B, H, L, d) as two matrix products."""
+    scores = (query * query.shape[-1] ** -0.5) @ key.mT
+    ahead = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+    return scores.masked_fill(ahead, -torch.inf).softmax(-1) @ value
+
+
+def fused(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """The same by `torch.nn.functional.scaled_dot_product_attention`."""
+    return F.scaled_dot_product_attention(query, key, value, is_causal=True)
+
+
+def chosen(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """The same as Ossicle calls it."""
+    return attend(query, key, value, causal=True)
+
+
+def timed(attention: Attention, inputs: list[Tensor]) -> tuple[float, Tensor, Tensor]:
+    """CPU seconds of forward and backward, output, gradient of the keys."""
+    leaves = [value.clone().requires_grad_() for value in inputs]
+    started = time.process_time()
+    out = attention(*leaves)
+    out.backward(inputs[0])
+    seconds = time.process_time() - started
+    assert leaves[1].grad is not None
+    return seconds, out.detach(), leaves[1].grad
+
+
+def relative(ours: Tensor, theirs: Tensor) -> str:
+    return f"{float((ours.float() - theirs.float()).norm() / theirs.float().norm()):.0e}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--heads", type=int, default=8)
+    parser.add_argument("--length", type=int, nargs="+", default=[32, 128, 512])
+    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+
+    table = Table(
+        "type", "length", "fused, CPU ms", "plain, CPU ms", "Ossicle's choice, CPU ms", "fused / plain (median)",
+        "output rel.", "gradient rel.",
+    )  # fmt: skip
+    for dtype in (torch.float32, torch.bfloat16):
+        for length in arguments.length:
+            shape = arguments.batch, arguments.heads, length, arguments.width
+            inputs = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype) for seed in range(3)]
+            runs: list[list[tuple[float, Tensor, Tensor]]] = []
+            for _ in range(arguments.pairs + 1):
+                runs.append([timed(attention, inputs) for attention in (fused, plain, chosen)])
+            seconds = [[run[0] for run in runs_of] for runs_of in zip(*runs[1:], strict=True)]  # the first warms up
+            ratio = statistics.median(a / b for a, b in zip(seconds[0], seconds[1], strict=True))
+            (_, out, grad), (_, plain_out, plain_grad), _ = runs[-1]
+            table.add_row(
+                str(dtype).removeprefix("torch."), str(length), *(f"{1000 * min(times):.1f}" for times in seconds),
+                f"{ratio:.2f}", relative(plain_out, out), relative(plain_grad, grad),
+            )  # fmt: skip
+    console = Console(width=120)
+    console.print(
+        f"Causal attention, batch {arguments.batch}, {arguments.heads} heads of {arguments.width}, forward and "
+        f"backward, {arguments.threads} thread(s)"
+    )
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ossicle.models.attention import SHORT, attend
+
+
+def vectors(length: int, dtype: torch.dtype) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(length)
+    return [torch.randn(2, 3, length, 8, generator=generator).to(dtype).requires_grad_() for _ in range(3)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("length", [1, 5, SHORT + 1])
+@pytest.mark.parametrize("kind", ["causal", "mask of keys", "mask of pairs", "none"])
+def test_it_is_the_attention_of_pytorch_forward_and_backward(dtype: torch.dtype, length: int, kind: str):
+    torch.manual_seed(0)
+    inputs = vectors(length, dtype)
+    exact = [value.detach().double().requires_grad_() for value in inputs]
+    mask = {
+        "mask of keys": torch.rand(2, 1, 1, length) < 0.5,
+        "mask of pairs": (torch.rand(length, length) < 0.3) | torch.eye(length, dtype=torch.bool),
+    }.get(kind)
+    if kind == "mask of keys":
+        mask[..., 0] = True
+    options = {"causal": kind == "causal", "scale": 0.3}
+    out = attend(*inputs, mask=mask, **options)
+    expected = F.scaled_dot_product_attention(*exact, attn_mask=mask, is_causal=options["causal"], scale=0.3)
+    assert out.shape == (2, 3, length, 8) and out.dtype == dtype
+    tolerance = 1e-5 if dtype == torch.float32 else 3e-2
+    torch.testing.assert_close(out.double(), expected, rtol=tolerance, atol=tolerance)
+    weights = torch.randn(expected.shape)
+    (out * weights).sum().backward()
+    (expected * weights).sum().backward()
+    for mine, theirs in zip(inputs, exact, strict=True):
+        assert (mine.grad.double() - theirs.grad).norm() <= 2 * tolerance * theirs.grad.norm() + tolerance
