@@ -4,6 +4,7 @@ from transformers import AutoTokenizer
 
 from ossicle.batch import Sequence
 from ossicle.models.llm import LLM, load_llm
+from ossicle.models.packing import LONG
 from ossicle.testing import LLMS, tiny_llm
 
 LAYERS = 3
@@ -42,8 +43,9 @@ def calls_of(modules) -> list[int]:
     return counts
 
 
-def test_hidden_states_are_those_of_transformers(llm):
-    embeds = inputs(llm, [9, 4])
+@pytest.mark.parametrize("lengths", [[9, 4], [2 * LONG, LONG // 2]], ids=["as a batch", "one by one"])
+def test_hidden_states_are_those_of_transformers(llm, lengths):
+    embeds = inputs(llm, lengths)
     with torch.no_grad():
         expected = llm.model(
             inputs_embeds=embeds.values, attention_mask=embeds.mask.long(), output_hidden_states=True
@@ -106,8 +108,9 @@ def test_a_layer_that_is_not_there_is_an_error(llama, layers):
         llama.hidden_states(inputs(llama, [3]), layers)
 
 
-def test_gradients_reach_the_input_and_no_weight(llm):
-    embeds = inputs(llm, [6, 3])
+@pytest.mark.parametrize("lengths", [[6, 3], [2 * LONG, LONG // 2]], ids=["as a batch", "one by one"])
+def test_gradients_reach_the_input_and_no_weight(llm, lengths):
+    embeds = inputs(llm, lengths)
     values = embeds.values.detach().requires_grad_()
     hidden = llm.hidden_states(Sequence(values, embeds.mask), [LAYERS])
     hidden.states[LAYERS][hidden.mask].square().sum().backward()
