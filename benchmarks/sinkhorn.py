@@ -4,7 +4,11 @@ Synthetic ragged clouds, text of 25 to 55 tokens and speech of three times as ma
 and gradients are compared, also with geomloss in float64 (on the first texts, since that takes long). Runs alternate;
 the table gives the median of the paired ratios of process CPU time and of wall time.
 
-    python benchmarks/sinkhorn.py [--batch 32] [--width 512 4096] [--pairs 3] [--threads 1] [--solvers torch numba]
+Solvers are "torch", "numba" and either of them with "-bf16": the products of the backward pass in bfloat16. The floor
+is the time of the two large matrix products alone, all inner products and the plans times the text, in float32.
+The runs of D = 4096 take two minutes more: --width 512 4096.
+
+    python benchmarks/sinkhorn.py [--batch 32] [--width 512] [--pairs 3] [--threads 1] [--solvers torch numba]
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from rich.table import Table
 from torch import Tensor
 
 from ossicle.losses import info_nce, wasserstein_similarity
+from ossicle.losses.products import inner_products
 
 Clouds = tuple[Tensor, Tensor]
 EXACT_TEXTS = 2
@@ -81,15 +86,31 @@ def exactness(similarity: Callable[[Clouds, Clouds], Tensor], text: Clouds, spee
 
 def solver(name: str) -> Callable[[Clouds, Clouds], Tensor]:
     """Our similarity, by one of its solvers."""
-    return lambda text, speech: wasserstein_similarity(*text, *speech, backend=name)
+    backend, _, half = name.partition("-")
+    options = {"backend": backend, "bf16_gradient": half == "bf16"}
+    return lambda text, speech: wasserstein_similarity(*text, *speech, **options)
 
 
-def row(table: Table, name: str, width: int, mine: list, theirs: list, exact: tuple[float, float]) -> None:
-    """One line of the table, of runs of ours and of the loop that alternated."""
+def floor(text: Clouds, speech: Clouds) -> float:
+    """CPU seconds of the two large products of one step."""
+    x, y = text[0][text[1]], speech[0][speech[1]]
+    plans = torch.rand(len(x), len(y))
+    started = time.process_time()
+    inner_products(x, y)
+    inner_products(plans.T, x.T)
+    return time.process_time() - started
+
+
+def row(
+    table: Table, names: tuple[str, str], mine: list, others: tuple[list, list], exact: tuple[float, float]
+) -> None:
+    """One line of the table, of runs of ours, of the loop and of the floor that alternated."""
+    theirs, floors = others
     cpu, wall = ([other[k] / own[k] for own, other in zip(mine, theirs, strict=True)] for k in (0, 1))
     table.add_row(
-        name, str(width),
+        *names,
         *(f"{1000 * statistics.median(run[0] for run in runs):.0f}" for runs in (theirs, mine)),
+        f"{1000 * statistics.median(floors):.0f}",
         f"{statistics.median(cpu):.1f}", f"{min(cpu):.1f}-{max(cpu):.1f}", f"{statistics.median(wall):.1f}",
         f"{relative(mine[-1][2], theirs[-1][2]):.0e}", f"{relative(mine[-1][3], theirs[-1][3]):.0e}",
         f"{exact[0]:.0e}", f"{exact[1]:.0e}",
@@ -99,33 +120,32 @@ def row(table: Table, name: str, width: int, mine: list, theirs: list, exact: tu
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--width", type=int, nargs="+", default=[512, 4096])
+    parser.add_argument("--width", type=int, nargs="+", default=[512])
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--solvers", nargs="+", default=["torch", "numba"])
-    parser.add_argument("--precision", default="highest", help="of torch.set_float32_matmul_precision, for ours")
+    parser.add_argument("--solvers", nargs="+", default=["torch", "numba", "numba-bf16"])
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     draw = random.Random(0)
     lengths = [draw.randint(25, 55) for _ in range(arguments.batch)]
 
     table = Table(
-        "solver", "D", "geomloss loop, CPU ms", "ours, CPU ms", "× (median, CPU)", "range", "× (wall)",
+        "solver", "D", "geomloss loop, CPU ms", "ours, CPU ms", "floor, CPU ms", "× (median, CPU)", "range", "× (wall)",
         "values rel.", "gradient rel.", "values, fp64", "gradient, fp64",
     )  # fmt: skip
     for width in arguments.width:
         text, speech = ragged(lengths, width, 1), ragged([3 * length for length in lengths], width, 2)
-        runs: dict[str, list] = {name: [] for name in ["geomloss", *arguments.solvers]}
+        runs: dict[str, list] = {name: [] for name in ["geomloss", "floor", *arguments.solvers]}
         for name in arguments.solvers:  # compiles and warms up
             timed(solver(name), text, speech)
         for _ in range(arguments.pairs):
             runs["geomloss"].append(timed(loop_over_pairs, text, speech))
-            torch.set_float32_matmul_precision(arguments.precision)
             for name in arguments.solvers:
                 runs[name].append(timed(solver(name), text, speech))
-            torch.set_float32_matmul_precision("highest")
+            runs["floor"].append(floor(text, speech))
         for name in arguments.solvers:
-            row(table, name, width, runs[name], runs["geomloss"], exactness(solver(name), text, speech))
+            exact = exactness(solver(name), text, speech)
+            row(table, (name, str(width)), runs[name], (runs["geomloss"], runs["floor"]), exact)
     console = Console(width=160)
     console.print(
         f"B = {arguments.batch}, text {min(lengths)}-{max(lengths)} tokens, speech × 3, {arguments.threads} thread(s)"

@@ -224,6 +224,19 @@ def test_bfloat16_goes_in_and_its_gradient_comes_out(backend: str):
     torch.testing.assert_close(again, similarity)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_bfloat16_gradient_is_close_and_leaves_the_values_alone(backend: str):
+    text, speech = clouds([25, 13], 0, dim=64), clouds([48, 31], 1, dim=64)
+    gradients, values = [], []
+    for half in (False, True):
+        heard = (speech[0] + 3.0).requires_grad_()  # a mean that all points share
+        values.append(wasserstein_similarity(*text, heard, speech[1], backend=backend, bf16_gradient=half))
+        info_nce(values[-1]).backward()
+        gradients.append(heard.grad)
+    assert torch.equal(*values)
+    assert 0 < relative(gradients[1], gradients[0]) < 5e-3
+
+
 def test_only_what_requires_a_gradient_gets_one():
     x, y = clouds([5, 3], 0), clouds([8, 11], 1)
     y[0].requires_grad_()

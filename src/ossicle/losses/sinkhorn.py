@@ -71,6 +71,9 @@ class Options:
     each pair, exactly as geomloss does, at several times the cost. The values differ by about 1e-6."""
     backend: Literal["auto", "torch", "numba"] = "auto"
     """The solver; "auto" takes the fastest there is."""
+    bf16_gradient: bool = False
+    """Multiply plans and points in bfloat16 in the backward pass: it takes half the time where the CPU multiplies
+    bfloat16 natively, and the gradient is off by 0.3 % (its direction by 1e-5, one minus cosine). Values are exact."""
     unit: bool = False
     """L2-normalise the points first."""
 
@@ -129,7 +132,7 @@ class _Divergence(torch.autograd.Function):
                 spans = own_diameters(cloud)[:, None] if options.schedule == "sample" else pair_diameters
                 owns.append(solver.solve_own(cloud, make_schedule(spans, options.blur, options.scaling), plans))
         ctx.clouds, ctx.owns, ctx.pairs, ctx.centre = clouds, owns, pairs, centre
-        ctx.like = [(values.shape, values.dtype) for values in (x, y)]
+        ctx.like, ctx.half = [(values.shape, values.dtype) for values in (x, y)], options.bf16_gradient
         return pairs.cost - (owns[0].cost + owns[1].cost.T) / 2
 
     @staticmethod
@@ -139,10 +142,10 @@ class _Divergence(torch.autograd.Function):
         gradients: list[Tensor | None] = [None, None]
         with torch.autocast(gradient.device.type, enabled=False):
             if ctx.pairs.by_row is not None:
-                push = _Push(x, y, ctx.owns[0], ctx.centre)
+                push = _Push(x, y, ctx.owns[0], ctx.centre, ctx.half)
                 gradients[0] = push.gradient(ctx.pairs.by_row, gradient, *ctx.like[0])
             if ctx.pairs.by_column is not None:
-                push = _Push(y, x, ctx.owns[1], ctx.centre)
+                push = _Push(y, x, ctx.owns[1], ctx.centre, ctx.half)
                 gradients[1] = push.gradient(ctx.pairs.by_column.T, gradient.T, *ctx.like[1])
         return gradients[0], None, gradients[1], None, None
 
@@ -155,11 +158,13 @@ class _Push:
     other: Cloud
     own: Own
     centre: Tensor  # (D,)
+    half: bool  # multiply in bfloat16
 
     def gradient(self, plan: Tensor, weights: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         """Of ``plan`` (R, R_other), each pair of clouds weighted by ``weights`` (B, B_other): (B, L, D)."""
         layout, width = self.cloud.layout, shape[2]
         wide = -weights.to(plan.dtype).index_select(1, self.other.layout.cloud)  # (B, R_other)
+        other = (self.other.points.bfloat16() if self.half else self.other.points).T  # (D, R_other)
         result = roomy((shape[0] * shape[1], width), dtype, plan.device)
         result.index_fill_(0, layout.missing, 0)
         for clouds in _runs(layout, BLOCK_ROWS):
@@ -170,7 +175,7 @@ class _Push:
             for index, part in zip(clouds, parts, strict=True):
                 torch.mul(block[part], wide[index], out=weighted[part])
             block = weighted.contiguous()  # (rows of the block, R_other)
-            pulled = inner_products(block, self.other.points.T)  # (rows, D)
+            pulled = inner_products(block.to(other.dtype), other).to(plan.dtype)  # (rows, D)
             for index, part in zip(clouds, parts, strict=True):
                 moved = self._pushed(pulled[part], index, weights[index])
                 result.index_copy_(0, layout.source[layout.rows(index)], moved.to(dtype))

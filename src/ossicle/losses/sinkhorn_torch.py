@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ossicle.losses.products import inner_products
+from ossicle.losses.products import inner_products, roomy
 from ossicle.losses.sinkhorn_cloud import Cloud, Layout, Own, Pairs, Schedule
 
 PADDING = -1e30  # potential of a row or column that is not there: its exponentials are exactly zero
@@ -101,7 +101,8 @@ class _Iteration:
         (u, v), (across, down) = self._split(self.factors), self._split(self.sums[-1])
         by_row = by_column = None
         if wanted[0]:
-            by_row = (self.kernel * v[:, :, None]).mul_((1 / (across * self.tile.rows))[..., None])
+            kernel = self.kernel.clone() if wanted[1] else self.kernel
+            by_row = kernel.mul_(v[:, :, None]).mul_((1 / (across * self.tile.rows))[..., None])
         if wanted[1]:
             by_column = self.kernel.mul_(u[..., None]).mul_((1 / (down * self.tile.columns))[:, :, None])
         return by_row, by_column
@@ -230,7 +231,8 @@ class _Space:
             max(len(bundle) * max(layout.lengths[index] for index in bundle) for bundle in side)
             for layout, side in zip((x, y), bundles, strict=True)
         )
-        return cls(*(products.new_zeros(rows * size) for size in (products.shape[1], columns, columns)))
+        sizes = [rows * products.shape[1], rows * columns, rows * columns]
+        return cls(*roomy((sum(sizes),), products.dtype, products.device).zero_().split(sizes))
 
 
 def _view(memory: Tensor, shape: tuple[int, ...]) -> Tensor:
