@@ -142,7 +142,11 @@ def test_frozen_means_no_gradient_and_no_dropout(folders, family):
 
 @pytest.mark.parametrize("family", ["wav2vec2-bert", "parakeet"])
 def test_spectral_models_compute_what_transformers_does_on_its_own_features(folders, family):
-    extractor, plain = AutoFeatureExtractor.from_pretrained(folders[family]), AutoModel.from_pretrained(folders[family])
+    try:
+        extractor = AutoFeatureExtractor.from_pretrained(folders[family])
+    except ImportError as error:
+        pytest.skip(f"this transformers makes no extractor of {family}: {str(error).strip().splitlines()[0]}")
+    plain = AutoModel.from_pretrained(folders[family])
     plain = plain.encoder if family == "parakeet" else plain
     waveforms = noise(0.6, 0.3, 0.041)
     inputs = extractor([w.numpy() for w in waveforms], sampling_rate=16_000, padding=True, return_tensors="pt")

@@ -129,7 +129,11 @@ class Family:
 
 
 def _conv(config: Any, name: str, context: Context) -> FrontEnd:
-    return ConvFront(config, normalise=_does_normalise(name, default=config.feat_extract_norm == "layer"))
+    return ConvFront(
+        config,
+        # Models saved without a preprocessor follow their front end.
+        normalise=bool(_preprocessor(name).get("do_normalize", config.feat_extract_norm == "layer")),
+    )
 
 
 def _kaldi(config: Any, name: str, context: Context) -> FrontEnd:
@@ -141,7 +145,7 @@ def _whisper(config: Any, name: str, context: Context) -> FrontEnd:
 
 
 def _parakeet(config: Any, name: str, context: Context) -> FrontEnd:
-    return ParakeetFront(_extractor(name), config)
+    return ParakeetFront(_preprocessor(name), config)
 
 
 FAMILIES: dict[str, Family] = {
@@ -188,13 +192,13 @@ def _extractor(name: str) -> Any:
     return AutoFeatureExtractor.from_pretrained(name)
 
 
-def _does_normalise(name: str, *, default: bool) -> bool:
-    """Read ``do_normalize`` from the preprocessor's file; models saved without one follow their front end."""
+def _preprocessor(name: str) -> dict[str, Any]:
+    """What the file of the feature extractor says; empty where there is none."""
     from transformers.utils import cached_file
 
     for file, section in (("preprocessor_config.json", None), ("processor_config.json", "feature_extractor")):
         found = cached_file(name, file, _raise_exceptions_for_missing_entries=False)
         if found:
-            written = json.loads(Path(found).read_text())
-            return bool((written.get(section, {}) if section else written).get("do_normalize", default))
-    return default
+            written: dict[str, Any] = json.loads(Path(found).read_text())
+            return written.get(section, {}) if section else written
+    return {}

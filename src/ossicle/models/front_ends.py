@@ -24,6 +24,7 @@ Context = Literal["full", "audio"]
 WAVEFORM_VARIANCE_EPS = 1e-7
 KALDI_WINDOW, KALDI_HOP, KALDI_FFT = 400, 160, 512
 KALDI_PREEMPHASIS, KALDI_FLOOR = 0.97, 1.1920929e-07
+PARAKEET_FLOOR, PARAKEET_EPS = 2**-24, 1e-5
 SHORT_CONTEXT_MARGIN = 50
 """Frames of silence (1 s) that Whisper hears after the audio where its context is cut: it was trained to hear some."""
 
@@ -185,31 +186,61 @@ class KaldiFront(nn.Module):
         return model(**tensors).last_hidden_state
 
 
-class ParakeetFront:
-    """Parakeet's FastConformer: log-mel features, normalised per utterance; the convolutions keep each eighth."""
+class ParakeetFront(nn.Module):
+    """Parakeet's FastConformer: log-mel features, normalised per utterance; the convolutions keep each eighth.
 
-    def __init__(self, extractor: Any, config: Any) -> None:
-        self.extractor = extractor
+    What ``ParakeetFeatureExtractor`` computes, on the device of the batch; older transformers want librosa for it.
+    ``settings`` are those of its file.
+    """
+
+    window: Tensor
+    filters: Tensor
+
+    def __init__(self, settings: dict[str, Any], config: Any) -> None:
+        super().__init__()
+        self.hop, self.fft = settings.get("hop_length", 160), settings.get("n_fft", 512)
+        self.preemphasis = settings.get("preemphasis", 0.97)
+        window = torch.hann_window(settings.get("win_length", 400), periodic=False)
+        self.register_buffer("window", window, persistent=False)
+        self.register_buffer("filters", _slaney_filters(self.fft, config.num_mel_bins), persistent=False)
         self.halvings = round(math.log2(config.subsampling_factor))
         self.kernel, self.stride = config.subsampling_conv_kernel_size, config.subsampling_conv_stride
-        self.frame_rate_hz = SAMPLE_RATE_HZ / (extractor.hop_length * config.subsampling_factor)
+        self.frame_rate_hz = SAMPLE_RATE_HZ / (self.hop * config.subsampling_factor)
         self.pads_exactly = True
-        self.least = 2 * extractor.hop_length  # the variance of a single feature vector does not exist
+        self.least = 2 * self.hop  # the variance of a single feature vector does not exist
 
-    def __call__(self, waveforms: Sequence, dtype: torch.dtype) -> Features:
+    def forward(self, waveforms: Sequence, dtype: torch.dtype) -> Features:
         """Features (B, F, mel bins) with their mask."""
-        device, samples = waveforms.values.device, waveforms.mask.sum(1)
-        values = F.pad(waveforms.values, (0, max(0, self.least - waveforms.values.shape[1]))).cpu().numpy()
-        rows = [row[: max(self.least, n)] for row, n in zip(values, samples.tolist(), strict=True)]
-        made = self.extractor(rows, sampling_rate=SAMPLE_RATE_HZ, padding="longest", return_tensors="pt")
-        lengths = samples // self.extractor.hop_length
+        samples = waveforms.mask.sum(1)
+        values = F.pad(waveforms.values.float(), (0, max(0, self.least - waveforms.values.shape[1])))
+        counts = samples.clamp(min=self.least) // self.hop  # (B,) feature vectors
+        banks = self.filter_banks(values, samples)  # (B, F, bins)
+        mask = torch.arange(banks.shape[1], device=banks.device) < counts[:, None]
+        count, inside = counts[:, None, None], mask[..., None]
+        centred = (banks - (banks * inside).sum(1, keepdim=True) / count) * inside
+        deviation = (centred.square().sum(1, keepdim=True) / (count - 1)).sqrt()
+        features = centred / (deviation + PARAKEET_EPS)
+        lengths = counts
         for _ in range(self.halvings):
             lengths = (lengths + (self.kernel - 1) // 2 * 2 - self.kernel) // self.stride + 1
-        tensors = {
-            "input_features": made.input_features.to(device, dtype),
-            "attention_mask": made.attention_mask.to(device),
-        }
+        tensors = {"input_features": features.to(dtype), "attention_mask": mask}
         return Features(tensors, lengths.masked_fill(samples < self.least, 0))
+
+    def filter_banks(self, values: Tensor, samples: Tensor) -> Tensor:
+        """Log-mel energies (B, F, bins) of waveforms (B, S), of which ``samples`` (B,) count."""
+        before = F.pad(values, (1, 0))[:, :-1]
+        mask = torch.arange(values.shape[1], device=values.device) < samples[:, None]
+        emphasised = (values - self.preemphasis * before) * mask
+        spectrum = torch.stft(
+            emphasised,
+            self.fft,
+            hop_length=self.hop,
+            win_length=len(self.window),
+            window=self.window,
+            pad_mode="constant",
+            return_complex=True,
+        )  # (B, n_fft / 2 + 1, F)
+        return (spectrum.abs().square().mT @ self.filters + PARAKEET_FLOOR).log()
 
     def run(self, model: Any, tensors: dict[str, Tensor]) -> Tensor:
         """The model's last hidden state (B, T, D)."""
@@ -231,6 +262,14 @@ def _receptive_field(convs: list[tuple[int, int]]) -> int:
     for kernel, stride in reversed(convs):
         samples = (samples - 1) * stride + kernel
     return samples
+
+
+def _slaney_filters(fft: int, bins: int) -> Tensor:
+    """Mel filters (fft / 2 + 1, bins) from 0 to 8 kHz, of equal area."""
+    from transformers.audio_utils import mel_filter_bank
+
+    filters = mel_filter_bank(fft // 2 + 1, bins, 0.0, SAMPLE_RATE_HZ / 2, SAMPLE_RATE_HZ, "slaney", "slaney")
+    return torch.tensor(filters, dtype=torch.float32)
 
 
 def _with_positions(whisper: Any, positions: int) -> Any:

@@ -48,6 +48,8 @@ class LLM(nn.Module):
         if self.packs:
             packing.register()
             model.set_attn_implementation(packing.ATTENTION)
+        elif model.config.to_dict().get("attn_logit_softcapping"):
+            model.set_attn_implementation("eager")  # sdpa leaves the cap out, in older transformers without a word
         self._logit_cap: float | None = model.config.to_dict().get("final_logit_softcapping")
         self._trunks: dict[int, Any] = {}
         self._recomputed: list[nn.Module] = []

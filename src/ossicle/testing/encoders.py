@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +30,10 @@ def tiny_encoder(folder: Path, family: EncoderFamily = "hubert", *, norm: str = 
         case _:
             model, extractor = _conv(family, large=norm == "layer")
     model.save_pretrained(folder)
-    extractor.save_pretrained(folder)
+    if isinstance(extractor, dict):
+        (folder / "preprocessor_config.json").write_text(json.dumps(extractor))
+    else:
+        extractor.save_pretrained(folder)
     return folder
 
 
@@ -94,4 +98,16 @@ def _parakeet() -> tuple[Any, Any]:
         **_SIZES, conv_kernel_size=5, subsampling_conv_channels=8, num_mel_bins=16
     )
     config = transformers.ParakeetCTCConfig(vocab_size=32, pad_token_id=0, encoder_config=encoder)
-    return transformers.ParakeetForCTC(config), transformers.ParakeetFeatureExtractor(feature_size=16)
+    # As a file, since making the extractor takes librosa in older transformers.
+    return transformers.ParakeetForCTC(config), {
+        "feature_extractor_type": "ParakeetFeatureExtractor",
+        "feature_size": 16,
+        "hop_length": 160,
+        "n_fft": 512,
+        "win_length": 400,
+        "preemphasis": 0.97,
+        "sampling_rate": 16_000,
+        "padding_side": "right",
+        "padding_value": 0.0,
+        "return_attention_mask": True,
+    }
