@@ -112,7 +112,7 @@ def show(out: Path, record: dict[str, Any], console: Console) -> None:
         " ** Speech finds its transcript among the test passages after stage 1 (without\n"
         "    pretraining: after stage 2); mean over the LLM's layers.\n"
         f" {_stage1_times(record['seconds'])}\n"
-        " The contrastive loss is contr-wasser-emb, the best of the lab's at equal time (docs/results.md).",
+        " The contrastive loss is contr-wasser-emb, the lab's best at equal time: see\n docs/results.md.",
         style="dim",
         highlight=False,
     )
