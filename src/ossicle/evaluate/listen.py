@@ -22,8 +22,22 @@ def listen(
 
 
 def instruction_for(model: SpeechLLM, task: str, language: str | None = None) -> str:
-    """The wording of ``task`` in the model's training data, or a plain English one."""
-    default = ASR_INSTRUCTIONS[0] if task == "asr" else TRANSLATE_INSTRUCTION.format(
-        language=LANGUAGE_NAMES.get(language or "", language)
-    )  # fmt: skip
-    return model.instructions.get(task_key(task, language), default)
+    """The wording of ``task`` in the model's training data, or a plain English one.
+
+    A language that training did not have is asked for in the words of one that it had.
+    """
+    if task == "asr":
+        return model.instructions.get(task, ASR_INSTRUCTIONS[0])
+    if (learned := model.instructions.get(task_key(task, language))) is not None:
+        return learned
+    wanted = _name(language)
+    for key, wording in model.instructions.items():
+        other = _name(key.partition("/")[2])
+        for known, new in ((other, wanted), (other.lower(), wanted.lower())):
+            if key.startswith(f"{task}/") and known in wording:
+                return wording.replace(known, new)
+    return TRANSLATE_INSTRUCTION.format(language=wanted)
+
+
+def _name(language: str | None) -> str:
+    return LANGUAGE_NAMES.get(language or "", language or "")
