@@ -48,8 +48,9 @@ without a sentence of its training split, text in, text out: the bound for every
 {llm_table}
 
 The stages in `build_llm.py` record the run of these weights as it happened: it was stopped, its recipe changed and
-continued several times. Replayed from the start by the one command, killed once and continued, they gave a WER of 0.06, BLEU
-99.7 and 99.5, and exact answers to all questions about one, two and three sentences: scores like these, not these weights.
+continued several times. Replayed from the start by the one command, killed once and continued, they gave a WER of
+0.06, BLEU 99.7 and 99.5, and exact answers to all questions about one, two and three sentences: scores like these,
+not these weights.
 """
 
 
