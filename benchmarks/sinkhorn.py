@@ -31,6 +31,7 @@ from ossicle.losses.products import inner_products
 
 Clouds = tuple[Tensor, Tensor]
 EXACT_TEXTS = 2
+WARM_UP = 3  # rounds not counted, in which numba compiles and the process gets its memory from the system
 
 
 def ragged(lengths: list[int], width: int, seed: int) -> Clouds:
@@ -101,10 +102,8 @@ def floor(text: Clouds, speech: Clouds) -> float:
     return time.process_time() - started
 
 
-def row(
-    table: Table, names: tuple[str, str], mine: list, others: tuple[list, list], exact: tuple[float, float]
-) -> None:
-    """One line of the table, of runs of ours, of the loop and of the floor that alternated."""
+def row(table: Table, names: tuple[str, str], mine: list, others: tuple[list, list], close: list[float]) -> None:
+    """One line of the table, of times of ours, of the loop and of the floor that alternated, and of parity."""
     theirs, floors = others
     cpu, wall = ([other[k] / own[k] for own, other in zip(mine, theirs, strict=True)] for k in (0, 1))
     table.add_row(
@@ -112,8 +111,7 @@ def row(
         *(f"{1000 * statistics.median(run[0] for run in runs):.0f}" for runs in (theirs, mine)),
         f"{1000 * statistics.median(floors):.0f}",
         f"{statistics.median(cpu):.1f}", f"{min(cpu):.1f}-{max(cpu):.1f}", f"{statistics.median(wall):.1f}",
-        f"{relative(mine[-1][2], theirs[-1][2]):.0e}", f"{relative(mine[-1][3], theirs[-1][3]):.0e}",
-        f"{exact[0]:.0e}", f"{exact[1]:.0e}",
+        *(f"{distance:.0e}" for distance in close),
     )  # fmt: skip
 
 
@@ -135,17 +133,19 @@ def main() -> None:
     )  # fmt: skip
     for width in arguments.width:
         text, speech = ragged(lengths, width, 1), ragged([3 * length for length in lengths], width, 2)
-        runs: dict[str, list] = {name: [] for name in ["geomloss", "floor", *arguments.solvers]}
-        for name in arguments.solvers:  # compiles and warms up
-            timed(solver(name), text, speech)
-        for _ in range(arguments.pairs):
-            runs["geomloss"].append(timed(loop_over_pairs, text, speech))
-            for name in arguments.solvers:
-                runs[name].append(timed(solver(name), text, speech))
-            runs["floor"].append(floor(text, speech))
+        contenders = {"geomloss": loop_over_pairs} | {name: solver(name) for name in arguments.solvers}
+        times: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
+        results: dict[str, tuple[Tensor, Tensor]] = {}
+        floors = []
+        for turn in range(WARM_UP + arguments.pairs):
+            for name, similarity in contenders.items():
+                cpu, wall, *results[name] = timed(similarity, text, speech)
+                times[name] += [(cpu, wall)] * (turn >= WARM_UP)
+            floors.append(floor(text, speech))
         for name in arguments.solvers:
-            exact = exactness(solver(name), text, speech)
-            row(table, (name, str(width)), runs[name], (runs["geomloss"], runs["floor"]), exact)
+            close = [relative(mine, theirs) for mine, theirs in zip(results[name], results["geomloss"], strict=True)]
+            close += exactness(contenders[name], text, speech)
+            row(table, (name, str(width)), times[name], (times["geomloss"], floors), close)
     console = Console(width=160)
     console.print(
         f"B = {arguments.batch}, text {min(lengths)}-{max(lengths)} tokens, speech × 3, {arguments.threads} thread(s)"

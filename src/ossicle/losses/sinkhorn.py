@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ossicle.losses.products import BLOCK_ROWS, all_products, inner_products, roomy
+from ossicle.losses.products import BLOCK_ROWS, inner_products, roomy
 from ossicle.losses.sinkhorn_cloud import (
     Cloud,
     Layout,
@@ -126,7 +126,7 @@ class _Divergence(torch.autograd.Function):
 
             diameters = joint_diameters(*clouds)
             schedule = make_schedule(diameters, options.blur, options.scaling)
-            pairs = solver.solve_pairs(all_products(clouds[0].points, clouds[1].points), *clouds, schedule, wanted)
+            pairs = solver.solve_pairs(*clouds, schedule, wanted)
             owns = []
             for cloud, pair_diameters, plans in zip(clouds, (diameters, diameters.T), wanted, strict=True):
                 spans = own_diameters(cloud)[:, None] if options.schedule == "sample" else pair_diameters
@@ -142,10 +142,11 @@ class _Divergence(torch.autograd.Function):
         gradients: list[Tensor | None] = [None, None]
         with torch.autocast(gradient.device.type, enabled=False):
             if ctx.pairs.by_row is not None:
-                push = _Push(x, y, ctx.owns[0], ctx.centre, ctx.half)
+                push = _Push(x, y.points, y.layout.cloud, ctx.owns[0], ctx.centre, ctx.half)
                 gradients[0] = push.gradient(ctx.pairs.by_row, gradient, *ctx.like[0])
             if ctx.pairs.by_column is not None:
-                push = _Push(y, x, ctx.owns[1], ctx.centre, ctx.half)
+                rows = slice(None) if ctx.pairs.rows is None else ctx.pairs.rows
+                push = _Push(y, x.points[rows], x.layout.cloud[rows], ctx.owns[1], ctx.centre, ctx.half)
                 gradients[1] = push.gradient(ctx.pairs.by_column.T, gradient.T, *ctx.like[1])
         return gradients[0], None, gradients[1], None, None
 
@@ -155,7 +156,8 @@ class _Push:
     """What moves the points of a batch of clouds: each x is drawn to plan @ y and pushed from plan @ x of its own."""
 
     cloud: Cloud
-    other: Cloud
+    others: Tensor  # (R_other, D) points that the columns of the plan stand for
+    other_cloud: Tensor  # (R_other,) their clouds
     own: Own
     centre: Tensor  # (D,)
     half: bool  # multiply in bfloat16
@@ -163,8 +165,8 @@ class _Push:
     def gradient(self, plan: Tensor, weights: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         """Of ``plan`` (R, R_other), each pair of clouds weighted by ``weights`` (B, B_other): (B, L, D)."""
         layout, width = self.cloud.layout, shape[2]
-        wide = -weights.to(plan.dtype).index_select(1, self.other.layout.cloud)  # (B, R_other)
-        other = (self.other.points.bfloat16() if self.half else self.other.points).T  # (D, R_other)
+        wide = -weights.to(plan.dtype).index_select(1, self.other_cloud)  # (B, R_other)
+        other = (self.others.bfloat16() if self.half else self.others).T  # (D, R_other)
         result = roomy((shape[0] * shape[1], width), dtype, plan.device)
         result.index_fill_(0, layout.missing, 0)
         for clouds in _runs(layout, BLOCK_ROWS):

@@ -152,7 +152,8 @@ class Pairs:
 
     cost: Tensor  # (B_x, B_y)
     by_row: Tensor | None  # (R_x, R_y) row-normalised plans: each row of a pair sums to 1/N
-    by_column: Tensor | None  # (R_x, R_y) column-normalised: each column of a pair sums to 1/M
+    by_column: Tensor | None  # (R, R_y) column-normalised: each column of a pair sums to 1/M
+    rows: Tensor | None = None  # (R,) point of x for each row of by_column, if not all in their order; all else is zero
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ossicle.losses.products import inner_products
+from ossicle.losses.products import all_products, inner_products
 from ossicle.losses.sinkhorn_cloud import Cloud, Own, Pairs, Schedule
 from ossicle.losses.sinkhorn_kernel import (
     COLUMNS,
@@ -67,8 +67,9 @@ class _Table:
         return cost
 
 
-def solve_pairs(products: Tensor, x: Cloud, y: Cloud, schedule: Schedule, wanted: tuple[bool, bool]) -> Pairs:
-    """Every cloud of ``x`` with every cloud of ``y``, given all ``products`` (R_x, R_y), which are overwritten."""
+def solve_pairs(x: Cloud, y: Cloud, schedule: Schedule, wanted: tuple[bool, bool]) -> Pairs:
+    """Every cloud of ``x`` with every cloud of ``y``."""
+    products = all_products(x.points, y.points)  # (R_x, R_y)
     places = np.empty((*schedule.first.shape, 8), np.int64)
     x_starts, y_starts = np.array(x.layout.starts)[:, None], np.array(y.layout.starts)
     width = products.shape[1]

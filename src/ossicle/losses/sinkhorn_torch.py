@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ossicle.losses.products import inner_products, roomy
-from ossicle.losses.sinkhorn_cloud import Cloud, Layout, Own, Pairs, Schedule
+from ossicle.losses.sinkhorn_cloud import Cloud, Own, Pairs, Schedule
 
 PADDING = -1e30  # potential of a row or column that is not there: its exponentials are exactly zero
 LOWEST_SUM = 1e-30  # float32 sums below it have lost digits: such a problem is solved again in the log domain
@@ -29,11 +29,14 @@ TILE_ROWS_CUDA, TILE_COLUMNS_CUDA = 1 << 12, 1 << 14  # few launches; 256 MB
 
 @dataclass
 class Tile:
-    """Problems of one shape: all pairs of A clouds and B clouds. Only ``kernel`` is written to."""
+    """Problems of one shape: all pairs of A clouds and B clouds. Only ``kernel`` is written to.
+
+    A problem of a cloud with itself is symmetric: ``potentials`` then holds f alone, since g is the same.
+    """
 
     scaled: Tensor  # (A, B, N, M) x·y times the `scale` of the first temperature
     kernel: Tensor  # (A, B, N, M), contiguous memory to work in
-    potentials: Tensor  # (A, B, N + M) f - |x|²/2 and g - |y|²/2, PADDING where there is no point
+    potentials: Tensor  # (A, B, N + M) or (A, B, N): f - |x|²/2 and g - |y|²/2, PADDING where there is no point
     rows: Tensor  # (A, B, 1) points of each problem
     columns: Tensor  # (A, B, 1)
     schedule: Schedule  # of shape (A, B, 1)
@@ -49,17 +52,18 @@ class Solved:
 
 
 class _Iteration:
-    """Potentials of a tile under way: those of rows and of columns beside each other, (A, B, N + M)."""
+    """Potentials of a tile under way: those of rows and of columns beside each other, as in the tile."""
 
     def __init__(self, tile: Tile) -> None:
         self.tile, self.kernel, self.potentials = tile, tile.kernel, tile.potentials
+        self.symmetric = tile.potentials.shape[2] == tile.kernel.shape[2]
         self.scale = first_scale(tile.schedule).to(tile.potentials.dtype)
         self.missing = (tile.potentials == PADDING).to(tile.potentials.dtype)
-        shapes = self._split(torch.empty_like(tile.potentials))
-        sizes = [size.expand_as(part) for size, part in zip((tile.rows, tile.columns), shapes, strict=True)]
-        self.shares = (1 - self.missing) / torch.cat(sizes, 2)  # of each point in the mean of its potentials
-        self.log_others = torch.cat([tile.columns.expand_as(shapes[0]), tile.rows.expand_as(shapes[1])], 2).log2_()
-        self.sums: list[Tensor] = []  # of each update, (A, B, N + M)
+        f, g = self._split(tile.potentials)
+        own = self._join(tile.rows.expand_as(f), tile.columns.expand_as(g))
+        self.shares = (1 - self.missing) / own  # of each point in the mean of its potentials
+        self.log_others = self._join(tile.columns.expand_as(f), tile.rows.expand_as(g)).log2()
+        self.sums: list[Tensor] = []  # of each update
         self.factors = self.missing  # what the kernel lacked at the last update
 
     def at(self, factor: float | Tensor, steps: list[float | Tensor]) -> None:
@@ -76,15 +80,16 @@ class _Iteration:
         kernel.add_(f[..., None]).exp2_()
         across, down = self._split(sums := torch.empty_like(self.potentials))
         torch.sum(kernel, 3, out=across)
-        torch.sum(kernel, 2, out=down)
+        if not self.symmetric:
+            torch.sum(kernel, 2, out=down)
         change = self._change(sums).mul_(steps[0])
         flat = kernel.flatten(0, 1)
         for step in steps[1:]:
             self.factors = change.exp2()
             u, v = self._split(self.factors)
             across = torch.bmm(v.flatten(0, 1)[:, None], flat.mT).view(u.shape)
-            down = torch.bmm(u.flatten(0, 1)[:, None], flat).view(v.shape)
-            change = change * (1 - step) + self._change(torch.cat([across, down], 2)).mul_(step)
+            down = across if self.symmetric else torch.bmm(u.flatten(0, 1)[:, None], flat).view(v.shape)
+            change = change * (1 - step) + self._change(self._join(across, down)).mul_(step)
         self.potentials = torch.addcdiv(self.potentials, change, scale)
 
     def _change(self, sums: Tensor) -> Tensor:
@@ -93,8 +98,12 @@ class _Iteration:
         self.sums.append(sums.add_(self.missing))
         return self.log_others - sums.log2()
 
-    def _split(self, both: Tensor) -> tuple[Tensor, ...]:
-        return both.split(self.kernel.shape[2:], 2)
+    def _split(self, both: Tensor) -> tuple[Tensor, Tensor]:
+        """Those of rows and of columns, which are the same tensor's where the problem is symmetric."""
+        return both[..., : self.kernel.shape[2]], both[..., -self.kernel.shape[3] :]
+
+    def _join(self, rows: Tensor, columns: Tensor) -> Tensor:
+        return rows if self.symmetric else torch.cat([rows, columns], 2)
 
     def plans(self, wanted: tuple[bool, bool]) -> tuple[Tensor | None, Tensor | None]:
         """Row- and column-normalised, before the last update. The kernel is lost."""
@@ -129,7 +138,7 @@ def solve_tile(tile: Tile, wanted: tuple[bool, bool]) -> Solved:
         run.at(factor, [averaged] if step else [1.0, 0.5, (schedule.count > 0).to(dtype) / 2])
     run.at((schedule.first / schedule.final).to(dtype), [0.5, 1.0])
 
-    cost = (run.potentials * run.shares).sum(2)
+    cost = (run.potentials * run.shares).sum(2) * (2 if run.symmetric else 1)
     sound = (torch.stack(run.sums).amin((0, 3)) > LOWEST_SUM) & cost.isfinite()
     solved = Solved(cost, *run.plans(wanted))
     if not sound.all():
@@ -144,7 +153,8 @@ def solve_tile(tile: Tile, wanted: tuple[bool, bool]) -> Solved:
 def _solve_again(tile: Tile, solved: Solved, a: int, b: int) -> None:
     """Puts the solution in the log domain in the place of one that underflowed."""
     rows, columns = int(tile.rows[a, b]), int(tile.columns[a, b])
-    f, g = tile.potentials[a, b].split(tile.kernel.shape[2:])
+    both = tile.potentials[a, b]
+    f, g = both[: tile.kernel.shape[2]], both[-tile.kernel.shape[3] :]  # the same where the problem is symmetric
     products = tile.scaled[a, b, :rows, :columns] / first_scale(tile.schedule)[a, b].to(tile.scaled.dtype)
     cost, *plans = solve_in_log_domain(products, f[:rows, None], g[:columns], tile.schedule.listed((a, b, 0)))
     solved.cost[a, b] = cost
@@ -179,29 +189,36 @@ def solve_in_log_domain(
     return last_f.mean() + last_g.mean(), by_row, by_column
 
 
-def solve_pairs(products: Tensor, x: Cloud, y: Cloud, schedule: Schedule, wanted: tuple[bool, bool]) -> Pairs:
-    """Every cloud of ``x`` with every cloud of ``y``, given all ``products`` (R_x, R_y), which are overwritten."""
-    most_rows, most_columns = _tile_shape(products.device)
+def solve_pairs(x: Cloud, y: Cloud, schedule: Schedule, wanted: tuple[bool, bool]) -> Pairs:
+    """Every cloud of ``x`` with every cloud of ``y``."""
+    most_rows, most_columns = _tile_shape(x.points.device)
     bundles = x.layout.bundles(most_rows), y.layout.bundles(most_columns)
-    space = _Space.of(products, x.layout, y.layout, bundles)
-    cost = products.new_empty(len(x.layout.lengths), len(y.layout.lengths))
-    plans = [torch.empty_like(products) if wanted[0] else None, products if wanted[1] else None]
-    downs = {down[0]: _potentials(y, down) for down in bundles[1]}
-    for across in bundles[0]:
+    memory = _tile_memory(x, y, bundles)
+    cost = x.points.new_empty(len(x.layout.lengths), len(y.layout.lengths))
+    by_row = roomy((len(x.points), len(y.points)), x.points.dtype, x.points.device) if wanted[0] else None
+    padded = [_padded_rows(x, across) for across in bundles[0]]
+    by_column = None
+    if wanted[1]:
+        by_column = roomy((sum(map(len, padded)), len(y.points)), x.points.dtype, x.points.device)
+    downs = [_potentials(y, down) for down in bundles[1]]
+    done = 0
+    for across, points in zip(bundles[0], padded, strict=True):
         f, rows = _potentials(x, across)
-        strip = _view(space.strip, (*f.shape, products.shape[1]))  # (A, N, R_y)
-        for padded, index in zip(strip, across, strict=True):
-            padded[: x.layout.lengths[index]] = products[x.layout.rows(index)]
-        # Column-normalised plans take the place of the products: each tile is cut before it is pasted.
-        kept = [torch.empty_like(strip) if wanted[0] else None, strip if wanted[1] else None]
-        for down in bundles[1]:
-            g, columns = downs[down[0]]
+        # The products of a few clouds at a time are still in the cache when their tiles are cut.
+        strip = inner_products(x.points[points], y.points).view(*f.shape, -1)  # (A, N, R_y)
+        plans = [
+            None if by_row is None else torch.empty_like(strip),
+            None if by_column is None else by_column[done : done + len(points)].view_as(strip),
+        ]
+        done += len(points)
+        for down, (g, columns) in zip(bundles[1], downs, strict=True):
             parts = [y.layout.rows(index) for index in down]
-            shape = len(across), len(down), f.shape[1], g.shape[1]
-            which = schedule.select(across, down).reshape((*shape[:2], 1))
+            size = len(across), len(down), f.shape[1], g.shape[1]
+            which = schedule.select(across, down).reshape((*size[:2], 1))
+            scaled, kernel = (flat[: math.prod(size)].view(size) for flat in memory)
             tile = Tile(
-                _cut(strip, parts, first_scale(which).to(strip.dtype), _view(space.tile, shape)),
-                _view(space.kernel, shape),
+                _cut(strip, parts, first_scale(which).to(strip.dtype), scaled),
+                kernel,
                 _beside(f[:, None], g[None]),
                 rows[:, None].expand(-1, len(down), 1),
                 columns[None].expand(len(across), -1, 1),
@@ -209,35 +226,29 @@ def solve_pairs(products: Tensor, x: Cloud, y: Cloud, schedule: Schedule, wanted
             )
             solved = solve_tile(tile, wanted)
             cost[torch.tensor(across)[:, None], torch.tensor(down)] = solved.cost
-            _paste((solved.by_row, solved.by_column), kept, parts)
-        for plan, tiled in zip(plans, kept, strict=True):
-            if plan is not None and tiled is not None:
-                for padded, index in zip(tiled, across, strict=True):
-                    plan[x.layout.rows(index)] = padded[: x.layout.lengths[index]]
-    return Pairs(cost, *plans)
+            _paste((solved.by_row, solved.by_column), plans, parts)
+        if by_row is not None and plans[0] is not None:
+            for plan, index in zip(plans[0], across, strict=True):
+                by_row[x.layout.rows(index)] = plan[: x.layout.lengths[index]]
+    return Pairs(cost, by_row, by_column, torch.cat(padded))
 
 
-@dataclass(frozen=True)
-class _Space:
-    """Memory that all tiles use, one after the other. Zero at first: what is read of padding must be finite."""
-
-    strip: Tensor
-    tile: Tensor
-    kernel: Tensor
-
-    @classmethod
-    def of(cls, products: Tensor, x: Layout, y: Layout, bundles: tuple[list[list[int]], ...]) -> _Space:
-        rows, columns = (
-            max(len(bundle) * max(layout.lengths[index] for index in bundle) for bundle in side)
-            for layout, side in zip((x, y), bundles, strict=True)
-        )
-        sizes = [rows * products.shape[1], rows * columns, rows * columns]
-        return cls(*roomy((sum(sizes),), products.dtype, products.device).zero_().split(sizes))
+def _padded_rows(cloud: Cloud, bundle: list[int]) -> Tensor:
+    """Rows (A·N,) of the points of a bundle of clouds; those that are missing repeat the last one, which is finite."""
+    layout = cloud.layout
+    starts, lengths = (torch.tensor([of[index] for index in bundle]) for of in (layout.starts, layout.lengths))
+    within = torch.arange(int(lengths.max())).minimum(lengths[:, None] - 1)  # (A, N)
+    return (starts[:, None] + within).flatten().to(cloud.points.device)
 
 
-def _view(memory: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The start of a flat tensor as a contiguous one of another ``shape``."""
-    return memory[: math.prod(shape)].view(shape)
+def _tile_memory(x: Cloud, y: Cloud, bundles: tuple[list[list[int]], ...]) -> tuple[Tensor, Tensor]:
+    """What all tiles are cut into and worked in, one after the other. Zero at first: padding that is read is finite."""
+    rows, columns = (
+        max(len(bundle) * max(cloud.layout.lengths[index] for index in bundle) for bundle in side)
+        for cloud, side in zip((x, y), bundles, strict=True)
+    )
+    scaled, kernel = roomy((2, rows * columns), x.points.dtype, x.points.device).zero_()
+    return scaled, kernel
 
 
 def _cut(strip: Tensor, parts: list[slice], scale: Tensor, tile: Tensor) -> Tensor:
@@ -270,7 +281,7 @@ def solve_own(cloud: Cloud, schedule: Schedule, wanted: bool) -> Own:
         both, size = f[:, None].expand(-1, versions, -1), rows[:, None].expand(-1, versions, 1)
         which = schedule.select(bundle, list(range(versions))).reshape(size.shape)
         scaled = products[:, None] * first_scale(which)[..., None].to(f.dtype)
-        tile = Tile(scaled, torch.empty_like(scaled), _beside(both, both), size, size, which)
+        tile = Tile(scaled, torch.empty_like(scaled), both, size, size, which)
         solved = solve_tile(tile, (wanted, False))
         cost[bundle] = solved.cost
         if solved.by_row is not None:
