@@ -39,6 +39,27 @@ def train(
 
 
 @app.command()
+def doctor(
+    recipe: Annotated[Path, typer.Argument(help="A YAML recipe; see recipes/.", show_default=False)],
+    overrides: Annotated[list[str] | None, typer.Argument(help="section.field=value, e.g. data.batch_size=4")] = None,
+    tiny: Annotated[
+        bool, typer.Option("--tiny", help="Small random models of the same architectures; data made up if missing.")
+    ] = False,
+) -> None:
+    """Examine a run before it starts: data, models, one batch, one step, its cost. Exits with 1 on errors."""
+    from rich.console import Console
+
+    from ossicle import config
+    from ossicle.doctor import diagnose
+
+    console = Console()
+    report = diagnose(config.load(recipe, overrides or ()), tiny=tiny, console=console)
+    console.print(f"\n[bold]{report.summary()}[/]")
+    if report.of("error"):
+        raise typer.Exit(1)
+
+
+@app.command()
 def cache(
     recipe: Annotated[Path, typer.Argument(help="A YAML recipe; see recipes/.", show_default=False)],
     overrides: Annotated[list[str] | None, typer.Argument(help="e.g. data.cache_text=true data.cache_dir=DIR")] = None,

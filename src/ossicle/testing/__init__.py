@@ -51,21 +51,27 @@ WORDS = [
     "wants",
 ]
 
+WORD_S = 0.15
 
-def tiny_manifest(folder: Path, count: int = 8, *, tasks: Sequence[str] = (), seed: int = 0) -> Path:
+
+def tiny_manifest(
+    folder: Path, count: int = 8, *, tasks: Sequence[str] = (), seed: int = 0, words: bool = False
+) -> Path:
     """Write ``count`` utterances of 0.3 to 1.2 s, one tone per word, and their manifest.
 
-    With ``tasks`` ("asr", "st", "qa") the lines carry stage-2 fields, the tasks in turn.
+    With ``tasks`` ("asr", "st", "qa") the lines carry stage-2 fields, the tasks in turn; with ``words`` they say when
+    each word is spoken, as mixed speech-text training needs it.
     """
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
     samples = []
     for i in range(count):
-        words = rng.choice(len(WORDS), size=rng.integers(2, 7))
-        waveform = np.concatenate([_tone(200.0 + 100 * int(word)) for word in words])
+        spoken = rng.choice(len(WORDS), size=rng.integers(2, 7))
+        waveform = np.concatenate([_tone(200.0 + 100 * int(word)) for word in spoken])
         path = folder / f"{seed}-{i}.wav"
         soundfile.write(path, waveform, SAMPLE_RATE_HZ)
-        text = " ".join(WORDS[word] for word in words)
+        text = " ".join(WORDS[word] for word in spoken)
+        times = [[word, i * WORD_S, (i + 1) * WORD_S] for i, word in enumerate(text.split())]
         task = tasks[i % len(tasks)] if tasks else None
         instruction, answers, target = _task(task, text)
         samples.append(
@@ -80,6 +86,7 @@ def tiny_manifest(folder: Path, count: int = 8, *, tasks: Sequence[str] = (), se
                 instruction=instruction,
                 answers=answers,
                 target_language=target,
+                extra={"words": times} if words else {},
             )
         )
     manifest = folder / f"manifest-{seed}.jsonl"
@@ -100,5 +107,5 @@ def _task(task: str | None, text: str) -> tuple[str | None, tuple[str, ...], str
 
 
 def _tone(frequency_hz: float) -> np.ndarray:
-    time_s = np.arange(int(0.15 * SAMPLE_RATE_HZ)) / SAMPLE_RATE_HZ
+    time_s = np.arange(int(WORD_S * SAMPLE_RATE_HZ)) / SAMPLE_RATE_HZ
     return (0.3 * np.sin(2 * np.pi * frequency_hz * time_s)).astype(np.float32)

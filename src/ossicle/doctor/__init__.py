@@ -1,0 +1,70 @@
+"""`ossicle doctor RECIPE`: what would go wrong in a long run, found in a minute.
+
+Recipe -> audio and transcripts -> models -> one batch -> one step -> the bill. Each part looks at one thing and adds
+`Finding`s to a `Report`; what a later part needs and an earlier one found broken is not looked at.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+
+from rich.console import Console
+
+from ossicle.config import Config, ConfigError
+from ossicle.doctor.audio import check_audio
+from ossicle.doctor.batch import load_batch, show_samples
+from ossicle.doctor.finding import Finding, Report
+from ossicle.doctor.model import build_model, check_checkpoint, check_padding, check_trainable
+from ossicle.doctor.step import check_step
+from ossicle.doctor.text import check_labels, check_spelling, check_template
+from ossicle.doctor.tiny import shrink
+
+__all__ = ["Finding", "Report", "diagnose"]
+
+
+def diagnose(config: Config, *, tiny: bool = False, console: Console | None = None) -> Report:
+    """Look at everything that ``config`` names, printing to ``console`` on the way.
+
+    With ``tiny`` the models are small random ones of the same architectures, and manifests that are not there are made
+    up: this checks the recipe and the code, not the data.
+    """
+    console = console or Console()
+    report = Report(console)
+    with ExitStack() as stack:
+        if tiny:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            config, notes = shrink(config, folder)
+            for note in notes:
+                console.print(f"[dim]tiny: {note}[/]", soft_wrap=True)
+            console.print("[dim]tiny: memory, time and disk below are those of these models[/]")
+        _examine(config, report)
+    return report
+
+
+def _examine(config: Config, report: Report) -> None:
+    report.part("Audio")
+    samples = check_audio(config, report)
+    report.part("Models")
+    model = build_model(config, report)
+    if model is None:
+        return
+    check_trainable(config, model, report)
+    check_checkpoint(model, report)
+    if not samples:
+        return
+    report.part("Text")
+    check_template(model, report)
+    check_spelling(model, samples, report)
+    check_labels(config, model, samples, report)
+    report.part("One batch")
+    try:
+        loaded = load_batch(config, model)
+    except ConfigError as error:
+        report.error("batch", str(error), "change the setting that it names")
+        return
+    show_samples(config, model, loaded.batch, report.console)
+    check_padding(model, loaded, report)
+    report.part("One step, and the run")
+    check_step(config, model, loaded, report)

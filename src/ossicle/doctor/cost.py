@@ -1,0 +1,130 @@
+"""What the run will take: memory from shapes, checked against a measured step, and from that step hours; and disk."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import nn
+
+from ossicle import checkpoint
+from ossicle.config import Config
+from ossicle.doctor.batch import Loaded
+from ossicle.doctor.finding import Report
+from ossicle.models.speech_llm import SpeechLLM
+
+NORMS = {2: 4.4, 4: 2.2}
+"""Widths of the LLM that norms and residuals keep for a token and layer, by bytes of a number: benchmarks/memory.py."""
+ADAM_B = 12
+"""Bytes for each trained parameter besides itself: a gradient and two moments, in float32."""
+GB, MB = 1e9, 1e6
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Sizes of an LLM that decide what a token leaves behind in a layer."""
+
+    width: int
+    ffn: int
+    queries: int
+    """Width of all query heads."""
+    keys: int
+    """Width of all key heads."""
+    layers: int
+    number_b: int
+    """Bytes of a number."""
+
+    @classmethod
+    def of(cls, model: SpeechLLM) -> Shapes:
+        """Those of the LLM in ``model``."""
+        config = model.llm.model.config
+        head = config.to_dict().get("head_dim") or config.hidden_size // config.num_attention_heads
+        return cls(
+            width=config.hidden_size,
+            ffn=config.intermediate_size,
+            queries=config.num_attention_heads * head,
+            keys=config.num_key_value_heads * head,
+            layers=model.llm.num_layers,
+            number_b=model.llm.model.dtype.itemsize,
+        )
+
+    def token_b(self, *, checkpointing: bool) -> float:
+        """Bytes that a token keeps in a layer until the backward pass: feed-forward, attention, norms; or its input."""
+        if checkpointing:
+            return self.width * self.number_b
+        kept = 3 * self.ffn + self.queries + 2 * self.keys + NORMS[self.number_b] * self.width
+        return kept * self.number_b
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one step of the run was seen to take."""
+
+    saved_b: int
+    """Bytes that the forward pass keeps for the backward pass."""
+    step_s: float
+    """Seconds of a batch, forward and backward."""
+
+
+def report_cost(config: Config, model: SpeechLLM, loaded: Loaded, report: Report, measured: Measured) -> None:
+    """Print memory, steps, hours and disk of the run."""
+    batches = loaded.data.batches_per_epoch
+    steps = config.train.steps or math.ceil(config.train.epochs * batches / config.train.accumulate)
+    here_s, largest_s = loaded.batch.audio_s, _largest_batch_s(loaded)
+    layers, tokens = _layers_run(config, model), here_s * model.token_rate_hz
+    estimated_b = tokens * layers * Shapes.of(model).token_b(checkpointing=config.train.gradient_checkpointing)
+    weights_b = sum(map(_bytes, (model.encoder, model.llm, model.projector)))
+    trained = sum(parameter.numel() for parameter in checkpoint.trainable(model))
+    kept_b = measured.saved_b * largest_s / here_s
+    report.ok(
+        "memory",
+        f"about {_size(weights_b + ADAM_B * trained + kept_b)} at the largest batch ({largest_s:.0f} s of audio): "
+        f"weights {_size(weights_b)}, gradient and Adam {_size(ADAM_B * trained)}, activations {_size(kept_b)}; "
+        "and what the encoder works in",
+    )
+    report.ok(
+        "activations",
+        f"{_size(measured.saved_b)} measured in this batch ({here_s:.0f} s); by shapes alone, {tokens:.0f} speech "
+        f"tokens x {layers} LLM layers: {_size(estimated_b)}; the rest is text, projector and objective",
+    )
+    hours, device = steps * config.train.accumulate * measured.step_s / 3600, loaded.accelerator.device.type
+    report.ok("time", f"{steps:,} steps; {measured.step_s:.2f} s for a batch on this {device}: about {_span(hours)}")
+    report.ok("disk", _disk(config, model, loaded, trained))
+
+
+def _largest_batch_s(loaded: Loaded) -> float:
+    sampler = loaded.data.sampler
+    sampler.set_epoch(sampler.curriculum_epochs)
+    return max(sum(sampler.durations_s[index] for index in batch) for batch in sampler)
+
+
+def _layers_run(config: Config, model: SpeechLLM) -> int:
+    """Layers of the LLM that speech runs through: contrast at the embeddings takes none."""
+    match config.objective:
+        case objective if objective.name == "contrastive":
+            return max(objective.layer_list(model.llm.num_layers))
+        case _:
+            return model.llm.num_layers
+
+
+def _bytes(module: nn.Module) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in [*module.parameters(), *module.buffers()])
+
+
+def _disk(config: Config, model: SpeechLLM, loaded: Loaded, trained: int) -> str:
+    kept = (config.train.keep + 1) * 3 * 4 * trained + 4 * trained  # each with Adam's moments; and the result
+    parts = [f"checkpoints {_size(kept)}"]
+    if config.data.cache_frames:
+        frames = loaded.data.hours * 3600 * model.encoder.frame_rate_hz
+        parts.append(f"frame cache {_size(frames * model.encoder.dim * 2)}")
+    if config.data.cache_text:
+        parts.append(f"text cache at most {config.data.cache_text_gb:g} GB")
+    return ", ".join(parts)
+
+
+def _size(bytes_: float) -> str:
+    return f"{bytes_ / GB:.2f} GB" if bytes_ >= 0.1 * GB else f"{bytes_ / MB:.2f} MB"
+
+
+def _span(hours: float) -> str:
+    return f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.1f} min"

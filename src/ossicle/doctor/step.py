@@ -1,0 +1,132 @@
+"""One step of the run: are loss and gradients finite, and can one batch be learned by heart?"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ossicle import checkpoint
+from ossicle.batch import LossOutput
+from ossicle.config import Config
+from ossicle.doctor.batch import Loaded
+from ossicle.doctor.cost import Measured, report_cost
+from ossicle.doctor.finding import Report, listed
+from ossicle.models.speech_llm import SpeechLLM
+
+OVERFIT_STEPS, OVERFIT_S = 20, 20.0
+"""Most steps, and seconds, to learn one batch by heart."""
+OVERFIT_LR = 1e-3
+
+
+def check_step(config: Config, model: SpeechLLM, loaded: Loaded, report: Report) -> None:
+    """A forward and backward pass, then a few on the same batch, then what the whole run will take."""
+    model.train()
+    if config.train.gradient_checkpointing:
+        model.llm.checkpoint_gradients()
+    parameters = [*checkpoint.trainable(model), *_of_objective(loaded)]
+    optimizer = torch.optim.AdamW(parameters, lr=OVERFIT_LR, weight_decay=0.0)
+
+    def forward() -> LossOutput:
+        with loaded.accelerator.autocast():
+            return loaded.objective(model, loaded.batch)
+
+    try:
+        output, saved_b = _measured(forward, model)
+    except (ValueError, torch.OutOfMemoryError) as error:
+        report.error(
+            "step",
+            str(error).splitlines()[0],
+            "change the setting that it names; for less memory: data.batch_size, "
+            "data.max_batch_s, train.gradient_checkpointing=true",
+        )
+        return
+    output.total.backward()
+    first = float(output.total.detach())
+    if not _check_first(first, model, report):
+        return
+    losses, seconds = _overfit(forward, optimizer, parameters, config.optim.clip)
+    _check_overfit(first, losses, report)
+    report_cost(config, model, loaded, report, Measured(saved_b, seconds))
+
+
+def _of_objective(loaded: Loaded) -> list[nn.Parameter]:
+    """What trains of the objective, such as a temperature."""
+    return checkpoint.trainable(loaded.objective) if isinstance(loaded.objective, nn.Module) else []
+
+
+def _measured(forward: Callable[[], LossOutput], model: SpeechLLM) -> tuple[LossOutput, int]:
+    """The loss, and the bytes that it keeps for the backward pass: each storage once, without the model's own."""
+    sizes: dict[int, int] = {}
+    held: list[Tensor] = []  # so that no address is used twice
+    own = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            sizes[storage.data_ptr()] = storage.nbytes()
+            held.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = forward()
+    return output, sum(sizes.values())
+
+
+def _check_first(loss: float, model: SpeechLLM, report: Report) -> bool:
+    """Whether it is worth going on."""
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.requires_grad and p.grad is not None}
+    without = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    wrong = [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
+    if not torch.tensor(loss).isfinite() or wrong:
+        report.error(
+            "loss",
+            f"the first loss is {loss}, and gradients of {listed(wrong) or 'nothing'} are not finite",
+            "try train.precision=bf16 or fp32; look for broken audio in the batch",
+        )
+        return False
+    norm = float(torch.stack([gradient.norm() for gradient in gradients.values()]).norm()) if gradients else 0.0
+    if norm == 0:
+        report.error("gradient", "no gradient reaches what trains", "check the objective and model.trainable")
+        return False
+    if without:
+        report.warning(
+            "gradient", f"none reaches {listed(without)}", "expected only for parts that this objective skips"
+        )
+    report.ok("loss", f"{loss:.3f}, finite, and so is the gradient (norm {norm:.2g})")
+    return True
+
+
+def _overfit(
+    forward: Callable[[], LossOutput], optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], clip: float
+) -> tuple[list[float], float]:
+    """Losses of further steps on the batch, the first gradient being there already, and the seconds of one step."""
+    losses: list[float] = []
+    times: list[float] = []
+    started = time.perf_counter()
+    while len(losses) < OVERFIT_STEPS and time.perf_counter() - started < OVERFIT_S:
+        before = time.perf_counter()
+        nn.utils.clip_grad_norm_(parameters, clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        output = forward()
+        output.total.backward()
+        losses.append(float(output.total.detach()))
+        times.append(time.perf_counter() - before)
+    return losses, sorted(times)[len(times) // 2]
+
+
+def _check_overfit(first: float, losses: list[float], report: Report) -> None:
+    said = f"{first:.3f} -> {min(losses):.3f} in {len(losses)} steps on the same batch"
+    if not all(torch.tensor(losses).isfinite()):
+        report.error(
+            "overfit", "the loss stops being finite on a batch that repeats", "lower optim.lr; train.precision=bf16"
+        )
+    elif min(losses) < first:
+        report.ok("overfit", said)
+    else:
+        report.warning(
+            "overfit", said, "one batch should be learned by heart: check labels, optim.lr and the projector"
+        )

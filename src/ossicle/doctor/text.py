@@ -1,0 +1,99 @@
+"""Can the LLM spell the transcripts, does its chat template do what is expected, and is there anything to learn?"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+
+from ossicle.batch import Sample
+from ossicle.config import Config
+from ossicle.data.prompts import answer_of
+from ossicle.doctor.finding import Report, listed
+from ossicle.models.speech_llm import SpeechLLM
+from ossicle.objectives import ObjectiveConfig, Sum
+
+READ = 2000
+"""Samples whose texts are spelled."""
+
+
+def check_template(model: SpeechLLM, report: Report) -> None:
+    """One turn of the chat template: its start, its end, and the tokens in it."""
+    prompter, tokenizer = model.prompter(), model.llm.tokenizer
+    before = tokenizer.decode(prompter.before)
+    bos = tokenizer.bos_token_id
+    starts = 0 if bos is None else prompter.before.count(bos)
+    if starts > 1:
+        report.error(
+            "chat template",
+            f"{starts} begin-of-sequence tokens in {before!r}: no LLM was trained so",
+            "mend tokenizer.chat_template, which writes one too many",
+        )
+    elif bos is not None and not starts:
+        report.warning(
+            "chat template",
+            f"{before!r} lacks the begin-of-sequence token {tokenizer.bos_token!r}",
+            "right for some LLMs; compare with the model's card",
+        )
+    if not set(prompter.end) & set(model.llm.end_ids):
+        report.error(
+            "chat template",
+            f"a turn ends with {tokenizer.decode(prompter.end)!r}, at which generation does not stop",
+            "set eos_token_id in generation_config.json to the end of turn",
+        )
+    else:
+        end = tokenizer.decode(prompter.end)
+        report.ok("chat template", f"{before!r} <speech> instruction {prompter.template.header!r} answer {end!r}")
+
+
+def check_spelling(model: SpeechLLM, samples: list[Sample], report: Report) -> None:
+    """Texts that come back from the tokenizer changed hold what it cannot spell."""
+    tokenizer, prompter = model.llm.tokenizer, model.prompter()
+    wrong: list[str] = []
+    characters: Counter[str] = Counter()
+    texts = [(s, text) for s in samples[:READ] for text in (s.text, *s.answers[:1]) if text]
+    for sample, text in texts:
+        ids = prompter.ids(text)
+        back = tokenizer.decode([i for i in ids if i != tokenizer.unk_token_id], clean_up_tokenization_spaces=False)
+        if (tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids) or _bare(back) != _bare(text):
+            wrong.append(f"{sample.source}: {text[:60]!r}")
+            characters.update(set(_bare(text)) - set(_bare(back)))
+    if wrong:
+        missing = f" (characters it lacks: {''.join(sorted(characters))})" if characters else ""
+        report.error(
+            "spelling",
+            f"the LLM's tokenizer cannot spell {len(wrong)} of {len(texts)} texts{missing}: {listed(wrong)}",
+            "normalise the texts, or use an LLM that knows them",
+        )
+    else:
+        report.ok("spelling", f"the LLM's tokenizer spells {len(texts)} texts")
+
+
+def check_labels(config: Config, model: SpeechLLM, samples: list[Sample], report: Report) -> None:
+    """Each sample must give the objective something: an answer beyond its end of turn, or a transcript."""
+    objectives = _names(config.objective)
+    if "next_token" in objectives:
+        prompter = model.prompter()
+        empty = [sample for sample in samples if not prompter.ids(answer_of(sample).strip())]
+        what, fix = "no answer: every label but the end of turn is masked", 'add "text", or "answer" to a task'
+    else:
+        empty = [sample for sample in samples if not (sample.text or "").strip()]
+        what, fix = "no transcript, which the objective compares speech with", 'add "text", or remove the lines'
+    if empty:
+        report.error(
+            "labels",
+            f"{len(empty)} of {len(samples)} samples have {what}: {listed(sample.source for sample in empty)}",
+            fix,
+        )
+    else:
+        report.ok("labels", f"all {len(samples)} samples have something to learn from")
+
+
+def _names(objective: ObjectiveConfig) -> set[str]:
+    if isinstance(objective, Sum):
+        return {name for term in objective.terms for name in _names(term.objective)}
+    return {objective.name}
+
+
+def _bare(text: str) -> str:
+    """Without what tokenizers may change: spaces and the form of composed characters."""
+    return "".join(unicodedata.normalize("NFKC", text).split())

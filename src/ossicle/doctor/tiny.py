@@ -1,0 +1,135 @@
+"""A recipe with small random models of the same architectures in place of its own, and data if it has none here."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ossicle.config import Config, DataConfig
+from ossicle.models.frozen import LAB
+from ossicle.models.speech_llm import ModelConfig
+from ossicle.objectives import ObjectiveConfig, Sum
+from ossicle.testing import EncoderFamily, LLMFamily, tiny_encoder, tiny_llm, tiny_manifest
+
+ENCODERS: tuple[tuple[str, EncoderFamily], ...] = (
+    ("w2v-bert", "wav2vec2-bert"),
+    ("wav2vec2-bert", "wav2vec2-bert"),
+    ("whisper", "whisper"),
+    ("parakeet", "parakeet"),
+    ("wavlm", "wavlm"),
+    ("wav2vec2", "wav2vec2"),
+    ("hubert", "hubert"),
+    (LAB, "hubert"),
+)
+"""What a hub id contains, or transformers' ``model_type`` -> family; the first that fits."""
+LLMS: tuple[tuple[str, LLMFamily], ...] = (
+    ("qwen3", "qwen3"),
+    ("qwen", "qwen2"),
+    ("gemma-2", "gemma2"),
+    ("gemma2", "gemma2"),
+    ("gemma", "gemma3"),
+    ("smollm3", "smollm3"),
+    ("smollm", "llama"),
+    ("phi", "phi3"),
+    ("olmo", "olmo2"),
+    ("mistral", "mistral"),
+    ("ministral", "mistral"),
+    ("llama", "llama"),
+    (LAB, "llama"),
+)
+SIZES = {"width": 16, "heads": 2, "layers": 1, "ffn": 16}
+UTTERANCES, BATCH = 12, 4
+Family = TypeVar("Family", EncoderFamily, LLMFamily)
+SHORTEST_S = 0.1
+
+
+def shrink(config: Config, folder: Path) -> tuple[Config, list[str]]:
+    """``config`` with what it needs made in ``folder``, and notes on what was changed.
+
+    Raises `ValueError` for a model of which neither the name nor a ``config.json`` tells the architecture.
+    """
+    data, notes = _data(config, folder)
+    model, more = _model(config, folder)
+    train = replace(config.train, cpu=True)
+    if config.train.init_from is not None:
+        train = replace(train, init_from=None)
+        more.append(f"starts from a new projector, not from {config.train.init_from}")
+    return replace(config, model=model, data=data, train=train), [*more, *notes]
+
+
+def _model(config: Config, folder: Path) -> tuple[ModelConfig, list[str]]:
+    from transformers.utils.logging import disable_progress_bar, enable_progress_bar
+
+    given = config.model
+    encoder = _family(given.encoder, "encoder", ENCODERS)
+    llm = _family(given.llm, "llm", LLMS)
+    depth = max(2, *_layers(config.objective))
+    disable_progress_bar()
+    tiny_encoder(folder / "encoder", encoder, norm=_norm(given.encoder))
+    tiny_llm(folder / "llm", llm, layers=depth, own_chat=True)
+    enable_progress_bar()
+    sizes: dict[str, Any] = {f.name: SIZES[f.name] for f in fields(given.projector) if f.name in SIZES}
+    model = replace(
+        given,
+        encoder=str(folder / "encoder"),
+        llm=str(folder / "llm"),
+        encoder_layer=min(given.encoder_layer, 1) if isinstance(given.encoder_layer, int) else given.encoder_layer,
+        projector=replace(given.projector, **sizes),
+        # Layers have other numbers here.
+        trainable=[re.sub(r"\.\d+(?=\.)", ".*", pattern) for pattern in given.trainable],
+        lora=replace(given.lora, modules=[re.sub(r"\.\d+(?=\.)", ".*", pattern) for pattern in given.lora.modules]),
+        llm_dtype="bfloat16" if given.llm_dtype in ("int8", "int4") else given.llm_dtype,
+    )
+    notes = [
+        f"encoder {given.encoder}: a random {encoder} of 2 layers",
+        f"LLM {given.llm}: a random {llm} of {depth} layers, with a tokenizer of bytes",
+    ]
+    return model, notes
+
+
+def _data(config: Config, folder: Path) -> tuple[DataConfig, list[str]]:
+    """Made up only where no manifest is there."""
+    data = replace(config.data, batch_size=min(config.data.batch_size, BATCH), cache_dir=str(folder / "cache"))
+    if all(Path(path).is_file() for path in (*data.train, *data.dev)):
+        return data, []
+    tasks = ("asr", "st", "qa") if config.objective.name == "next_token" else ()
+    made = [str(tiny_manifest(folder / "data", UTTERANCES, tasks=tasks, words=True, seed=seed)) for seed in (0, 1)]
+    dev = made[1:] if data.dev else []
+    note = f"{', '.join(data.train)}: not here, {UTTERANCES} utterances of tones in their place"
+    return replace(data, train=made[:1], dev=dev, min_duration_s=SHORTEST_S, fraction=1.0), [note]
+
+
+def _family(name: str, part: str, known: tuple[tuple[str, Family], ...]) -> Family:
+    """By the configuration of a folder, else by name."""
+    told = _read_config(name).get("model_type", name.rpartition("/")[2])
+    for fragment, family in known:
+        if fragment in told.lower():
+            return family
+    names = ", ".join(dict.fromkeys(fragment for fragment, _ in known))
+    raise ValueError(f"model.{part}={name}: --tiny cannot tell its architecture; known are names with {names}")
+
+
+def _norm(encoder: str) -> str:
+    """Of the front end of HuBERT and its kin: the base models normalise over the whole utterance."""
+    told = _read_config(encoder).get("feat_extract_norm")
+    return told or ("group" if "base" in encoder.lower() else "layer")
+
+
+def _read_config(name: str) -> dict[str, Any]:
+    path = Path(name) / "config.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _layers(objective: ObjectiveConfig) -> list[int]:
+    """The layers that it names by number."""
+    if isinstance(objective, Sum):
+        return [layer for term in objective.terms for layer in _layers(term.objective)]
+    match objective:
+        case _ if objective.name in ("contrastive", "mixed_contrastive"):
+            named = objective.layers
+            return [named] if isinstance(named, int) else named if isinstance(named, list) else [0]
+        case _:
+            return [0]
