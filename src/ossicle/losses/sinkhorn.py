@@ -33,18 +33,34 @@ from ossicle.losses.sinkhorn_cloud import (
 )
 
 
-def sinkhorn_divergence(x: Tensor, x_mask: Tensor, y: Tensor, y_mask: Tensor, **options: Any) -> Tensor:
+Schedule = Literal["sample", "pair"]
+Backend = Literal["auto", "torch", "numba"]
+
+
+def sinkhorn_divergence(  # noqa: PLR0913 - two batches with their masks, and what geomloss calls by the same names
+    x: Tensor,
+    x_mask: Tensor,
+    y: Tensor,
+    y_mask: Tensor,
+    *,
+    blur: float = 0.05,
+    scaling: float = 0.5,
+    schedule: Schedule = "sample",
+    backend: Backend = "auto",
+    bf16_gradient: bool = False,
+) -> Tensor:
     """Debiased Sinkhorn divergence of every cloud of ``x`` (B_x, N, D) and of ``y`` (B_y, M, D): (B_x, B_y).
 
     S(i, j) = OT(x_i, y_j) - OT(x_i, x_i) / 2 - OT(y_j, y_j) / 2 with uniform weights, cost |x - y|² / 2 and entropy
-    blur². Masks are True where a point is valid; a cloud without one raises `ValueError`. ``options`` are the fields
-    of `Options`: blur=0.05, scaling=0.5, schedule="sample".
+    blur². Masks are True where a point is valid; a cloud without one raises `ValueError`. The other arguments are
+    described in `Options`.
 
     Computed and returned in float32, or in float64 if an input is. Gradients flow to both sides, by the envelope
     theorem: the transport plans count as constants.
     Source: Feydy et al. 2019, equation 3; Feydy 2020, algorithm 3.5.
     """
-    return _divergence(x, x_mask, y, y_mask, Options(**options))
+    options = Options(blur=blur, scaling=scaling, schedule=schedule, backend=backend, bf16_gradient=bf16_gradient)
+    return _divergence(x, x_mask, y, y_mask, options)
 
 
 def wasserstein_similarity(
@@ -66,10 +82,10 @@ class Options:
     """Length below which points are not told apart, in the units of the points; the entropy is its square."""
     scaling: float = 0.5
     """Factor between two blurs of the annealing, within (0, 1)."""
-    schedule: Literal["sample", "pair"] = "sample"
+    schedule: Schedule = "sample"
     """Where the self terms are annealed from. "sample": the diameter of the cloud, once per cloud; "pair": that of
     each pair, exactly as geomloss does, at several times the cost. The values differ by about 1e-6."""
-    backend: Literal["auto", "torch", "numba"] = "auto"
+    backend: Backend = "auto"
     """The solver; "auto" takes the fastest there is."""
     bf16_gradient: bool = False
     """Multiply plans and points in bfloat16 in the backward pass: it takes half the time where the CPU multiplies
