@@ -32,7 +32,6 @@ from ossicle.losses.sinkhorn_cloud import (
     own_diameters,
 )
 
-
 Schedule = Literal["sample", "pair"]
 Backend = Literal["auto", "torch", "numba"]
 
