@@ -1,7 +1,8 @@
-"""Every recipe trains on a few passages in generated voices: the lab's with the lab's encoder and LLM, the paper's with
-tiny random ones.
+"""Every recipe trains on a few passages in generated voices: the lab's with the lab's encoder and LLM, the others with
+tiny random ones. What their pages say about them is in `test_recipe_pages.py`.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,14 @@ from ossicle.train import train
 ROOT = Path(__file__).parents[1]
 LAB = sorted((ROOT / "recipes" / "lab").glob("*.yaml"))
 PAPER = sorted((ROOT / "recipes" / "paper").glob("*.yaml"))
+STAGE_1 = [path for path in PAPER if not path.stem.startswith("finetune")]
+STAGE_2 = [path for path in PAPER if path.stem.startswith("finetune")]
+SMALLER = sorted(path for folder in ("small", "laptop") for path in (ROOT / "recipes" / folder).glob("*.yaml"))
+EVERY = sorted((ROOT / "recipes").glob("*/*.yaml"))
+LONGEST = 30
 WEIGHTS = ROOT / "src/ossicle/lab/weights"
 STEPS = 20
+SCALED = "contr-cos-all-giga"
 BEYOND_THE_PAPER = {"contr-cos-all-bos", "contr-cos-all-symmetric", "distillation"}
 needs_lab = pytest.mark.skipif(
     not all((WEIGHTS / part / "model.safetensors").exists() for part in ("encoder", "llm")),
@@ -45,27 +52,32 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def deep(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Overrides that put tiny models in place of the paper's; the LLM has as many layers."""
+    """Overrides that put tiny models in place of published ones; the LLM has as many layers as the paper's."""
     folder = tmp_path_factory.mktemp("models")
     encoder, llm = tiny_encoder(folder / "encoder"), tiny_llm(folder / "llm", layers=32)
     sizes = {"width": 16, "heads": 2, "layers": 1, "ffn": 16}
     return [
         f"model.encoder={encoder}",
         f"model.llm={llm}",
+        "model.projector.name=qformer",
         *(f"model.projector.{name}={size}" for name, size in sizes.items()),
     ]
 
 
 def small(recipe: Path, corpus: dict[str, Path], out: Path, more: list[str]) -> Config:
-    data = corpus["finetune" if recipe.stem == "finetune" else "pretrain"]
-    overrides = [f"output_dir={out}", f"data.train=[{data}]", f"data.cache_dir={corpus['cache']}"]
-    overrides += ["train.log_every=1", "train.tensorboard=false", "train.cpu=true"]
+    data = corpus["finetune" if recipe.stem.startswith("finetune") else "pretrain"]
+    overrides = [f"output_dir={out}", f"data.train=[{data}]", "data.dev=[]", f"data.cache_dir={corpus['cache']}"]
+    overrides += ["train.log_every=1", "train.tensorboard=false", "train.cpu=true", "data.workers=0"]
     return load(recipe, [*overrides, *more])
 
 
 def losses(config: Config) -> list[float]:
     AcceleratorState._reset_state(True)
     return [row["loss"] for row in read_metrics(train(config) / "metrics.jsonl") if row["split"] == "train"]
+
+
+def name_of(recipe: Path) -> str:
+    return f"{recipe.parent.name}/{recipe.stem}"
 
 
 @needs_lab
@@ -80,29 +92,61 @@ def test_every_lab_recipe_trains(recipe, corpus, tmp_path):
     assert last < first
 
 
-@pytest.mark.parametrize("recipe", PAPER, ids=lambda path: path.stem)
-def test_every_paper_recipe_runs_on_tiny_models(recipe, corpus, deep, tmp_path):
+@pytest.mark.parametrize("recipe", PAPER + SMALLER, ids=name_of)
+def test_every_other_recipe_runs_on_tiny_models(recipe, corpus, deep, tmp_path):
     found = losses(small(recipe, corpus, tmp_path, [*deep, "train.steps=2"]))
     assert len(found) == 2 and all(0 < loss < float("inf") for loss in found)
 
 
-@pytest.mark.parametrize("recipe", PAPER, ids=lambda path: path.stem)
+@pytest.mark.parametrize("recipe", EVERY, ids=name_of)
+def test_recipes_are_short_and_say_what_they_are(recipe):
+    lines = recipe.read_text().splitlines()
+    assert lines[0].startswith("# ") and len(lines) <= LONGEST
+    assert load(recipe).name == recipe.stem
+
+
+@pytest.mark.parametrize("recipe", PAPER, ids=name_of)
 def test_paper_recipes_are_trained_as_the_paper_trains(recipe):
     config = load(recipe)
     assert (config.model.encoder, config.model.llm) == (
         "facebook/hubert-large-ls960-ft",
         "meta-llama/Llama-3.1-8B-Instruct",
     )
-    assert (config.data.batch_size, config.train.accumulate, config.train.epochs) == (10, 2, 5)
+    stage_1 = (10, 2, 5, 45)
+    assert (
+        config.data.batch_size,
+        config.train.accumulate,
+        config.train.epochs,
+        config.data.max_duration_s,
+    ) == (stage_1 if recipe in STAGE_1 else (4, 5, 2, 150))
     assert (config.optim.lr, config.optim.warmup, config.optim.weight_decay, config.optim.clip) == (1e-4, 0.03, 0, 1)
-    assert (config.data.min_duration_s, config.data.max_duration_s) == (1, 45)
-    assert config.data.max_batch_s >= config.data.batch_size * config.data.max_duration_s  # a batch is always ten
+    assert config.data.min_duration_s == 1
+    assert config.data.max_batch_s >= config.data.batch_size * config.data.max_duration_s  # a batch is always full
     assert config.model.projector == QFormerConfig(match_embedding_rms=False)
 
 
+def test_stage_2_of_the_paper_is_one_mix_at_two_fractions():
+    tenth, whole, meta = (load(ROOT / f"recipes/paper/finetune-{name}.yaml") for name in ("10", "100", "meta"))
+    assert (tenth.data.fraction, whole.data.fraction) == (0.1, 1.0)
+    assert replace(tenth, name=whole.name, data=replace(tenth.data, fraction=1.0)) == whole
+    assert [Path(path).stem for path in whole.data.train] == [
+        "train",
+        *(f"train.st-{language}" for language in ("de", "fr", "it", "es")),
+        "train.qa",
+    ]
+    assert replace(whole, name=meta.name, data=replace(whole.data, train=meta.data.train)) == meta
+    assert {load(path).objective.name for path in STAGE_2} == {"next_token"}
+
+
 def test_the_lab_has_every_recipe_of_the_paper():
-    paper, lab = ({path.stem for path in paths} for paths in (PAPER, LAB))
-    assert len(paper) == 14
-    assert lab == paper | BEYOND_THE_PAPER | {"finetune"}
+    paper, lab = ({path.stem for path in paths} for paths in (STAGE_1, LAB))
+    assert len(paper) == 15
+    assert lab == paper - {SCALED} | BEYOND_THE_PAPER | {"finetune"}
     layers = [load(path).objective for path in PAPER if path.stem in ("contr-cos-all", "contr-wasser-all-mixed")]
     assert all(objective.layers == [0, 5, 10, 15, 20, 25, 32] for objective in layers)
+
+
+def test_the_scaled_run_only_adds_gigaspeech_and_drops_the_cache():
+    plain, scaled = (load(ROOT / f"recipes/paper/{name}.yaml") for name in ("contr-cos-all", SCALED))
+    data = replace(plain.data, train=[*plain.data.train, "data/gigaspeech/M.jsonl"], cache_text=False)
+    assert replace(plain, name=SCALED, data=data) == scaled

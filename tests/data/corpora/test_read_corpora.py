@@ -39,6 +39,14 @@ def test_librispeech(librispeech, prepared):
     assert lines["dropped"] == [{"id": "19-198-0002", "reason": "no transcript", "detail": ""}]
 
 
+def test_mini_librispeech(librispeech, prepared):
+    (librispeech / "train-clean-100").rename(librispeech / "train-clean-5")
+    (librispeech / "dev-clean").rename(librispeech / "dev-clean-2")
+    lines, _ = prepared("librispeech", librispeech)
+    assert [line["id"] for line in lines["train-clean-5"]] == ["19-198-0000", "19-198-0001"]
+    assert [line["id"] for line in lines["dev-clean-2"]] == ["26-495-0000"]
+
+
 def test_librispeech_durations_can_be_limited(librispeech, prepared):
     lines, report = prepared("librispeech", librispeech, min_s=0.6, max_s=1.5)
     assert lines.keys() == {"train-clean-100", "dropped"}

@@ -22,9 +22,10 @@ from ossicle.data.corpora.items import (
     subfolder,
 )
 
-SPLITS = tuple(
-    "train-clean-100 train-clean-360 train-other-500 dev-clean dev-other test-clean test-other".split()  # noqa: SIM905
-)
+FULL = ("train-clean-100", "train-clean-360", "train-other-500", "dev-clean", "dev-other", "test-clean", "test-other")
+MINI = ("train-clean-5", "dev-clean-2")
+"""Mini LibriSpeech: the same layout, less of it."""
+SPLITS = FULL + MINI
 
 
 def read(source: Path, options: Options) -> Iterator[Item]:
