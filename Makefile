@@ -34,7 +34,7 @@ format: $(VENV)/.dev  ## Format the code
 bench: $(VENV)/.dev  ## Run the benchmarks; each prints one table
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
-lab: $(VENV)/.demo  ## Rebuild the lab's tiny encoder and LLM (about an hour on 2 cores; continues if stopped)
+lab: $(VENV)/.demo  ## Rebuild the lab's tiny encoder and LLM (about 40 minutes on 2 cores; continues if stopped)
 	$(BIN)/python -m ossicle.lab.build
 
 real: $(VENV)/.demo  ## Both stages on recorded speech: make real DATA=FOLDER
