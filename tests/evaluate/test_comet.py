@@ -92,3 +92,23 @@ def test_uvx_is_used_where_there_is_one(monkeypatch):
     command = module._own_command()
     assert command[:3] == ["/bin/uvx", "--from", "unbabel-comet==2.2.7"]
     assert command[-2:] == ["python", str(module.WORKER)]
+
+
+def test_the_worker_finds_the_package_and_not_the_files_beside_it(monkeypatch, tmp_path):
+    """With a stand-in for unbabel-comet that returns the length of the translation."""
+    (tmp_path / "comet.py").write_text(
+        "class Model:\n"
+        "    def predict(self, lines, **options):\n"
+        "        self.scores = [float(len(line['mt'])) for line in lines]\n"
+        "        return self\n"
+        "download_model = str\n"
+        "load_from_checkpoint = lambda path: Model()\n"
+    )
+    (tmp_path / "torch.py").write_text("class cuda:\n    is_available = staticmethod(lambda: False)\n")
+    metadata = tmp_path / "unbabel_comet-9.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: unbabel-comet\nVersion: 9\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    score = comet(LINES, CometOptions(f"{sys.executable} '{module.WORKER}'"))
+    assert score.parts.counts[:, 0].tolist() == [900, 0]
+    assert "version:9" in score.signature

@@ -28,8 +28,8 @@ PACKAGE = "unbabel-comet==2.2.7"
 WORKER = Path(__file__).with_name("comet_worker.py")
 HELP = (
     f"COMET runs in an environment of its own, with {PACKAGE} (from PyPI) and the model {MODEL} (2.3 GB, from the "
-    "Hugging Face hub): run this once where both can be reached, or give --comet-command a scorer of yours, "
-    "e.g. '/path/to/python src/ossicle/evaluate/comet_worker.py'; without --comet, BLEU and chrF need none of it"
+    "Hugging Face hub; its package calls a model 'not supported' where the hub does not answer). Run this once where "
+    "both can be reached, or give --comet-command a scorer of yours. BLEU and chrF, without --comet, need none of it"
 )
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 def main(request: str, answer: str) -> None:
     """Score the utterances of the file ``request`` into the file ``answer``."""
+    # a script's folder comes first in the search path, and in this one comet and metrics are files of Ossicle
+    sys.path[:] = [folder for folder in sys.path if Path(folder).resolve() != Path(__file__).resolve().parent]
     from comet import download_model, load_from_checkpoint
 
     header, *lines = [json.loads(line) for line in Path(request).read_text(encoding="utf-8").splitlines()]

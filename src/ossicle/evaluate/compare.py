@@ -1,0 +1,171 @@
+"""Runs beside each other: paired differences, the spread over seeds, and the paper's normalised average."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ossicle.evaluate.bootstrap import Paired, paired
+from ossicle.evaluate.hypotheses import Group, HypothesesError, Hypothesis, grouped, read_hypotheses
+from ossicle.evaluate.score import Row, ScoreOptions, score_lines, units_of
+
+TASK_METRICS: dict[str, tuple[str, ...]] = {"asr": ("wer",), "st": ("comet", "bleu"), "qa": ("f1",)}
+"""Task -> what the normalised average takes of it: the first of these metrics that all three runs have."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """Two runs on the utterances of one task and pair of languages that both have."""
+
+    task: str
+    language: str | None
+    target_language: str | None
+    n: int
+    """Utterances in both runs."""
+    only_in_one: int
+    """Utterances left out, because one of the two runs lacks them."""
+    units: str
+    metrics: dict[str, Paired]
+    """Metric name -> second run minus first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """One metric over runs that differ in their seed."""
+
+    task: str
+    language: str | None
+    target_language: str | None
+    metric: str
+    mean: float
+    sd: float
+    """Of the sample (n - 1)."""
+    seeds: int
+
+
+@dataclass(frozen=True)
+class NormalisedAverage:
+    """Where a run stands between two others, 0 = as the lower, 100 = as the upper."""
+
+    value: float
+    tasks: dict[str, float]
+    """Task -> its part, and with it the metric: ``asr/wer``."""
+
+
+def compare(first: Path, second: Path, options: ScoreOptions | None = None) -> list[Difference]:
+    """How far the run ``second`` is from ``first``, for each task and pair of languages that both have.
+
+    Raises:
+        HypothesesError: the runs have no utterance in common, or other references for the same utterance.
+    """
+    options = options or ScoreOptions()
+    mine, other = grouped(read_hypotheses(first)), grouped(read_hypotheses(second))
+    found = [
+        _difference(group, pairs, len(mine[group]) + len(other[group]) - 2 * len(pairs), options)
+        for group in mine
+        if group in other and (pairs := _pairs(mine[group], other[group]))
+    ]
+    if not found:
+        raise HypothesesError(f"{first} and {second} have no utterance in common (by id, task, language, instruction)")
+    return found
+
+
+def over_seeds(runs: Sequence[Sequence[Row]]) -> list[Spread]:
+    """Mean and standard deviation of every score over runs that differ in their seed only.
+
+    Raises:
+        ValueError: fewer than two runs, or runs that did not decode the same tasks and numbers of utterances.
+    """
+    if len(runs) < 2:
+        raise ValueError("a spread over seeds needs at least two runs: give more files")
+    shapes = [[(row.task, row.language, row.target_language, row.n) for row in rows] for rows in runs]
+    for number, shape in enumerate(shapes[1:], start=2):
+        if shape != shapes[0]:
+            raise ValueError(
+                f"run {number} holds {shape}, run 1 {shapes[0]}: seeds are compared on the same utterances"
+            )
+    return [
+        Spread(
+            task=same[0].task,
+            language=same[0].language,
+            target_language=same[0].target_language,
+            metric=metric,
+            mean=statistics.mean(values),
+            sd=statistics.stdev(values),
+            seeds=len(values),
+        )
+        for same in zip(*runs, strict=True)
+        for metric in same[0].scores
+        if (values := [row.scores[metric] for row in same])
+    ]
+
+
+def normalised_average(run: Sequence[Row], lower: Sequence[Row], upper: Sequence[Row]) -> NormalisedAverage:
+    """The paper's summary: mean over ASR, ST and QA of (score - lower) / (upper - lower), in percent.
+
+    A task in several pairs of languages counts once, with the mean of its scores. Error rates need no change of sign:
+    it cancels in the fraction. A run may well be below 0 or above 100.
+
+    Raises:
+        ValueError: a run lacks one of the tasks, or the reference runs do not differ in one.
+    """
+    tasks = {}
+    for task, names in TASK_METRICS.items():
+        each = [_of_task(rows, task) for rows in (run, lower, upper)]
+        metric = next((name for name in names if all(name in scores for scores in each)), None)
+        if metric is None:
+            raise ValueError(
+                f"the normalised average needs {' or '.join(names)} of task {task!r} in the run and both references"
+            )
+        mine, low, high = (scores[metric] for scores in each)
+        if low == high:
+            raise ValueError(f"{metric} is {low:.2f} in both reference runs: choose others for the normalised average")
+        tasks[f"{task}/{metric}"] = 100 * (mine - low) / (high - low)
+    return NormalisedAverage(statistics.mean(tasks.values()), tasks)
+
+
+def _pairs(mine: Sequence[Hypothesis], other: Sequence[Hypothesis]) -> list[tuple[Hypothesis, Hypothesis]]:
+    """Lines of the same utterance, in the order of the first run."""
+    twins = {line.key: line for line in other}
+    found = [(line, twins[line.key]) for line in mine if line.key in twins]
+    for line, twin in found:
+        if line.references != twin.references:
+            raise HypothesesError(f"{twin.source}: other references than {line.source}: both must be judged alike")
+    return found
+
+
+def _difference(
+    group: Group, pairs: Sequence[tuple[Hypothesis, Hypothesis]], left_out: int, options: ScoreOptions
+) -> Difference:
+    task, language, target = group
+    first = [line for line, _ in pairs]
+    mine, other = score_lines(first, options), score_lines([twin for _, twin in pairs], options)
+    names = [name for name in mine if name in other]
+    ours = {name: parts for name in names if (parts := mine[name].parts) is not None}
+    theirs = {name: parts for name in ours if (parts := other[name].parts) is not None}
+    units, described = units_of(first)
+    found = paired(
+        [ours[name] for name in theirs],
+        list(theirs.values()),
+        units,
+        resamples=options.resamples,
+        seed=options.seed,
+    )
+    return Difference(
+        task=task,
+        language=language or None,
+        target_language=target or None,
+        n=len(pairs),
+        only_in_one=left_out,
+        units=described,
+        metrics=dict(zip(theirs, found, strict=True)),
+    )
+
+
+def _of_task(rows: Sequence[Row], task: str) -> Mapping[str, float]:
+    """Metric -> mean over the languages of a task; a metric that some language lacks is left out."""
+    scores = [row.scores for row in rows if row.task == task]
+    names = [name for name in (scores[0] if scores else {}) if all(name in each for each in scores)]
+    return {name: statistics.mean(each[name] for each in scores) for name in names}
