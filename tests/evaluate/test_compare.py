@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from ossicle.evaluate.compare import compare, normalised_average, over_seeds
+from ossicle.evaluate.compare import compare, normalised_average, normalised_interval, over_seeds
 from ossicle.evaluate.hypotheses import HypothesesError, Hypothesis
 from ossicle.evaluate.score import Row, ScoreOptions, score, units_of
 
@@ -103,6 +103,28 @@ def test_normalised_average_takes_comet_where_all_have_it_and_the_mean_over_lang
     assert "st/bleu" in normalised_average(rows(20, 0, 60), lower, upper).tasks
 
 
+@pytest.mark.parametrize(("shared", "sd"), [(True, 2 / 3 * 2.291), (False, 2**0.5 / 3 * 2.291)])
+def test_normalised_average_gets_the_interval_of_its_tasks_together(tmp_path, shared, sd):
+    """ASR and QA are 400 coin tosses of 0.3, with sd 2.291 each: the same tosses on the same speech, or others."""
+    lines = []
+    for number in range(400):
+        right = number % 10 < 3
+        about = {"language": "en", "references": ["yes"]}
+        lines.append({"id": f"{number}", "task": "asr", "hypothesis": "yes" if right else "no", **about})
+        other = f"{number}" if shared else f"qa{number}"
+        lines.append({"id": other, "task": "qa", "hypothesis": "yes" if right else "no", **about})
+        lines.append({**lines[0], "id": other, "task": "st", "hypothesis": "a b c d", "references": ["a b c d"]})
+    path = tmp_path / "run.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    options = ScoreOptions(resamples=4000)
+    lower, upper = rows(100, 0, 0), rows(0, 100, 100)
+    average = normalised_average(score(path, options), lower, upper)
+    assert average.value == pytest.approx((30 + 100 + 30) / 3)
+    found = normalised_interval(path, average, (lower, upper), options)
+    assert found.low == pytest.approx(average.value - 1.96 * sd, abs=0.3)
+    assert found.high == pytest.approx(average.value + 1.96 * sd, abs=0.3)
+
+
 def test_the_published_averages_follow_from_the_published_scores():
     """Ranges 11.85 WER, 6.86 COMET, 19.58 F1; the lower run is not published, so only differences can be checked."""
     lower, upper = rows(21.85, 0, 50, comet=72), rows(10, 0, 69.58, comet=78.86)
@@ -124,7 +146,10 @@ def test_normalised_average_needs_three_tasks_and_two_different_references():
 
 
 def test_the_normaliser_reaches_the_comparison(tmp_path):
-    first, second = write(tmp_path / "a.jsonl", ["um one two three four"]), write(tmp_path / "b.jsonl", ["one two three four"])
+    first, second = (
+        write(tmp_path / "a.jsonl", ["um one two three four"]),
+        write(tmp_path / "b.jsonl", ["one two three four"]),
+    )
     [basic] = compare(first, second)
     [whisper] = compare(first, second, ScoreOptions(normalise="whisper"))
     assert basic.metrics["wer"].difference == -25

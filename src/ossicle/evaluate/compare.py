@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ossicle.evaluate.bootstrap import Paired, paired
+import numpy as np
+
+from ossicle.evaluate.bootstrap import Interval, Paired, interval, paired, resample
 from ossicle.evaluate.hypotheses import Group, HypothesesError, Hypothesis, grouped, read_hypotheses
+from ossicle.evaluate.parts import Floats, Parts
 from ossicle.evaluate.score import Row, ScoreOptions, score_lines, units_of
 
 TASK_METRICS: dict[str, tuple[str, ...]] = {"asr": ("wer",), "st": ("comet", "bleu"), "qa": ("f1",)}
@@ -52,6 +55,8 @@ class NormalisedAverage:
     value: float
     tasks: dict[str, float]
     """Task -> its part, and with it the metric: ``asr/wer``."""
+    interval: Interval | None = None
+    """95%, of the run only: the reference runs are taken as they are."""
 
 
 def compare(first: Path, second: Path, options: ScoreOptions | None = None) -> list[Difference]:
@@ -124,6 +129,46 @@ def normalised_average(run: Sequence[Row], lower: Sequence[Row], upper: Sequence
             raise ValueError(f"{metric} is {low:.2f} in both reference runs: choose others for the normalised average")
         tasks[f"{task}/{metric}"] = 100 * (mine - low) / (high - low)
     return NormalisedAverage(statistics.mean(tasks.values()), tasks)
+
+
+def normalised_interval(
+    path: Path, average: NormalisedAverage, references: tuple[Sequence[Row], Sequence[Row]], options: ScoreOptions
+) -> Interval | None:
+    """The interval of a run's normalised average; None where there is one unit only.
+
+    All tasks are resampled together: an utterance or speaker that several tasks share is drawn for all of them.
+    """
+    groups = [(f"{task}/", lines) for (task, *_), lines in grouped(read_hypotheses(path)).items()]
+    of_tasks = [(key, lines) for key in average.tasks for task, lines in groups if key.startswith(task)]
+    units, _ = units_of([line for _, lines in of_tasks for line in lines])
+    scored = [score_lines(lines, options)[key.partition("/")[2]].parts for key, lines in of_tasks]
+    parts = [each for each in scored if each is not None]
+    if len(set(units)) < 2 or options.resamples == 0 or len(parts) < len(scored):
+        return None
+    drawn = _together(parts, units, options)  # (groups, R)
+    values = []
+    for key in average.tasks:
+        task, _, metric = key.partition("/")
+        low, high = (_of_task(rows, task)[metric] for rows in references)
+        mine = np.mean([row for (name, _), row in zip(of_tasks, drawn, strict=True) if name == key], axis=0)
+        values.append(100 * (mine - low) / (high - low))
+    return interval(np.mean(values, axis=0)) if drawn.shape[1] else None
+
+
+def _together(parts: Sequence[Parts], units: Sequence[str], options: ScoreOptions) -> Floats:
+    """Values of groups of lines (groups, R) when their units are drawn as one set; ``units`` holds those of all groups.
+
+    Resamples without a line of some group say nothing about it, and are left out.
+    """
+    padded, start = [], 0
+    for each in parts:
+        rows = slice(start, start + len(each.counts))
+        counts, inside = np.zeros((len(units), each.counts.shape[1])), np.zeros((len(units), 1))
+        counts[rows], inside[rows] = each.counts, 1
+        padded += [replace(each, counts=counts), Parts(inside, lambda sums: sums[:, 0])]
+        start = rows.stop
+    drawn = resample(padded, units, resamples=options.resamples, seed=options.seed)
+    return drawn[::2, (drawn[1::2] > 0).all(axis=0)]
 
 
 def _pairs(mine: Sequence[Hypothesis], other: Sequence[Hypothesis]) -> list[tuple[Hypothesis, Hypothesis]]:

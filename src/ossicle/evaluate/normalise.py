@@ -6,6 +6,7 @@ import json
 import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 NORMALISERS = ("none", "basic", "whisper")
@@ -44,7 +45,7 @@ def normaliser(name: str = "basic", language: str | None = None, spelling: Path 
     mapping = {} if spelling is None else _spelling(spelling)
     english = EnglishTextNormalizer(mapping)
     known = f"{len(mapping)} words" if mapping else "none"
-    return Normaliser(lambda text: english(text).strip(), f"norm:whisper-english|spelling:{known}")
+    return Normaliser(lru_cache(1 << 16)(lambda text: english(text).strip()), f"norm:whisper-english|spelling:{known}")
 
 
 def normalise_basic(text: str) -> str:

@@ -102,7 +102,7 @@ def _sacrebleu_counts(metric: BLEU | CHRF, hypotheses: Sequence[str], references
 
 
 def _mean(sums: Floats) -> Floats:
-    return sums[:, 0] / sums[:, 1]
+    return sums[:, 0] / np.maximum(sums[:, 1], 1)
 
 
 def _rate(sums: Floats) -> Floats:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from ossicle.evaluate.compare import (
     Spread,
     compare,
     normalised_average,
+    normalised_interval,
     over_seeds,
 )
 from ossicle.evaluate.score import Row, ScoreOptions, interval_text, languages_of, print_table, score
@@ -61,7 +62,10 @@ def rescore(
     normalised = {}
     if references is not None:
         lower, upper = (_reference(name, files, runs, options) for name in references)
-        normalised = {name: normalised_average(rows, lower, upper) for name, rows in runs.items()}
+        for name, rows in runs.items():
+            average = normalised_average(rows, lower, upper)
+            bound = normalised_interval(Path(name), average, (lower, upper), options)
+            normalised[name] = replace(average, interval=bound)
     return Scored(
         runs=runs,
         differences={str(path): compare(files[0], path, options) for path in further},
@@ -85,7 +89,8 @@ def print_scored(scored: Scored, console: Console | None = None) -> None:
         _print_spreads(scored.spreads, console)
     for name, average in scored.normalised.items():
         tasks = ", ".join(f"{task} {value:.1f}" for task, value in average.tasks.items())
-        text = f"{name}: normalised average {average.value:.2f} ({tasks})"
+        bound = f", 95% interval {interval_text(average.interval)}" if average.interval else ""
+        text = f"{name}: normalised average {average.value:.2f} ({tasks}){bound}"
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 

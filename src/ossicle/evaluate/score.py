@@ -122,7 +122,7 @@ def print_table(rows: Sequence[Row], console: Console | None = None) -> None:
     notes += [
         f"intervals: bootstrap over {units}" for units in dict.fromkeys(row.units for row in rows if row.intervals)
     ]
-    if not can_identify():
+    if not can_identify() and any(row.target_language for row in rows):
         notes.append(LANGUAGE_HELP)
     signatures = dict.fromkeys(item for row in rows for item in row.signatures.items())
     notes += [f"{name}: {signature}" for name, signature in signatures if "/" not in name]
