@@ -4,7 +4,7 @@ import pytest
 
 from ossicle.evaluate.compare import compare, normalised_average, normalised_interval, over_seeds
 from ossicle.evaluate.hypotheses import HypothesesError, Hypothesis
-from ossicle.evaluate.score import Row, ScoreOptions, score, units_of
+from ossicle.evaluate.score import Row, ScoreOptions, score, score_groups, units_of
 
 
 def write(path, hypotheses, **about):
@@ -17,6 +17,10 @@ def write(path, hypotheses, **about):
     return path
 
 
+def of_files(first, second, options=None):
+    return compare(score_groups(first, options), score_groups(second, options), options)
+
+
 def rows(wer, bleu, f1, **st):
     def row(task, **scores):
         return Row(task=task, language="en", target_language="en", n=10, scores=scores, signatures={})
@@ -27,7 +31,7 @@ def rows(wer, bleu, f1, **st):
 def test_the_difference_is_the_second_minus_the_first(tmp_path):
     first = write(tmp_path / "a.jsonl", ["one two three four", "one two", "", "one two three"])  # 7 errors of 16
     second = write(tmp_path / "b.jsonl", ["one two three four", "one two three", "", "one two three four"])  # 5
-    [found] = compare(first, second)
+    [found] = of_files(first, second)
     assert (found.task, found.language, found.n, found.only_in_one) == ("asr", "en", 4, 0)
     pair = found.metrics["wer"]
     assert pair.difference == pytest.approx(-12.5)
@@ -38,14 +42,14 @@ def test_the_difference_is_the_second_minus_the_first(tmp_path):
 
 def test_a_run_and_itself(tmp_path):
     path = write(tmp_path / "a.jsonl", ["one two three four", "one", "five"])
-    [found] = compare(path, path)
+    [found] = compare(score_groups(path), score_groups(path))
     assert {(pair.difference, pair.p) for pair in found.metrics.values()} == {(0, 1)}
 
 
 def test_only_common_utterances_are_compared(tmp_path):
     first = write(tmp_path / "a.jsonl", ["one", "one two", "one two three four"])
     second = write(tmp_path / "b.jsonl", ["one two"])
-    [found] = compare(first, second)
+    [found] = of_files(first, second)
     assert (found.n, found.only_in_one) == (1, 2)
     assert found.metrics["wer"].difference == pytest.approx(-25)
     assert found.metrics["wer"].p is None
@@ -53,12 +57,12 @@ def test_only_common_utterances_are_compared(tmp_path):
 
 def test_runs_that_cannot_be_compared(tmp_path):
     first = write(tmp_path / "a.jsonl", ["one"])
-    with pytest.raises(HypothesesError, match="no utterance in common"):
-        compare(first, write(tmp_path / "b.jsonl", ["one"], task="qa"))
+    with pytest.raises(HypothesesError, match=r"a\.jsonl:1 and .*b\.jsonl:1: no utterance in common"):
+        of_files(first, write(tmp_path / "b.jsonl", ["one"], task="qa"))
     other = tmp_path / "c.jsonl"
     other.write_text(json.dumps({"id": "0", "language": "en", "hypothesis": "one", "references": ["one"]}))
     with pytest.raises(HypothesesError, match=r"c\.jsonl:1: other references than .*a\.jsonl:1"):
-        compare(first, other)
+        of_files(first, other)
 
 
 def test_speakers_are_the_units_where_all_are_known(tmp_path):
@@ -120,7 +124,7 @@ def test_normalised_average_gets_the_interval_of_its_tasks_together(tmp_path, sh
     lower, upper = rows(100, 0, 0), rows(0, 100, 100)
     average = normalised_average(score(path, options), lower, upper)
     assert average.value == pytest.approx((30 + 100 + 30) / 3)
-    found = normalised_interval(path, average, (lower, upper), options)
+    found = normalised_interval(score_groups(path), average, (lower, upper), options)
     assert found.low == pytest.approx(average.value - 1.96 * sd, abs=0.3)
     assert found.high == pytest.approx(average.value + 1.96 * sd, abs=0.3)
 
@@ -150,7 +154,7 @@ def test_the_normaliser_reaches_the_comparison(tmp_path):
         write(tmp_path / "a.jsonl", ["um one two three four"]),
         write(tmp_path / "b.jsonl", ["one two three four"]),
     )
-    [basic] = compare(first, second)
-    [whisper] = compare(first, second, ScoreOptions(normalise="whisper"))
+    [basic] = of_files(first, second)
+    [whisper] = of_files(first, second, ScoreOptions(normalise="whisper"))
     assert basic.metrics["wer"].difference == -25
     assert whisper.metrics["wer"].difference == 0

@@ -17,7 +17,6 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 from ossicle.evaluate.hypotheses import Hypothesis
@@ -55,13 +54,12 @@ def comet(lines: Sequence[Hypothesis], options: CometOptions) -> Score:
     for line in lines:
         if not line.text:
             raise CometError(f'{line.source}: no "text": COMET reads what was said; decode again with transcripts')
-    utterances = tuple((line.text or "", line.hypothesis, line.references[0]) for line in lines)
+    utterances = [(line.text or "", line.hypothesis, line.references[0]) for line in lines]
     described, values = _ask(utterances, options)
     return score_of(mean_parts([100 * value for value in values]), described)
 
 
-@lru_cache(maxsize=16)  # a run that is scored and compared would load the model three times
-def _ask(utterances: tuple[tuple[str, str, str], ...], options: CometOptions) -> tuple[str, list[float]]:
+def _ask(utterances: Sequence[tuple[str, str, str]], options: CometOptions) -> tuple[str, list[float]]:
     """Signature and scores of (source, translation, reference) triples."""
     requests = [{"model": options.model}, *({"src": src, "mt": mt, "ref": ref} for src, mt, ref in utterances)]
     command = shlex.split(options.command) if options.command else _own_command()

@@ -5,14 +5,13 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
 from ossicle.evaluate.bootstrap import Interval, Paired, interval, paired, resample
-from ossicle.evaluate.hypotheses import Group, HypothesesError, Hypothesis, grouped, read_hypotheses
+from ossicle.evaluate.hypotheses import HypothesesError, Hypothesis
 from ossicle.evaluate.parts import Floats, Parts
-from ossicle.evaluate.score import Row, ScoreOptions, score_lines, units_of
+from ossicle.evaluate.score import Row, Scored, ScoreOptions, units_of
 
 TASK_METRICS: dict[str, tuple[str, ...]] = {"asr": ("wer",), "st": ("comet", "bleu"), "qa": ("f1",)}
 """Task -> what the normalised average takes of it: the first of these metrics that all three runs have."""
@@ -31,7 +30,7 @@ class Difference:
     """Utterances left out, because one of the two runs lacks them."""
     units: str
     metrics: dict[str, Paired]
-    """Metric name -> second run minus first."""
+    """Metric name -> second run minus first, of the metrics that have `Parts`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,21 +58,21 @@ class NormalisedAverage:
     """95%, of the run only: the reference runs are taken as they are."""
 
 
-def compare(first: Path, second: Path, options: ScoreOptions | None = None) -> list[Difference]:
+def compare(first: Sequence[Scored], second: Sequence[Scored], options: ScoreOptions | None = None) -> list[Difference]:
     """How far the run ``second`` is from ``first``, for each task and pair of languages that both have.
 
     Raises:
         HypothesesError: the runs have no utterance in common, or other references for the same utterance.
     """
     options = options or ScoreOptions()
-    mine, other = grouped(read_hypotheses(first)), grouped(read_hypotheses(second))
+    others = {group.lines[0].group: group for group in second}
+    both = [(group, others[name]) for group in first if (name := group.lines[0].group) in others]
     found = [
-        _difference(group, pairs, len(mine[group]) + len(other[group]) - 2 * len(pairs), options)
-        for group in mine
-        if group in other and (pairs := _pairs(mine[group], other[group]))
+        _difference(mine, other, rows, options) for mine, other in both if (rows := _common(mine.lines, other.lines))
     ]
     if not found:
-        raise HypothesesError(f"{first} and {second} have no utterance in common (by id, task, language, instruction)")
+        places = " and ".join(run[0].lines[0].source for run in (first, second))
+        raise HypothesesError(f"{places}: no utterance in common (by id, task, languages, instruction) from there on")
     return found
 
 
@@ -132,16 +131,21 @@ def normalised_average(run: Sequence[Row], lower: Sequence[Row], upper: Sequence
 
 
 def normalised_interval(
-    path: Path, average: NormalisedAverage, references: tuple[Sequence[Row], Sequence[Row]], options: ScoreOptions
+    run: Sequence[Scored],
+    average: NormalisedAverage,
+    references: tuple[Sequence[Row], Sequence[Row]],
+    options: ScoreOptions | None = None,
 ) -> Interval | None:
     """The interval of a run's normalised average; None where there is one unit only.
 
     All tasks are resampled together: an utterance or speaker that several tasks share is drawn for all of them.
     """
-    groups = [(f"{task}/", lines) for (task, *_), lines in grouped(read_hypotheses(path)).items()]
-    of_tasks = [(key, lines) for key in average.tasks for task, lines in groups if key.startswith(task)]
-    units, _ = units_of([line for _, lines in of_tasks for line in lines])
-    scored = [score_lines(lines, options)[key.partition("/")[2]].parts for key, lines in of_tasks]
+    options = options or ScoreOptions()
+    of_tasks = [
+        (key, group) for key in average.tasks for group in run if group.lines[0].group[0] == key.partition("/")[0]
+    ]
+    units, _ = units_of([line for _, group in of_tasks for line in group.lines])
+    scored = [group.scores[key.partition("/")[2]].parts for key, group in of_tasks]
     parts = [each for each in scored if each is not None]
     if len(set(units)) < 2 or options.resamples == 0 or len(parts) < len(scored):
         return None
@@ -171,42 +175,42 @@ def _together(parts: Sequence[Parts], units: Sequence[str], options: ScoreOption
     return drawn[::2, (drawn[1::2] > 0).all(axis=0)]
 
 
-def _pairs(mine: Sequence[Hypothesis], other: Sequence[Hypothesis]) -> list[tuple[Hypothesis, Hypothesis]]:
-    """Lines of the same utterance, in the order of the first run."""
-    twins = {line.key: line for line in other}
-    found = [(line, twins[line.key]) for line in mine if line.key in twins]
-    for line, twin in found:
-        if line.references != twin.references:
-            raise HypothesesError(f"{twin.source}: other references than {line.source}: both must be judged alike")
+def _common(mine: Sequence[Hypothesis], other: Sequence[Hypothesis]) -> list[tuple[int, int]]:
+    """Where the same utterances stand in both runs, in the order of the first."""
+    places = {line.key: place for place, line in enumerate(other)}
+    found = [(place, places[line.key]) for place, line in enumerate(mine) if line.key in places]
+    for place, twin in found:
+        if mine[place].references != other[twin].references:
+            raise HypothesesError(
+                f"{other[twin].source}: other references than {mine[place].source}: both must be judged alike"
+            )
     return found
 
 
-def _difference(
-    group: Group, pairs: Sequence[tuple[Hypothesis, Hypothesis]], left_out: int, options: ScoreOptions
-) -> Difference:
-    task, language, target = group
-    first = [line for line, _ in pairs]
-    mine, other = score_lines(first, options), score_lines([twin for _, twin in pairs], options)
-    names = [name for name in mine if name in other]
-    ours = {name: parts for name in names if (parts := mine[name].parts) is not None}
-    theirs = {name: parts for name in ours if (parts := other[name].parts) is not None}
-    units, described = units_of(first)
-    found = paired(
-        [ours[name] for name in theirs],
-        list(theirs.values()),
-        units,
-        resamples=options.resamples,
-        seed=options.seed,
-    )
+def _difference(mine: Scored, other: Scored, rows: Sequence[tuple[int, int]], options: ScoreOptions) -> Difference:
+    names = [name for name in mine.scores if name in other.scores]
+    parts = {
+        name: (_rows_of(ours, [row for row, _ in rows]), _rows_of(theirs, [row for _, row in rows]))
+        for name in names
+        if (ours := mine.scores[name].parts) is not None and (theirs := other.scores[name].parts) is not None
+    }
+    first, second = [pair[0] for pair in parts.values()], [pair[1] for pair in parts.values()]
+    units, described = units_of([mine.lines[row] for row, _ in rows])
+    found = paired(first, second, units, resamples=options.resamples, seed=options.seed)
+    task, language, target = mine.lines[0].group
     return Difference(
         task=task,
         language=language or None,
         target_language=target or None,
-        n=len(pairs),
-        only_in_one=left_out,
+        n=len(rows),
+        only_in_one=len(mine.lines) + len(other.lines) - 2 * len(rows),
         units=described,
-        metrics=dict(zip(theirs, found, strict=True)),
+        metrics=dict(zip(parts, found, strict=True)),
     )
+
+
+def _rows_of(parts: Parts, rows: Sequence[int]) -> Parts:
+    return replace(parts, counts=parts.counts[rows])
 
 
 def _of_task(rows: Sequence[Row], task: str) -> Mapping[str, float]:

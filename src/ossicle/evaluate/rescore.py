@@ -21,11 +21,20 @@ from ossicle.evaluate.compare import (
     normalised_interval,
     over_seeds,
 )
-from ossicle.evaluate.score import Row, ScoreOptions, interval_text, languages_of, print_table, score
+from ossicle.evaluate.score import (
+    Row,
+    ScoreOptions,
+    interval_text,
+    languages_of,
+    print_table,
+    row_of,
+    score,
+    score_groups,
+)
 
 
 @dataclass(frozen=True)
-class Scored:
+class Results:
     """All that `ossicle score` found out. Files are named as they were given."""
 
     runs: dict[str, list[Row]]
@@ -46,7 +55,7 @@ def rescore(
     *,
     seeds: bool = False,
     references: tuple[str, str] | None = None,
-) -> Scored:
+) -> Results:
     """Score every file; with several, compare each with the first, or with ``seeds`` give their mean and spread.
 
     ``references`` are the lower and upper run of the normalised average: a file, or the name (without folder and
@@ -57,24 +66,25 @@ def rescore(
     """
     if len(set(files)) < len(files):
         raise ValueError("a file is given twice: name each run once")
-    runs = {str(path): score(path, options) for path in files}
-    further = [] if seeds else files[1:]
+    groups = {path: score_groups(path, options) for path in files}
+    runs = {str(path): [row_of(group, options) for group in found] for path, found in groups.items()}
     normalised = {}
     if references is not None:
-        lower, upper = (_reference(name, files, runs, options) for name in references)
-        for name, rows in runs.items():
-            average = normalised_average(rows, lower, upper)
-            bound = normalised_interval(Path(name), average, (lower, upper), options)
-            normalised[name] = replace(average, interval=bound)
-    return Scored(
+        bounds = [_reference(name, files, runs, options) for name in references]
+        for path, found in groups.items():
+            average = normalised_average(runs[str(path)], *bounds)
+            interval = normalised_interval(found, average, (bounds[0], bounds[1]), options)
+            normalised[str(path)] = replace(average, interval=interval)
+    further = [] if seeds else files[1:]
+    return Results(
         runs=runs,
-        differences={str(path): compare(files[0], path, options) for path in further},
+        differences={str(path): compare(groups[files[0]], groups[path], options) for path in further},
         spreads=over_seeds(list(runs.values())) if seeds else [],
         normalised=normalised,
     )
 
 
-def print_scored(scored: Scored, console: Console | None = None) -> None:
+def print_scored(scored: Results, console: Console | None = None) -> None:
     """Prints a table for each file, then what sets the files apart."""
     console = console or Console()
     first = next(iter(scored.runs))

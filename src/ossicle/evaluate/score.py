@@ -29,10 +29,12 @@ __all__ = [
     "Hypothesis",
     "Row",
     "ScoreOptions",
+    "Scored",
     "print_table",
     "read_hypotheses",
+    "row_of",
     "score",
-    "score_lines",
+    "score_groups",
     "units_of",
     "write_scores",
 ]
@@ -78,14 +80,48 @@ class Row:
     failures: list[Failure] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Scored:
+    """The lines of one task in one pair of languages, and their scores utterance by utterance."""
+
+    lines: list[Hypothesis]
+    scores: dict[str, Score]
+
+
 def score(hypotheses_path: Path, options: ScoreOptions | None = None) -> list[Row]:
     """One row per (task, language, target language) of the file, in alphabetical order.
 
     Raises:
         HypothesesError: the file is missing, empty or malformed, or a line has no references.
     """
-    groups = grouped(read_hypotheses(hypotheses_path))
-    return [_score_group(lines, options or ScoreOptions()) for lines in groups.values()]
+    options = options or ScoreOptions()
+    return [row_of(group, options) for group in score_groups(hypotheses_path, options)]
+
+
+def score_groups(hypotheses_path: Path, options: ScoreOptions | None = None) -> list[Scored]:
+    """What the rows of `score` are made of; `ossicle.evaluate.compare` takes it too."""
+    options = options or ScoreOptions()
+    groups = grouped(read_hypotheses(hypotheses_path)).values()
+    return [Scored(lines, _score_lines(lines, options)) for lines in groups]
+
+
+def row_of(group: Scored, options: ScoreOptions) -> Row:
+    """Scores with their intervals and failures."""
+    first, found = group.lines[0], group.scores
+    units, described = units_of(group.lines)
+    parts = {name: result.parts for name, result in found.items() if result.parts is not None}
+    bounds = intervals(list(parts.values()), units, resamples=options.resamples, seed=options.seed)
+    return Row(
+        task=first.task or "asr",
+        language=first.language,
+        target_language=first.target_language or first.language,
+        n=len(group.lines),
+        scores={name: result.value for name, result in found.items()},
+        signatures={name: result.signature for name, result in found.items()},
+        intervals={name: bound for name, bound in zip(parts, bounds, strict=True) if bound is not None},
+        units=described,
+        failures=failures(group.lines),
+    )
 
 
 def write_scores(hypotheses_path: Path, rows: Sequence[Row] | None = None) -> Path:
@@ -140,20 +176,6 @@ def interval_text(interval: Interval | None) -> str:
     return "" if interval is None else f"{interval.low:.2f} – {interval.high:.2f}"
 
 
-def score_lines(lines: Sequence[Hypothesis], options: ScoreOptions) -> dict[str, Score]:
-    """Metric name -> score of lines that are one `Hypothesis.group`."""
-    first = lines[0]
-    said, references = [line.hypothesis for line in lines], [line.references for line in lines]
-    language = first.target_language or first.language  # one for the whole group
-    metrics = dict(metrics_for(first.task, normalise=options.normalise, language=language, spelling=options.spelling))
-    if first.task == "meta":
-        metrics |= attribute_metrics(references)
-    found = {name: metric(said, references, language) for name, metric in metrics.items()}
-    if first.task == "st" and options.comet is not None:
-        found["comet"] = comet(lines, options.comet)
-    return found
-
-
 def units_of(lines: Sequence[Hypothesis]) -> tuple[list[str], str]:
     """What to resample, line by line, and its name: speakers where all lines name theirs, else utterances.
 
@@ -167,20 +189,15 @@ def units_of(lines: Sequence[Hypothesis]) -> tuple[list[str], str]:
     return utterances, f"{len(set(utterances))} utterances"
 
 
-def _score_group(lines: Sequence[Hypothesis], options: ScoreOptions) -> Row:
+def _score_lines(lines: Sequence[Hypothesis], options: ScoreOptions) -> dict[str, Score]:
+    """Metric name -> score of lines that are one `Hypothesis.group`."""
     first = lines[0]
-    found = score_lines(lines, options)
-    units, described = units_of(lines)
-    parts = {name: result.parts for name, result in found.items() if result.parts is not None}
-    bounds = intervals(list(parts.values()), units, resamples=options.resamples, seed=options.seed)
-    return Row(
-        task=first.task or "asr",
-        language=first.language,
-        target_language=first.target_language or first.language,
-        n=len(lines),
-        scores={name: result.value for name, result in found.items()},
-        signatures={name: result.signature for name, result in found.items()},
-        intervals={name: bound for name, bound in zip(parts, bounds, strict=True) if bound is not None},
-        units=described,
-        failures=failures(lines),
-    )
+    said, references = [line.hypothesis for line in lines], [line.references for line in lines]
+    language = first.target_language or first.language  # one for the whole group
+    metrics = dict(metrics_for(first.task, normalise=options.normalise, language=language, spelling=options.spelling))
+    if first.task == "meta":
+        metrics |= attribute_metrics(references)
+    found = {name: metric(said, references, language) for name, metric in metrics.items()}
+    if first.task == "st" and options.comet is not None:
+        found["comet"] = comet(lines, options.comet)
+    return found
