@@ -67,6 +67,8 @@ def test_every_utterance_is_decoded_longest_first(samples, out):
         "language": "en",
         "target_language": None,
         "audio": str(samples[4].audio),
+        "speaker": None,
+        "text": "word 4",
     }
     assert score(out)[0].scores["wer"] == 50
 

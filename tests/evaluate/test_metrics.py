@@ -142,7 +142,7 @@ def test_empty_answers():
     assert f1(["the"], ["a"]).value == exact_match(["the"], ["a"]).value == 100
 
 
-@pytest.mark.parametrize("metric", [metric for kind in METRICS.values() for metric in kind.values()])
+@pytest.mark.parametrize("metric", [wer, wer_utterance_mean, cer, bleu, chrf, exact_match, f1])
 def test_every_metric_is_perfect_on_equal_text_and_checks_its_input(metric):
     score = metric(GERMAN, GERMAN, "de")
     assert score.value == (0 if "norm:basic" in score.signature else 100)

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ossicle.batch import Batch, Sample
 from ossicle.data.dataset import Skipped, Utterance, known_duration_s
-from ossicle.evaluate.score import HypothesesError, Hypothesis, Key, parse_line
+from ossicle.evaluate.hypotheses import HypothesesError, Hypothesis, Key, parse_line
 
 MAX_NEW_TOKENS = 200
 """The paper's limit on the length of an answer."""
@@ -117,6 +117,8 @@ def _hypothesis(sample: Sample, answer: str) -> Hypothesis:
         language=sample.language,
         target_language=sample.target_language,
         audio=str(sample.audio),
+        speaker=sample.speaker,
+        text=sample.text,
         references=references_of(sample),
         hypothesis=answer,
     )

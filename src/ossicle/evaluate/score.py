@@ -7,54 +7,55 @@ scored again where no model is at hand.
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from ossicle.evaluate.bootstrap import RESAMPLES, Interval, intervals
+from ossicle.evaluate.comet import CometOptions, comet
+from ossicle.evaluate.failures import LANGUAGE_HELP, Failure, can_identify, failures
+from ossicle.evaluate.hypotheses import HypothesesError, Hypothesis, grouped, read_hypotheses
+from ossicle.evaluate.meta import attribute_metrics
 from ossicle.evaluate.metrics import metrics_for
+from ossicle.evaluate.parts import Score
+
+__all__ = [
+    "HYPOTHESES_NAME",
+    "HypothesesError",
+    "Hypothesis",
+    "Row",
+    "ScoreOptions",
+    "Scored",
+    "print_table",
+    "read_hypotheses",
+    "row_of",
+    "score",
+    "score_groups",
+    "units_of",
+    "write_scores",
+]
 
 HYPOTHESES_NAME = "hypotheses.jsonl"
 
-Key = tuple[str | None, ...]
-"""Identity of a line: id, task, target language, instruction."""
-
-
-class HypothesesError(ValueError):
-    """A hypotheses file cannot be scored; the message names the file, the line and the fix."""
-
 
 @dataclass(frozen=True, kw_only=True)
-class Hypothesis:
-    """One decoded utterance and what it is judged against."""
+class ScoreOptions:
+    """How to score."""
 
-    id: str
-    hypothesis: str
-    references: tuple[str, ...]
-    task: str | None = None
-    instruction: str | None = None
-    language: str | None = None
-    """Language spoken."""
-    target_language: str | None = None
-    """Language to answer in; null = the one spoken."""
-    audio: str | None = None
-    source: str = "<memory>"
-    """``file:line`` it was read from, for errors; not part of the file."""
-
-    @property
-    def key(self) -> Key:
-        """What makes a line its own: one recording may carry several tasks and questions."""
-        return self.id, self.task, self.target_language, self.instruction
-
-    def to_json(self) -> str:
-        """The line of the file, without the line end."""
-        entry = asdict(self)
-        del entry["source"]
-        return json.dumps(entry, ensure_ascii=False)
+    normalise: str = "basic"
+    """What is done to texts before word and character errors: `normalise.NORMALISERS`."""
+    spelling: Path | None = None
+    """For ``whisper``: the normalizer.json of a Whisper checkpoint."""
+    resamples: int = RESAMPLES
+    """For the intervals; 0 = none."""
+    seed: int = 0
+    """Of the resampling."""
+    comet: CometOptions | None = None
+    """Translations also get COMET."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,23 +73,55 @@ class Row:
     """Metric name -> percentage."""
     signatures: dict[str, str]
     """Metric name -> the settings behind it."""
+    intervals: dict[str, Interval] = field(default_factory=dict)
+    """Metric name -> 95% bootstrap interval; none of a metric that has no `Parts`, nor of a single unit."""
+    units: str = ""
+    """What was resampled, e.g. ``12 speakers``."""
+    failures: list[Failure] = field(default_factory=list)
 
 
-def score(hypotheses_path: Path) -> list[Row]:
+@dataclass(frozen=True)
+class Scored:
+    """The lines of one task in one pair of languages, and their scores utterance by utterance."""
+
+    lines: list[Hypothesis]
+    scores: dict[str, Score]
+
+
+def score(hypotheses_path: Path, options: ScoreOptions | None = None) -> list[Row]:
     """One row per (task, language, target language) of the file, in alphabetical order.
 
     Raises:
         HypothesesError: the file is missing, empty or malformed, or a line has no references.
     """
-    groups: dict[tuple[str, str, str], list[Hypothesis]] = defaultdict(list)
-    for line in read_hypotheses(hypotheses_path):
-        if not line.references:
-            raise HypothesesError(
-                f'{line.source}: no references; give the manifest line an "answer", or a "text" if the task is asr'
-            )
-        target = line.target_language or line.language
-        groups[line.task or "asr", line.language or "", target or ""].append(line)
-    return [_score_group(lines) for _, lines in sorted(groups.items())]
+    options = options or ScoreOptions()
+    return [row_of(group, options) for group in score_groups(hypotheses_path, options)]
+
+
+def score_groups(hypotheses_path: Path, options: ScoreOptions | None = None) -> list[Scored]:
+    """What the rows of `score` are made of; `ossicle.evaluate.compare` takes it too."""
+    options = options or ScoreOptions()
+    groups = grouped(read_hypotheses(hypotheses_path)).values()
+    return [Scored(lines, _score_lines(lines, options)) for lines in groups]
+
+
+def row_of(group: Scored, options: ScoreOptions) -> Row:
+    """Scores with their intervals and failures."""
+    first, found = group.lines[0], group.scores
+    units, described = units_of(group.lines)
+    parts = {name: result.parts for name, result in found.items() if result.parts is not None}
+    bounds = intervals(list(parts.values()), units, resamples=options.resamples, seed=options.seed)
+    return Row(
+        task=first.task or "asr",
+        language=first.language,
+        target_language=first.target_language or first.language,
+        n=len(group.lines),
+        scores={name: result.value for name, result in found.items()},
+        signatures={name: result.signature for name, result in found.items()},
+        intervals={name: bound for name, bound in zip(parts, bounds, strict=True) if bound is not None},
+        units=described,
+        failures=failures(group.lines),
+    )
 
 
 def write_scores(hypotheses_path: Path, rows: Sequence[Row] | None = None) -> Path:
@@ -101,92 +134,70 @@ def write_scores(hypotheses_path: Path, rows: Sequence[Row] | None = None) -> Pa
 
 
 def print_table(rows: Sequence[Row], console: Console | None = None) -> None:
-    """Prints the scores, one metric a line, then each signature once."""
+    """Prints the scores, one metric a line, then what went wrong how often, then each signature once."""
     table = Table("task", "language", box=box.SIMPLE)
     table.add_column("n", justify="right")
     table.add_column("metric")
     table.add_column("score", justify="right")
+    table.add_column("95% interval", justify="right")
     for row in rows:
-        head = (row.task, _languages(row), str(row.n))
+        head = (row.task, languages_of(row.language, row.target_language), str(row.n))
         for name, value in row.scores.items():
-            table.add_row(*head, name, f"{value:.2f}")
+            table.add_row(*head, name, f"{value:.2f}", interval_text(row.intervals.get(name)))
             head = ("", "", "")  # what all metrics of a row share is said once
         table.add_section()
 
     console = console or Console()
     console.print(table)
-    for name, signature in dict.fromkeys(item for row in rows for item in row.signatures.items()):
-        console.print(f"{name}: {signature}", style="dim", markup=False, highlight=False)
+    notes = []
+    for row in rows:
+        found = [f"{failure.name} {failure.rate:.1f}%" for failure in row.failures if failure.count]
+        if found:
+            languages = languages_of(row.language, row.target_language)
+            notes.append(f"failures, {row.task} {languages}: {', '.join(found)}")
+    notes += [
+        f"intervals: bootstrap over {units}" for units in dict.fromkeys(row.units for row in rows if row.intervals)
+    ]
+    if not can_identify() and any(row.target_language for row in rows):
+        notes.append(LANGUAGE_HELP)
+    signatures = dict.fromkeys(item for row in rows for item in row.signatures.items())
+    notes += [f"{name}: {signature}" for name, signature in signatures if "/" not in name]
+    for note in notes:
+        console.print(note, style="dim", markup=False, highlight=False, soft_wrap=True)
 
 
-def read_hypotheses(path: Path) -> list[Hypothesis]:
-    """All lines of a hypotheses file, checked; blank lines are ignored and unknown keys dropped.
+def languages_of(spoken: str | None, target: str | None) -> str:
+    """``en``, or ``en → de`` where the answers are in another language."""
+    return f"{spoken or '?'} → {target}" if target not in (None, spoken) else spoken or "?"
 
-    Raises:
-        HypothesesError: as for `score`.
+
+def interval_text(interval: Interval | None) -> str:
+    """``12.3 – 14.5``, or nothing."""
+    return "" if interval is None else f"{interval.low:.2f} – {interval.high:.2f}"
+
+
+def units_of(lines: Sequence[Hypothesis]) -> tuple[list[str], str]:
+    """What to resample, line by line, and its name: speakers where all lines name theirs, else utterances.
+
+    Lines with one id are one utterance: questions about the same recording are not independent. A single speaker
+    cannot be resampled, so there the utterances are.
     """
-    if not path.is_file():
-        raise HypothesesError(f"{path}: no such file; `ossicle evaluate` writes it")
-    first_seen: dict[Key, int] = {}
-    hypotheses = []
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            hypothesis = parse_line(line, f"{path}:{number}")
-            first = first_seen.setdefault(hypothesis.key, number)
-            if first != number:
-                raise HypothesesError(
-                    f"{path}:{number}: {hypothesis.id!r} with this task and instruction is on line {first} already; "
-                    "delete one of the two"
-                )
-            hypotheses.append(hypothesis)
-    if not hypotheses:
-        raise HypothesesError(f"{path}: no hypotheses in this file; decode at least one utterance")
-    return hypotheses
+    speakers = [line.speaker for line in lines if line.speaker is not None]
+    if len(speakers) == len(lines) and len(set(speakers)) > 1:
+        return speakers, f"{len(set(speakers))} speakers"
+    utterances = [line.id for line in lines]
+    return utterances, f"{len(set(utterances))} utterances"
 
 
-def parse_line(line: bytes, source: str) -> Hypothesis:
-    """A line of a hypotheses file; ``source`` is its ``file:line`` for the error."""
-    try:
-        entry = json.loads(line)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise HypothesesError(f"{source}: not JSON ({error}); fix or delete the line") from error
-    if not isinstance(entry, dict):
-        raise HypothesesError(f"{source}: expected a JSON object, one per line")
-    for name in ("id", "hypothesis"):
-        if not isinstance(entry.get(name), str):
-            raise HypothesesError(f'{source}: "{name}" must be a string')
-    for name in _OPTIONAL:
-        if not isinstance(entry.get(name), str | None):
-            raise HypothesesError(f'{source}: "{name}" must be a string or null')
-    references = entry.get("references")
-    if not isinstance(references, list) or not all(isinstance(reference, str) for reference in references):
-        raise HypothesesError(f'{source}: "references" must be a list of strings')
-    optional = {name: entry.get(name) for name in _OPTIONAL}
-    return Hypothesis(
-        id=entry["id"], hypothesis=entry["hypothesis"], references=tuple(references), source=source, **optional
-    )
-
-
-_OPTIONAL = ("task", "instruction", "language", "target_language", "audio")
-
-
-def _score_group(lines: Sequence[Hypothesis]) -> Row:
+def _score_lines(lines: Sequence[Hypothesis], options: ScoreOptions) -> dict[str, Score]:
+    """Metric name -> score of lines that are one `Hypothesis.group`."""
     first = lines[0]
     said, references = [line.hypothesis for line in lines], [line.references for line in lines]
     language = first.target_language or first.language  # one for the whole group
-    found = {name: metric(said, references, language) for name, metric in metrics_for(first.task).items()}
-    return Row(
-        task=first.task or "asr",
-        language=first.language,
-        target_language=language,
-        n=len(lines),
-        scores={name: result.value for name, result in found.items()},
-        signatures={name: result.signature for name, result in found.items()},
-    )
-
-
-def _languages(row: Row) -> str:
-    spoken = row.language or "?"
-    return f"{spoken} → {row.target_language}" if row.target_language not in (None, row.language) else spoken
+    metrics = dict(metrics_for(first.task, normalise=options.normalise, language=language, spelling=options.spelling))
+    if first.task == "meta":
+        metrics |= attribute_metrics(references)
+    found = {name: metric(said, references, language) for name, metric in metrics.items()}
+    if first.task == "st" and options.comet is not None:
+        found["comet"] = comet(lines, options.comet)
+    return found
