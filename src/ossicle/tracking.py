@@ -98,6 +98,19 @@ class Tracker(AbstractContextManager["Tracker"]):
         return f"  ETA {int(left_s) // 60}:{int(left_s) % 60:02d}"
 
 
+def bar() -> Progress:
+    """A bar for one loop, on a terminal: `with bar() as progress: for x in progress.track(xs): ...`."""
+    console = Console(stderr=True)
+    return Progress(
+        TextColumn("[bold]{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+
+
 def describe(values: dict[str, float]) -> str:
     """One line: loss, up to three of its parts, seconds of audio per second, padding."""
     shown = [f"loss {values['loss']:.3f}"] if "loss" in values else []
