@@ -95,7 +95,20 @@ def test_probes_are_there_or_explained(analysis):
 
 
 def test_a_checkpoint_against_itself_does_not_differ(checkpoint, spoken, tmp_path):
-    run(checkpoint, spoken, "--before", checkpoint, "--no-probes", "--limit", 8, "--bos", "--out", tmp_path)
+    run(
+        checkpoint,
+        spoken,
+        "--before",
+        checkpoint,
+        "--show",
+        "0-1",
+        "--no-probes",
+        "--limit",
+        8,
+        "--bos",
+        "--out",
+        tmp_path,
+    )
     record = json.loads((tmp_path / RESULTS_FILE).read_text())
     before, after = record["stages"].values()
     assert list(record["stages"]) == ["before", "after"]
