@@ -37,7 +37,7 @@ def test_more_probes_than_fit_a_line(tmp_path):
     row = {"layer": 0, "before": result, "after": result, "transcript": result}
     probes = [
         {"field": name, "classes": {"a": 1, "b": 1}, "majority": 50.0, "encoder": result, "layers": [row]}
-        for name in ("gender", "age", "speaker", "emotion")
+        for name in ("gender", "age", "speaker", "emotion", "speaking rate")
     ]
     assert plot_probes(probes, ("one", "two"), tmp_path / "probes.png").read_bytes().startswith(PNG)
 
@@ -51,4 +51,4 @@ def test_a_long_transcript_is_cut(tmp_path):
 
 
 def test_tokens_are_written_so_that_they_can_be_read():
-    assert [_printable(token) for token in (" the", "\n", " ", "$x$")] == ["the", r"'\n'", "' '", r"\$x\$"]
+    assert [_printable(token) for token in (" the", "\n", "", "$x$")] == ["the", "␣", "␣", r"\$x\$"]

@@ -75,6 +75,9 @@ def test_numbers_are_binned_and_names_are_not():
 
 def test_unknown_and_rare_classes_are_left_out():
     samples = by_gender()
+    assert len(make_task(FIELD["speaker"], samples).classes) == 10  # of six sentences each
+    short = [sample for i, sample in enumerate(samples) if i < 45]  # five speakers of five sentences, five of four
+    assert list(make_task(FIELD["speaker"], short).classes) == [f"speaker {i}" for i in range(5)]
     samples += [said(60, extra={"gender": "unknown"}), said(61), said(62, speaker=None, extra={"gender": "male"})]
     assert sorted(make_task(FIELD["gender"], samples).rows) == list(range(60))
 
@@ -85,7 +88,7 @@ def test_what_cannot_be_probed_is_explained():
         make_task(FIELD["emotion"], samples)
     with pytest.raises(ProbeError, match='no line has a "speaker"'):
         make_task(FIELD["gender"], [said(i, speaker=None, extra={"gender": "male"}) for i in range(40)])
-    with pytest.raises(ProbeError, match="0 utterances of 0 classes that more than one speaker has"):
+    with pytest.raises(ProbeError, match="0 utterances are of the 0 classes with 2 speakers or more"):
         make_task(FIELD["gender"], [said(i, speaker=str(i % 2), extra={"gender": str(i % 2)}) for i in range(40)])
     with pytest.raises(ProbeError, match="all read the same sentences"):
         same = [said(i, text=f"sentence {i // 10}", duration_s=1 + i / 60) for i in range(60)]

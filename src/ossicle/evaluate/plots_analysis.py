@@ -113,7 +113,7 @@ def plot_probes(probes: Sequence[Mapping[str, Any]], names: Sequence[str], out: 
 
     ``probes`` are those of the JSON, ``names`` the two stages'.
     """
-    columns = min(3, len(probes))
+    columns = 2 if len(probes) == 4 else min(3, len(probes))
     lines = -(-len(probes) // columns)
     with style():
         figure = new_figure(width=3.1 * columns + 1.2, height=2.9 * lines + 0.8)
@@ -195,7 +195,7 @@ def _name_layers(line: Sequence[Axes], layers: Sequence[int]) -> None:
 
 def _printable(token: str) -> str:
     """Blanks made visible; the dollar sign would start a formula."""
-    return (token.strip() or repr(token)).replace("$", r"\$")
+    return (token.strip() or "␣").replace("$", r"\$")
 
 
 def _line(dashes: str, *, colour: str = INK, width: float = 2.0) -> Any:

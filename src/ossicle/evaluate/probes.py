@@ -44,6 +44,8 @@ class Field:
     """What no test fold shares with its training folds."""
     purge_texts: bool = False
     """Also leave out of training what has the same transcript as a test utterance."""
+    least: int = 2
+    """Classes with fewer speakers (texts, where those are held out) are left out."""
 
 
 def words_per_second(sample: Sample) -> float | None:
@@ -66,7 +68,7 @@ def _extra(name: str) -> Callable[[Sample], str | float | None]:
 FIELDS = (
     Field("gender", _extra("gender"), "speaker"),
     Field("speaking rate", words_per_second, "speaker", purge_texts=True),
-    Field("speaker", lambda sample: sample.speaker, "text"),
+    Field("speaker", lambda sample: sample.speaker, "text", least=MOST_FOLDS),
     Field("emotion", _extra("emotion"), "speaker"),
     Field("age", _extra("age"), "speaker"),
 )
@@ -113,12 +115,12 @@ def make_task(field: Field, samples: Sequence[Sample]) -> Task:
         raise ProbeError("no line says it")
     labels, bins = _binned([label for _, label in known])
     groups = np.array([_group(samples[i], field.held_out) for i, _ in known])
-    frequent = {label for label in labels if len(set(groups[np.array(labels) == label])) > 1}
+    frequent = {label for label in labels if len(set(groups[np.array(labels) == label])) >= field.least}
     kept = np.array([label in frequent for label in labels], dtype=bool)
     if len(frequent) < 2 or kept.sum() < LEAST_UTTERANCES:
         raise ProbeError(
-            f"{int(kept.sum())} utterances of {len(frequent)} classes that more than one {field.held_out} has: a probe "
-            f"needs {LEAST_UTTERANCES} utterances of 2 such classes"
+            f"{int(kept.sum())} utterances are of the {len(frequent)} classes with {field.least} {field.held_out}s or "
+            f"more: a probe needs {LEAST_UTTERANCES} utterances and 2 such classes"
         )
     rows, y, groups = (np.array(values)[kept] for values in ([i for i, _ in known], labels, groups))
     texts = np.array([samples[i].text or "" for i in rows])
