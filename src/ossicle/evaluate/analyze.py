@@ -44,6 +44,9 @@ PROBED = 9
 PANELS = 4
 """Layers that pictures of points show; those of tokens show one less."""
 
+PLAN_TOLERANCE = 0.01
+"""Error of a column's sum that no picture shows."""
+
 
 @dataclass(frozen=True)
 class AnalyzeOptions:
@@ -172,7 +175,9 @@ def _pass(
         stage.components[layer] = principal_components(torch.cat(sides))
     for utterance, text in kept.text.items():
         speech = kept.speech[utterance]
-        stage.plans[utterance] = {k: len(text[k]) * transport_plan(text[k], speech[k]) for k in text}
+        stage.plans[utterance] = {
+            k: len(text[k]) * transport_plan(text[k], speech[k], tolerance=PLAN_TOLERANCE) for k in text
+        }
     probes.run(name, states, frames.frames, seen)
     return stage
 

@@ -48,7 +48,7 @@ def print_report(record: Mapping[str, Any], console: Console) -> None:
     """Print a table per stage, and one of the probes."""
     for name, stage in record["stages"].items():
         console.print(_layers(f"{name}: {record['utterances']} utterances", stage["layers"]))
-    console.print(" = matched pairs, ≠ mismatched; retrieval: R@1 / R@5 / R@10 in %", style="dim", highlight=False)
+    console.print(" = matched pairs, ≠ mismatched; retrieval: R@1/R@5/R@10 in %", style="dim", highlight=False)
     if record["probes"]:
         console.print(_probes(record))
     for name, reason in record["probes_skipped"].items():
@@ -65,7 +65,7 @@ def _layers(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
         table.add_column(head, justify="right", no_wrap=True)
     for row in rows:
         recalls = [
-            " / ".join(f"{row[f'{direction}_r{k}']:.0f}" for k in RANKS)
+            "/".join(f"{row[f'{direction}_r{k}']:.0f}" for k in RANKS)
             for direction in ("speech_to_text", "text_to_speech")
         ]
         numbers = [row[name] for name in ("matched", "mismatched", "wasserstein_matched", "wasserstein_mismatched")]

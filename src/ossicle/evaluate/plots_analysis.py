@@ -135,7 +135,7 @@ def plot_probes(probes: Sequence[Mapping[str, Any]], names: Sequence[str], out: 
         for axes in grid[len(probes) :]:
             axes.set_visible(False)
         handles = grid[0].get_legend_handles_labels()
-        figure.legend(*handles, loc="outside lower center", ncols=min(5, 2 * columns))
+        figure.legend(*handles, loc="outside lower center", ncols=5 if columns == 3 else 3)
         return save(figure, out)
 
 
