@@ -56,7 +56,19 @@ def test_help_imports_no_torch():
 
 @pytest.mark.parametrize(
     "command",
-    ["train", "cache", "evaluate", "align", "import-official", "transcribe", "translate", "ask", "demo", "version"],
+    [
+        "train",
+        "cache",
+        "evaluate",
+        "analyze",
+        "align",
+        "import-official",
+        "transcribe",
+        "translate",
+        "ask",
+        "demo",
+        "version",
+    ],
 )
 def test_every_command_explains_itself(command):
     result = CliRunner().invoke(app, [command, "--help"])

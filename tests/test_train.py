@@ -16,6 +16,9 @@ from ossicle.batch import Batch, LossOutput
 from ossicle.config import Config, ConfigError, load
 from ossicle.data.dataset import DataError
 from ossicle.data.manifest import read_manifest, write_manifest
+from ossicle.evaluate import live
+from ossicle.evaluate.alignment import alignment_report
+from ossicle.evaluate.states import pooled_states
 from ossicle.models.speech_llm import WEIGHTS_FILE, SpeechLLM, read_record
 from ossicle.objectives import Contrastive, NextToken, Objective
 from ossicle.testing import tiny_manifest
@@ -335,8 +338,9 @@ def one_of_two(rank: int, port: int, settings: Config, out: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_share_the_data_and_end_with_the_same_projector(config, tmp_path):
-    settings = config(data={"batch_size": 2}, train={"steps": 2})
+def test_two_processes_share_the_data_and_end_with_the_same_projector(config, manifest, collate, tmp_path):
+    data = {"batch_size": 2, "dev": [str(manifest)]}
+    settings = config(data=data, train={"steps": 2, "analyze_every": 2})
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -348,9 +352,16 @@ def test_two_processes_share_the_data_and_end_with_the_same_projector(config, tm
         worker.join(timeout=100)
         assert worker.exitcode == 0
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
-    assert sorted(one for ids in first["ids"] + second["ids"] for one in ids) == [f"0-{i}" for i in range(8)]
+    trained_on = first["ids"][:2] + second["ids"][:2]  # further calls are the evaluation's
+    assert sorted(one for ids in trained_on for one in ids) == [f"0-{i}" for i in range(8)]
     folder = settings.folder
     assert list(losses(folder)) == [1, 2]
     for name, tensor in weights(folder).items():
         assert torch.equal(first["projector"][name], tensor)
         assert torch.equal(second["projector"][name], tensor)
+    trained = SpeechLLM.from_pretrained(folder)
+    states_of_all = pooled_states(trained, [collate(trained, manifest, range(8))])
+    report = alignment_report(states_of_all.text, states_of_all.speech, states_of_all.transcripts)
+    [measured] = [record for record in read_metrics(folder / "metrics.jsonl") if record["split"] == "alignment"]
+    expected = live.values_of(report)  # among all, not among half of them
+    assert {name: measured[name] for name in expected} == pytest.approx(expected, rel=1e-3)

@@ -32,7 +32,7 @@ class Progress:
     audio_s: float = 0.0
     """Seconds of audio heard so far, by all processes."""
     best: float = float("inf")
-    """Lowest loss on the development data."""
+    """Lowest loss on the development data; with ``train.best_by: retrieval`` the highest R@1, as a negative number."""
 
 
 @dataclass
@@ -83,7 +83,7 @@ def save(run_folder: Path, model: SpeechLLM, trainer: Trainer, *, keep: int) -> 
 
 
 def save_best(run_folder: Path, model: SpeechLLM, progress: Progress) -> None:
-    """Write ``best``: the projector with the lowest development loss, and that loss."""
+    """Write ``best``: the projector that did best on the development data, and how it did."""
     model.save(run_folder / BEST)
     (run_folder / BEST / "progress.json").write_text(json.dumps(asdict(progress), indent=2) + "\n")
 

@@ -86,6 +86,11 @@ class TrainConfig:
     """Of the projector's weights and of dropout."""
     eval_every: int = Field(default=500, ge=1)
     """Steps between evaluations on ``data.dev``."""
+    analyze_every: int = Field(default=0, ge=0)
+    """Steps between measurements of how speech and text of ``data.dev`` are aligned, by layer; 0: never."""
+    best_by: Literal["loss", "retrieval"] = "loss"
+    """What the "best" checkpoint has the best of, on ``data.dev``: ``loss`` (every ``eval_every`` steps) or
+    ``retrieval``, the mean R@1 of all layers (every ``analyze_every`` steps), which need not mean good answers."""
     save_every: int = Field(default=500, ge=1)
     """Steps between checkpoints."""
     keep: int = Field(default=2, ge=1)

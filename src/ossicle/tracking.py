@@ -98,12 +98,27 @@ class Tracker(AbstractContextManager["Tracker"]):
         return f"  ETA {int(left_s) // 60}:{int(left_s) % 60:02d}"
 
 
+def bar() -> Progress:
+    """A bar for one loop, on a terminal: `with bar() as progress: for x in progress.track(xs): ...`."""
+    console = Console(stderr=True)
+    return Progress(
+        TextColumn("[bold]{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+
+
 def describe(values: dict[str, float]) -> str:
-    """One line: loss, up to three of its parts, seconds of audio per second, padding."""
+    """One line: loss, up to three of its parts, retrieval, seconds of audio per second, padding."""
     shown = [f"loss {values['loss']:.3f}"] if "loss" in values else []
     parts = [(name.removeprefix("part/"), value) for name, value in values.items() if name.startswith("part/")]
     if len(parts) > 1:
         shown += [f"{name} {value:.3f}" for name, value in spread(parts, PARTS_SHOWN)]
+    if "r_at_1" in values:
+        shown.append(f"R@1 {values['r_at_1']:.1f}%")
     if "audio_s_per_s" in values:
         shown.append(f"{values['audio_s_per_s']:.0f} audio-s/s")
     if "padding" in values:

@@ -25,6 +25,7 @@ from ossicle.config import Config, ConfigError
 from ossicle.data.collate import padding_share
 from ossicle.data.loader import Data
 from ossicle.data.prompts import learned_instructions
+from ossicle.evaluate import live
 from ossicle.models.speech_llm import SpeechLLM
 from ossicle.models.trainable import describe
 from ossicle.objectives import Objective
@@ -41,6 +42,7 @@ def train(config: Config, *, objective: Objective | None = None, resume: bool = 
     ``objective`` replaces the configured one by any callable ``(model, batch) -> LossOutput``. With ``resume`` the run
     continues from its newest checkpoint with the losses it would have had. Ctrl-C saves and returns.
     """
+    live.check_settings(config)
     accelerator = Accelerator(mixed_precision=PRECISION[config.train.precision], cpu=config.train.cpu)
     _claim_folder(config, objective, resume=resume, first=accelerator.is_main_process)
     set_seed(config.train.seed)
@@ -54,6 +56,9 @@ def train(config: Config, *, objective: Objective | None = None, resume: bool = 
         model.text_cache = TextCache(Path(config.data.cache_dir), model.llm, limit_gb=config.data.cache_text_gb)
     data = Data.load(config.data, model, accelerator, objective=chosen)
     dev = Data.load_dev(config.data, model, accelerator, objective=chosen)
+    analyzed = dev if config.train.analyze_every else None
+    if analyzed is not None:
+        live.check_transcripts(analyzed)
 
     model.instructions |= learned_instructions(data.dataset.samples)
     steps = config.train.steps or math.ceil(config.train.epochs * data.batches_per_epoch / config.train.accumulate)
@@ -80,6 +85,8 @@ def train(config: Config, *, objective: Objective | None = None, resume: bool = 
             last = progress.step == steps
             if dev is not None and (last or progress.step % config.train.eval_every == 0):
                 loop.evaluate(dev, model, tracker)
+            if analyzed is not None and (last or progress.step % config.train.analyze_every == 0):
+                loop.analyze(analyzed, model, tracker)
             if accelerator.is_main_process and (last or progress.step % config.train.save_every == 0):
                 checkpoint.save(config.folder, model, trainer, keep=config.train.keep)
         tracker.advance(progress.step)
@@ -140,7 +147,7 @@ class Loop:
 
     @torch.no_grad()
     def evaluate(self, dev: Data, model: SpeechLLM, tracker: Tracker) -> None:
-        """Mean loss on the development data; the best projector so far is kept."""
+        """Mean loss on the development data."""
         model.eval()
         totals: dict[str, float] = {}
         count = 0
@@ -156,10 +163,23 @@ class Loop:
         sums = torch.tensor([*(totals[name] for name in names), float(count)], device=self.accelerator.device)
         *sums_of_parts, everything = self.accelerator.reduce(sums, reduction="sum").tolist()
         values = {name: value / everything for name, value in zip(names, sums_of_parts, strict=True)}
+        tracker.log(self.trainer.progress.step, values, split="dev")
+        if self.config.train.best_by == "loss":
+            self._keep_best(model, values["loss"])
+
+    def analyze(self, dev: Data, model: SpeechLLM, tracker: Tracker) -> None:
+        """Alignment of speech and text on the development data."""
+        values = live.measure(model, dev, self.accelerator)
+        model.train()
+        tracker.log(self.trainer.progress.step, values, split="alignment")
+        if self.config.train.best_by == "retrieval":
+            self._keep_best(model, -values[live.R_AT_1])
+
+    def _keep_best(self, model: SpeechLLM, value: float) -> None:
+        """Save the projector if ``value`` is the lowest so far."""
         progress = self.trainer.progress
-        tracker.log(progress.step, values, split="dev")
-        if values["loss"] < progress.best:
-            progress.best = values["loss"]
+        if value < progress.best:
+            progress.best = value
             if self.accelerator.is_main_process:
                 checkpoint.save_best(self.config.folder, model, progress)
 

@@ -50,9 +50,18 @@ def test_report_has_a_row_per_shared_layer():
     first, second = alignment_report(text, speech, ["a", "b", "c", "d"])
     assert (first.layer, second.layer) == (0, 2)
     assert (first.matched, first.mismatched, first.speech_to_text_r1, first.text_to_speech_r1) == (1, 0, 100, 100)
+    assert (first.speech_to_text_r10, first.text_to_speech_r10) == (100, 100)
+    assert (first.modality_gap, second.modality_gap) == pytest.approx((0, 0))  # the same vectors in another order
+    assert first.cka is None  # each axis is as far from any other: there are no neighbours to compare
     assert second.matched == 0.5
     assert second.mismatched == pytest.approx(2 / 12)
     assert (second.speech_to_text_r1, second.speech_to_text_r5) == (50, 100)
+
+
+def test_report_holds_cka():
+    x, y = (torch.tensor(signs)[:, None] for signs in ([1.0, -1, 1, -1], [1.0, 1, -1, -1]))
+    [row] = alignment_report({0: x}, {0: y}, ["a", "b", "c", "d"])
+    assert row.cka == pytest.approx(-0.5)  # by hand in test_geometry
 
 
 def test_report_tells_the_directions_apart():
@@ -67,5 +76,6 @@ def test_report_tells_the_directions_apart():
 def test_report_leaves_equal_transcripts_out_of_the_mismatched():
     [row] = alignment_report({0: AXES[:3]}, {0: AXES[[0, 0, 2]]}, ["same", "same", "other"])
     assert row.mismatched == 0
+    assert row.cka is None  # three utterances are too few
     with pytest.raises(ValueError, match="two different transcripts"):
         alignment_report({0: AXES}, {0: AXES}, ["same"] * 4)

@@ -6,12 +6,18 @@ percentages, 0-100. High retrieval need not mean good answers: show it, do not s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from ossicle.evaluate.geometry import LEAST_FOR_CKA, linear_cka, modality_gap
+
+REPORTED = (1, 5, 10)
+"""Ranks of `alignment_report`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +34,13 @@ class AlignmentRow:
     speech_to_text_r5: float
     text_to_speech_r1: float
     text_to_speech_r5: float
+    speech_to_text_r10: float | None = None
+    """None in results of versions before this was measured, as for all below."""
+    text_to_speech_r10: float | None = None
+    modality_gap: float | None = None
+    """Distance of the two centroids over the spread of the vectors (`ossicle.evaluate.geometry`)."""
+    cka: float | None = None
+    """Linear CKA; None also for fewer than four utterances, and where those of a side are all equally far apart."""
 
 
 def similarity_matrix(queries: Tensor, keys: Tensor) -> Tensor:
@@ -50,7 +63,7 @@ def retrieval(
     With ``texts`` (the N transcripts), any key with the query's transcript counts as its own: two recordings of one
     sentence cannot be told apart. Ties count against the query, so that collapsed vectors score 0, not chance.
     """
-    same = _same_text(len(keys), texts).to(keys.device)
+    same = same_text(len(keys), texts).to(keys.device)
     return _recall(similarity_matrix(queries, keys), same, ks)
 
 
@@ -62,13 +75,13 @@ def alignment_report(
     Raises:
         ValueError: all transcripts are the same, so that there is nothing to tell apart.
     """
-    same = _same_text(len(texts), texts)
+    same = same_text(len(texts), texts)
     if bool(same.all()):
         raise ValueError("alignment needs at least two different transcripts; give it more utterances")
     rows = []
     for layer in sorted(pooled_text.keys() & pooled_speech.keys()):
         similarity = similarity_matrix(pooled_speech[layer], pooled_text[layer]).cpu()  # (N speech, N text)
-        to_text, to_speech = _recall(similarity, same, (1, 5)), _recall(similarity.T, same, (1, 5))
+        to_text, to_speech = _recall(similarity, same, REPORTED), _recall(similarity.T, same, REPORTED)
         rows.append(
             AlignmentRow(
                 layer=layer,
@@ -78,12 +91,16 @@ def alignment_report(
                 speech_to_text_r5=to_text[5],
                 text_to_speech_r1=to_speech[1],
                 text_to_speech_r5=to_speech[5],
+                speech_to_text_r10=to_text[10],
+                text_to_speech_r10=to_speech[10],
+                modality_gap=modality_gap(pooled_speech[layer], pooled_text[layer]),
+                cka=_cka(pooled_speech[layer], pooled_text[layer]),
             )
         )
     return rows
 
 
-def _same_text(count: int, texts: Sequence[str] | None) -> Tensor:
+def same_text(count: int, texts: Sequence[str] | None) -> Tensor:
     """(N, N) bool: True where two utterances have the same transcript; the diagonal alone without ``texts``."""
     if texts is None:
         return torch.eye(count, dtype=torch.bool)
@@ -92,6 +109,12 @@ def _same_text(count: int, texts: Sequence[str] | None) -> Tensor:
     number: dict[str, int] = {}
     numbers = torch.tensor([number.setdefault(text, len(number)) for text in texts])
     return numbers[:, None] == numbers[None, :]
+
+
+def _cka(speech: Tensor, text: Tensor) -> float | None:
+    """`linear_cka` where it is defined."""
+    cka = linear_cka(speech, text) if len(speech) >= LEAST_FOR_CKA else math.nan
+    return None if math.isnan(cka) else cka
 
 
 def _recall(similarity: Tensor, same: Tensor, ks: Sequence[int]) -> dict[int, float]:

@@ -1,7 +1,7 @@
 """The three pictures of a run: losses, retrieval by layer, similarity before and after. Needs the ``lab`` extra.
 
 Every function takes plain numbers, writes one image (its format is the suffix of ``out``) and returns its path.
-matplotlib is imported on the first call; figures are drawn without pyplot, so no global state is left behind.
+The style is that of `ossicle.evaluate.drawing`.
 """
 
 from __future__ import annotations
@@ -9,46 +9,18 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ossicle.evaluate.drawing import MARKERS, PALETTE, new_figure, save, style, thin
 from ossicle.tracking import read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
     from ossicle.evaluate.alignment import AlignmentRow
-
-DPI = 200
-INK, FAINT = "#222222", "#d9d9d9"
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-"""Okabe and Ito's colours without yellow: told apart with any colour vision, and on white."""
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-
-_STYLE: Any = {
-    "font.size": 10.5,
-    "axes.titlesize": 11.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.titlepad": 10,
-    "axes.edgecolor": "#888888",
-    "axes.labelcolor": INK,
-    "axes.linewidth": 0.8,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "xtick.major.width": 0.8,
-    "ytick.major.width": 0.8,
-    "grid.color": FAINT,
-    "grid.linewidth": 0.6,
-    "legend.frameon": False,
-}
 
 
 def plot_loss(metrics_paths: Mapping[str, Path], out: Path, *, key: str = "loss", window: int = 25) -> Path:
@@ -56,8 +28,8 @@ def plot_loss(metrics_paths: Mapping[str, Path], out: Path, *, key: str = "loss"
 
     ``metrics_paths`` maps a run's name to its ``metrics.jsonl``; ``key`` is a value that it logs, in nats.
     """
-    with _rc_context():
-        figure = _figure(width=7.2, height=4.0)
+    with style():
+        figure = new_figure(width=7.2, height=4.0)
         axes = figure.subplots()
         ends = []
         for (name, path), colour in zip(metrics_paths.items(), itertools.cycle(PALETTE), strict=False):
@@ -72,15 +44,15 @@ def plot_loss(metrics_paths: Mapping[str, Path], out: Path, *, key: str = "loss"
         axes.set_ylim(bottom=0)
         axes.grid(axis="y")
         _label_ends(axes, ends)
-        return _save(figure, out)
+        return save(figure, out)
 
 
 def plot_retrieval_by_layer(runs: Mapping[str, Sequence[AlignmentRow]], out: Path) -> Path:
     """R@1 by layer of the LLM, speech to text and text to speech side by side, one line per run."""
     panels = (("speech → text", "speech_to_text_r1"), ("text → speech", "text_to_speech_r1"))
     layers = sorted({row.layer for rows in runs.values() for row in rows})
-    with _rc_context():
-        figure = _figure(width=8.4, height=4.1)
+    with style():
+        figure = new_figure(width=8.4, height=4.1)
         both = figure.subplots(1, 2, sharey=True, gridspec_kw={"wspace": 0.08})
         for axes, (title, field) in zip(both, panels, strict=True):
             looks = zip(itertools.cycle(PALETTE), itertools.cycle(MARKERS), strict=False)
@@ -88,27 +60,27 @@ def plot_retrieval_by_layer(runs: Mapping[str, Sequence[AlignmentRow]], out: Pat
                 x, y = [row.layer for row in rows], [getattr(row, field) for row in rows]
                 # drawn whole and over the edge of the axes, where 0 and 100 % lie
                 axes.plot(x, y, color=colour, marker=marker, label=name, linewidth=2, clip_on=False, zorder=3)
-            axes.set(title=title, xlabel="LLM layer (0 = input embeddings)", ylim=(0, 100), xticks=_thin(layers))
+            axes.set(title=title, xlabel="LLM layer (0 = input embeddings)", ylim=(0, 100), xticks=thin(layers))
             axes.grid(axis="y")
         both[0].set_ylabel("R@1 (%)")
         figure.legend(
             *both[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(len(runs), 4), handlelength=2.4
         )
-        return _save(figure, out)
+        return save(figure, out)
 
 
 def plot_similarity(before: ArrayLike, after: ArrayLike, out: Path) -> Path:
     """Two heat maps (N speech, N text) of cosine similarity on one colour scale: before and after pretraining."""
     pair = [np.asarray(before), np.asarray(after)]
     low, high = min(matrix.min() for matrix in pair), max(matrix.max() for matrix in pair)
-    with _rc_context():
-        figure = _figure(width=8.4, height=4.2)
+    with style():
+        figure = new_figure(width=8.4, height=4.2)
         both = figure.subplots(1, 2, sharey=True, gridspec_kw={"wspace": 0.08})
         for axes, matrix, title in zip(both, pair, ("before pretraining", "after pretraining"), strict=True):
             image = axes.imshow(matrix, vmin=low, vmax=high, cmap="Blues", interpolation="nearest")
             axes.set(title=title, xlabel="text (utterance)")
             for axis, count in ((axes.xaxis, matrix.shape[1]), (axes.yaxis, matrix.shape[0])):
-                ticks = _thin(range(1, count + 1))
+                ticks = thin(range(1, count + 1))
                 axis.set_ticks([tick - 1 for tick in ticks], [str(tick) for tick in ticks])
             axes.spines[:].set_visible(False)
             axes.tick_params(length=0)
@@ -116,7 +88,7 @@ def plot_similarity(before: ArrayLike, after: ArrayLike, out: Path) -> Path:
         bar = figure.colorbar(image, ax=both, shrink=0.82, aspect=24, pad=0.02)
         bar.set_label("cosine similarity")
         bar.outline.set_visible(False)
-        return _save(figure, out)
+        return save(figure, out)
 
 
 def _read_losses(path: Path, key: str) -> tuple[np.ndarray, np.ndarray]:
@@ -180,29 +152,3 @@ def _bottom(cluster: Sequence[float], gap: float) -> float:
 
 def _top(cluster: Sequence[float], gap: float) -> float:
     return _bottom(cluster, gap) + gap * (len(cluster) - 1)
-
-
-def _thin(ticks: Sequence[int], most: int = 9) -> list[int]:
-    """Every n-th tick, so that at most ``most`` are left and numbers do not touch."""
-    return list(ticks)[:: -(-len(ticks) // most)]
-
-
-def _rc_context() -> Any:
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise RuntimeError("plots need matplotlib: pip install 'ossicle[lab]'") from error
-    return matplotlib.rc_context(_STYLE)
-
-
-def _figure(*, width: float, height: float) -> Figure:
-    """An empty figure, in inches, whose parts keep clear of each other."""
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def _save(figure: Figure, out: Path) -> Path:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=DPI, facecolor="white", bbox_inches="tight", pad_inches=0.15)
-    return out
