@@ -18,7 +18,8 @@ from ossicle.tracking import read_metrics
 from ossicle.train import train
 
 ROOT = Path(__file__).parents[1]
-LAB = sorted((ROOT / "recipes" / "lab").glob("*.yaml"))
+STUDIES = {"paper_table"}  # grids of recipes: tests/study
+LAB = sorted(path for path in (ROOT / "recipes" / "lab").glob("*.yaml") if path.stem not in STUDIES)
 PAPER = sorted((ROOT / "recipes" / "paper").glob("*.yaml"))
 WEIGHTS = ROOT / "src/ossicle/lab/weights"
 STEPS = 20

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ossicle import __version__, cli_data
+from ossicle import __version__, cli_data, cli_study
 
 app = typer.Typer(
     name="ossicle",
@@ -178,6 +178,7 @@ def version() -> None:
 
 
 cli_data.add_to(app)
+cli_study.add_to(app)
 
 
 def _listen(files: list[Path], model: Path, task: str = "", language: str | None = None, *, question: str = "") -> None:
