@@ -34,9 +34,21 @@ def study(
 
     record = run_study(config, processes=jobs, rerun_changed=rerun_changed)
     print_results(record, Console())
-    print(config.folder / "results.json")
+    print(f"{config.folder / 'results.json'}; show it with: ossicle report {config.folder}")
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of studies or runs.", show_default=False)],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: report.html in the first folder.")] = None,
+    audio: Annotated[int, typer.Option(help="Recordings to include, about 15 kB each.")] = 6,
+) -> None:
+    """Make one self-contained HTML page of studies and runs: tables, curves, recordings, verdicts."""
+    from ossicle.report.page import write_report
+
+    print(write_report(runs, out or runs[0] / "report.html", recordings=audio))
 
 
 def add_to(app: typer.Typer) -> None:
     """Add the commands of this file."""
     app.command()(study)
+    app.command()(report)
