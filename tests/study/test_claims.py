@@ -27,7 +27,7 @@ def verdicts(*rows: Row) -> list[str]:
 def test_nothing_is_tested_without_rows():
     found = evaluate_claims([], CLAIM, ["asr", "st/de"])
     assert [finding.verdict for finding in found] == ["not tested"] * 4
-    assert found[1].figures == "needs contr at 0.1 and asr at 0.1, same steps"
+    assert found[1].figures == "needs contr at 10% and asr at 10%, same steps"
 
 
 @pytest.mark.parametrize(

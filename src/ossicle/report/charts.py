@@ -55,6 +55,8 @@ class Axes:
     markers: bool = True
     note: str = ""
     """Beside the title, e.g. that lower is better."""
+    dodge: float = 0.0
+    """Units between lines at the same x, so that their intervals can be told apart."""
 
 
 def marker_path(look: int) -> str:
@@ -75,7 +77,7 @@ def chart(lines: Sequence[Line], axes: Axes) -> Markup:
     if not drawn:
         raise ValueError(f"chart '{axes.title}' has no points")
     scale = _Scale.of(drawn, axes)
-    parts = [*_grid(scale, axes), *(_curve(line, scale, markers=axes.markers) for line in drawn)]
+    parts = [*_grid(scale, axes), *(_curve(line, scale, axes, shift) for line, shift in _dodged(drawn, axes))]
     described = f"{axes.title}: {', '.join(line.name for line in drawn)}"
     note = Markup(" <span>{}</span>").format(axes.note) if axes.note else ""
     return Markup(
@@ -98,6 +100,8 @@ class _Scale:
     x_low: float
     x_high: float
     ticks: list[float]
+    inset: float
+    """Units left free at both ends, for lines that are shifted to the side."""
 
     @classmethod
     def of(cls, lines: Sequence[Line], axes: Axes) -> _Scale:
@@ -107,10 +111,12 @@ class _Scale:
         low, high = axes.y_range or (min(0.0, *ys, 0.0), max(*ys, 0.0))
         ticks = nice_ticks(low, high if high > low else low + 1)
         x_low, x_high = min(xs), max(xs)
-        return cls(x_low, x_high if x_high > x_low else x_low + 1, ticks)
+        inset = axes.dodge * len(lines) / 2
+        return cls(x_low, x_high if x_high > x_low else x_low + 1, ticks, inset)
 
     def x(self, value: float) -> float:
-        return LEFT + (WIDTH - LEFT - RIGHT) * (value - self.x_low) / (self.x_high - self.x_low)
+        left, right = LEFT + self.inset, WIDTH - RIGHT - self.inset
+        return left + (right - left) * (value - self.x_low) / (self.x_high - self.x_low)
 
     def y(self, value: float) -> float:
         low, high = self.ticks[0], self.ticks[-1]
@@ -141,12 +147,17 @@ def _grid(scale: _Scale, axes: Axes) -> list[Markup]:
     return parts
 
 
-def _curve(line: Line, scale: _Scale, *, markers: bool) -> Markup:
+def _dodged(lines: Sequence[Line], axes: Axes) -> list[tuple[Line, float]]:
+    """Each line with its shift to the side: symmetric around 0."""
+    return [(line, axes.dodge * (i - (len(lines) - 1) / 2)) for i, line in enumerate(lines)]
+
+
+def _curve(line: Line, scale: _Scale, axes: Axes, shift: float) -> Markup:
     """The line, its intervals and markers, each with its numbers as a tooltip."""
-    places = [(point, scale.x(point.x), scale.y(point.y)) for point in line.points if math.isfinite(point.y)]
+    places = [(point, scale.x(point.x) + shift, scale.y(point.y)) for point in line.points if math.isfinite(point.y)]
     path = " ".join(f"{'L' if i else 'M'}{x:.1f},{y:.1f}" for i, (_, x, y) in enumerate(places))
     parts = [Markup('<path class="curve" d="{}"/>').format(path)]
-    for point, x, y in places if markers else ():
+    for point, x, y in places if axes.markers else ():
         if point.low is not None and point.high is not None:
             bar = f"M{x:.1f},{scale.y(point.low):.1f}V{scale.y(point.high):.1f}"
             parts.append(Markup('<path class="bar" d="{}"/>').format(bar))

@@ -17,6 +17,7 @@ from ossicle.report.paper import PAPER
 from ossicle.report.recordings import Recording, recordings
 
 RESULTS = "results.json"
+DODGE = 2.5
 LOWER = ("wer", "cer")
 TITLES = {
     "asr:wer": "Recognition, WER",
@@ -116,7 +117,7 @@ class StudyView:
                 for name in self.names
             ]
             note = "lower is better" if self.lower_is_better(column) else ""
-            charts.append(chart(lines, Axes(column_title(column), "fine-tuning data", ticks, note=note)))
+            charts.append(chart(lines, Axes(column_title(column), "fine-tuning data", ticks, note=note, dodge=DODGE)))
         return charts
 
     def retrieval(self) -> list[Markup]:
@@ -189,7 +190,14 @@ class StudyView:
             for column in self.columns
         }
         for row in here:
-            cells = [_cell(row["scores"][column], best[column], alone=len(here) == 1) for column in self.columns]
+            cells = [
+                _cell(
+                    row["scores"][column],
+                    best[column],
+                    plain=all(r["scores"][column]["mean"] == best[column] for r in here),
+                )
+                for column in self.columns
+            ]
             yield row["name"], len(row["seeds"]), cells
 
     def _shown_files(self) -> dict[str, Path]:
@@ -233,10 +241,10 @@ def _point(row: Mapping[str, Any], column: str) -> Point:
     return Point(math.log10(row["fraction"]), figure["mean"], figure["low"], figure["high"])
 
 
-def _cell(figure: Mapping[str, Any], best: float, *, alone: bool) -> Cell:
+def _cell(figure: Mapping[str, Any], best: float, *, plain: bool) -> Cell:
     spread = "" if figure["sd"] is None else f"± {figure['sd']:.1f}"
     interval = f"{figure['low']:.1f} to {figure['high']:.1f}"
-    return Cell(f"{figure['mean']:.1f}", spread, interval, best=not alone and figure["mean"] == best)
+    return Cell(f"{figure['mean']:.1f}", spread, interval, best=not plain and figure["mean"] == best)
 
 
 def _totals(failures: Sequence[Mapping[str, Any]]) -> dict[str, str]:

@@ -52,10 +52,10 @@ class _Judge:
             if task == "asr":
                 yield self._close(column_of(task))
             else:
-                what = f"{self.name} beats {self.claim.asr} on {task}, both with {few:.3g} of the data"
+                what = f"{self.name} beats {self.claim.asr} on {in_words(task)}, both with {100 * few:.3g}% of the data"
                 yield self._better(what, column_of(task), self.claim.asr, few)
         for task in tasks:
-            what = f"{self.name} with {few:.3g} of the data beats {self.claim.none} with all of it on {task}"
+            what = f"{self.name} with {100 * few:.3g}% of the data beats {self.claim.none} with all of it on {in_words(task)}"
             yield self._better(what, column_of(task), self.claim.none, FULL)
 
     def _better(self, what: str, column: str, other_name: str, fraction: float) -> Finding:
@@ -65,19 +65,19 @@ class _Judge:
         sign = -1 if column.endswith(":wer") else 1
         better = sign * (ours.mean - other.mean) > 0
         verdict: Verdict = "fails" if not better else "holds" if apart(ours, other) else "partly"
-        return Finding(self.mode, what, verdict, f"{column} {describe(ours)} against {describe(other)}")
+        return Finding(self.mode, what, verdict, f"{_metric(column)} {describe(ours)} against {describe(other)}")
 
     def _close(self, column: str) -> Finding:
         """Within so many points of WER of ASR pretraining: holds if the paired interval says so too."""
         few, most = self.claim.fraction, self.claim.asr_within
-        what = f"{self.name} is within {most:g} points of {self.claim.asr} on asr, both with {few:.3g} of the data"
+        what = f"{self.name} is within {most:g} points of {self.claim.asr} on recognition, both with {100 * few:.3g}% of the data"
         ours, other = self._figure(self.name, few, column), self._figure(self.claim.asr, few, column)
         if ours is None or other is None:
             return Finding(self.mode, what, "not tested", self._missing(self.claim.asr, few))
         worse, interval = ours.mean - other.mean, percentile_interval(ours.draws - other.draws)
         verdict: Verdict = "fails" if worse > most else "holds" if interval.high <= most else "partly"
         figures = (
-            f"{column} {describe(ours)} against {describe(other)}: {worse:+.1f}, "
+            f"{_metric(column)} {describe(ours)} against {describe(other)}: {worse:+.1f}, "
             f"paired 95% interval {interval.low:+.1f} to {interval.high:+.1f}"
         )
         return Finding(self.mode, what, verdict, figures)
@@ -89,7 +89,15 @@ class _Judge:
         return None
 
     def _missing(self, other: str, fraction: float) -> str:
-        return f"needs {self.name} at {self.claim.fraction:.3g} and {other} at {fraction:.3g}, same {self.mode}"
+        few, much = (f"{100 * share:.3g}%" for share in (self.claim.fraction, fraction))
+        return f"needs {self.name} at {few} and {other} at {much}, same {self.mode}"
+
+
+def in_words(task: str) -> str:
+    """``st/de`` -> ``translation (de)``."""
+    kind, _, language = task.partition("/")
+    words = {"asr": "recognition", "st": f"translation ({language})", "qa": "questions"}
+    return words.get(kind, kind)
 
 
 def apart(a: Figure, b: Figure) -> bool:
@@ -104,3 +112,7 @@ def describe(figure: Figure) -> str:
     """Mean, spread over seeds, and the interval over utterances."""
     seeds = "one seed" if figure.sd is None else f"± {figure.sd:.1f} over {len(figure.values)} seeds"
     return f"{figure.mean:.1f} ({seeds}; {figure.low:.1f} to {figure.high:.1f})"
+
+
+def _metric(column: str) -> str:
+    return column.rpartition(":")[2].upper()

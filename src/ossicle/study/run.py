@@ -10,6 +10,8 @@ import fcntl
 import multiprocessing
 import os
 import shutil
+import signal
+import sys
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -132,11 +134,20 @@ def _pool(workers: int) -> Iterator[Any]:
         os.environ.setdefault(name, value)
     # Spawned: a forked copy of a process that has used torch's threads can hang.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=end_with, initargs=(os.getpid(),))
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(os.getpid(),))
     try:
         yield pool
+    except KeyboardInterrupt:
+        print("stopping: training is saved, decoding ends first; the same command continues", file=sys.stderr)
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _begin(parent: int) -> None:
+    """Ctrl-C reaches every process: training handles it (`ossicle.train.Interruptible`), all else leaves it alone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with(parent)
 
 
 @contextmanager
