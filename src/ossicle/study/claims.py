@@ -47,15 +47,15 @@ class _Judge:
     name: str
 
     def of(self, tasks: Sequence[str]) -> Iterator[Finding]:
-        few = self.claim.fraction
+        few = f"{100 * self.claim.fraction:.3g}%"
         for task in tasks:
             if task == "asr":
                 yield self._close(column_of(task))
             else:
-                what = f"{self.name} beats {self.claim.asr} on {in_words(task)}, both with {100 * few:.3g}% of the data"
-                yield self._better(what, column_of(task), self.claim.asr, few)
+                what = f"{self.name} beats {self.claim.asr} on {in_words(task)}, both with {few} of the data"
+                yield self._better(what, column_of(task), self.claim.asr, self.claim.fraction)
         for task in tasks:
-            what = f"{self.name} with {100 * few:.3g}% of the data beats {self.claim.none} with all of it on {in_words(task)}"
+            what = f"{self.name} with {few} of the data beats {self.claim.none} with all of it on {in_words(task)}"
             yield self._better(what, column_of(task), self.claim.none, FULL)
 
     def _better(self, what: str, column: str, other_name: str, fraction: float) -> Finding:
@@ -70,7 +70,8 @@ class _Judge:
     def _close(self, column: str) -> Finding:
         """Within so many points of WER of ASR pretraining: holds if the paired interval says so too."""
         few, most = self.claim.fraction, self.claim.asr_within
-        what = f"{self.name} is within {most:g} points of {self.claim.asr} on recognition, both with {100 * few:.3g}% of the data"
+        both = f"both with {100 * few:.3g}% of the data"
+        what = f"{self.name} is within {most:g} points of {self.claim.asr} on recognition, {both}"
         ours, other = self._figure(self.name, few, column), self._figure(self.claim.asr, few, column)
         if ours is None or other is None:
             return Finding(self.mode, what, "not tested", self._missing(self.claim.asr, few))
