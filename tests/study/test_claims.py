@@ -65,3 +65,10 @@ def test_other_modes_are_judged_where_they_have_rows():
     compute = Row("compute", "contr", 0.1, [0], {"st/de:bleu": figure(60)}, [])
     found = evaluate_claims([compute], CLAIM, ["st/de"])
     assert [finding.mode for finding in found] == ["steps", "steps", "compute", "compute"]
+
+
+def test_no_pretraining_counts_under_every_mode():
+    compute = Row("compute", "contr", 0.1, [0], {"st/de:bleu": figure(60)}, [])
+    others = [row("none", 1.0, bleu=figure(50)), row("asr", 0.1, bleu=figure(50))]
+    found = evaluate_claims([compute, *others], CLAIM, ["st/de"])
+    assert [f.verdict for f in found if f.mode == "compute"] == ["not tested", "holds"]

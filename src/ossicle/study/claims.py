@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from ossicle.study.config import MODES, Claim, Mode
+from ossicle.study.config import MODE_NAMES, MODES, Claim, Mode
 from ossicle.study.interval import column_of, percentile_interval
 
 if TYPE_CHECKING:
@@ -84,14 +84,16 @@ class _Judge:
         return Finding(self.mode, what, verdict, figures)
 
     def _figure(self, name: str, fraction: float, column: str) -> Figure | None:
+        """Of this mode; where there is no stage 1, of any mode, as they differ in it alone."""
+        modes = MODES if name == self.claim.none else (self.mode,)
         for row in self.rows:
-            if (row.mode, row.name, row.fraction) == (self.mode, name, fraction):
+            if row.mode in modes and (row.name, row.fraction) == (name, fraction):
                 return row.figures.get(column)
         return None
 
     def _missing(self, other: str, fraction: float) -> str:
         few, much = (f"{100 * share:.3g}%" for share in (self.claim.fraction, fraction))
-        return f"needs {self.name} at {few} and {other} at {much}, same {self.mode}"
+        return f"needs {self.name} at {few} and {other} at {much}, {MODE_NAMES[self.mode]}"
 
 
 def in_words(task: str) -> str:

@@ -20,6 +20,7 @@ Mode = Literal["steps", "compute", "chosen"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 """What pretrainings share when they are compared: the number of steps, the time they take, or neither (the length that
 did best on the development split)."""
+MODE_NAMES: dict[str, str] = {"steps": "same steps", "compute": "same time", "chosen": "best length"}
 
 
 @section

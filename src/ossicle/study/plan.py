@@ -13,6 +13,8 @@ from ossicle.study.config import MODES, Mode, StudyConfig, StudyData
 from ossicle.study.interval import metrics_of
 from ossicle.study.job import RECORDS, Job, Kind, StudyError
 
+SAME_COST = 0.05
+"""Steps that take as long as those of ``compute_like`` to within this share need no run of their own."""
 STAGES = 3
 """Of the search for settings: see `Plan._choices`."""
 
@@ -84,6 +86,8 @@ class Plan:
         own, like = self._cost(name, chosen), self._like_cost()
         if own is None or like is None:
             return None
+        if abs(like / own - 1) < SAME_COST:
+            return chosen
         return replace(chosen, steps=max(1, round(self.config.stage1.steps * like / own)))
 
     def pretraining(self, name: str, setting: Setting, seed: int) -> Job | None:

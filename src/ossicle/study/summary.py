@@ -8,7 +8,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ossicle.study.config import MODES, StudyConfig
+from ossicle.study.config import MODE_NAMES, MODES, StudyConfig
+from ossicle.study.interval import column_of
 
 VERDICT_STYLES = {"holds": "green", "partly": "yellow", "fails": "red", "not tested": "dim"}
 
@@ -16,27 +17,30 @@ VERDICT_STYLES = {"holds": "green", "partly": "yellow", "fails": "red", "not tes
 def describe(config: StudyConfig, console: Console) -> None:
     """How many cells and pretrainings of each kind, with their steps."""
     table = Table(title=f"{config.name}, in {config.folder}", box=box.SIMPLE)
-    for title in ("pretraining", "recipe", "seeds", *(f"cells, same {mode}" for mode in MODES)):
-        table.add_column(title, justify="left" if title in ("pretraining", "recipe") else "right")
+    table.add_column("pretraining", no_wrap=True)
+    for title in ("seeds", *(f"cells, {MODE_NAMES[mode]}" for mode in MODES)):
+        table.add_column(title, justify="right")
     total = 0
-    for name, row in config.pretraining.items():
+    for name in config.pretraining:
         seeds = len(config.seeds_of(name))
         cells = [seeds * len(config.fractions(mode)) for mode in MODES]
         total += sum(cells)
-        table.add_row(name, row.recipe or "–", str(seeds), *map(str, cells))
+        table.add_row(name, str(seeds), *map(str, cells))
     console.print(table)
     steps = ", ".join(f"{fraction:.3g} for {n} steps" for fraction, n in sorted(config.finetuning.steps.items()))
     console.print(f"{total} cells at most; stage 1: {config.stage1.steps} steps; fractions of stage 2: {steps}")
 
 
 def print_results(record: dict[str, Any], console: Console) -> None:
-    """The table of each mode, then the verdicts."""
-    columns = record["columns"]
+    """The table of each mode (the deciding metric of each task; the file has all), then the verdicts."""
+    tasks = record["config"]["data"]["tasks"]
+    wanted = [*(column_of(task) for task in tasks), "unseen"]
+    columns = [column for column in record["columns"] if column in wanted]
     for mode in dict.fromkeys(row["mode"] for row in record["rows"]):
-        table = Table(title=f"same {mode}: mean ± sd over seeds", box=box.SIMPLE)
+        table = Table(title=f"{MODE_NAMES[mode]}: mean ± sd over seeds", box=box.SIMPLE)
         table.add_column("pretraining", no_wrap=True)
         for title in ("data", "seeds", *columns):
-            table.add_column(title, justify="right")
+            table.add_column(title, justify="right", no_wrap=True)
         for row in record["rows"]:
             if row["mode"] == mode:
                 figures = [_figure(row["scores"][column]) for column in columns]
@@ -44,7 +48,9 @@ def print_results(record: dict[str, Any], console: Console) -> None:
         console.print(table)
     for claim in record["claims"]:
         style = VERDICT_STYLES[claim["verdict"]]
-        console.print(f"[{style}]{claim['verdict']:>10}[/]  {claim['claim']} (same {claim['mode']})", highlight=False)
+        console.print(
+            f"[{style}]{claim['verdict']:>10}[/]  {claim['claim']} ({MODE_NAMES[claim['mode']]})", highlight=False
+        )
         console.print(f"            {claim['figures']}", style="dim", highlight=False)
 
 

@@ -15,6 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from ossicle.study.config import MODE_NAMES
 from ossicle.study.interval import column_of
 from ossicle.study.job import Job
 from ossicle.study.plan import CellKey, Plan
@@ -62,7 +63,7 @@ class Watch:
         """Cells done, and the time left."""
         done = sum(job is not None and job.is_done() for job in self._cells.values())
         left = self.seconds_left()
-        eta = "" if left is None else f", about {_duration(left)} left"
+        eta = "" if not left else f", about {_duration(left)} left"
         return f"{done} of {len(self._cells)} cells{eta}"
 
     def seconds_left(self) -> float | None:
@@ -91,7 +92,7 @@ class Watch:
     def _table(self, mode: str) -> Table:
         keys = [key for key in self._cells if key.mode == mode]
         column = column_of(self.plan.data.tasks[min(1, len(self.plan.data.tasks) - 1)])
-        table = Table(title=f"{self.plan.config.name}: same {mode}, {column}", box=box.SIMPLE)
+        table = Table(title=f"{self.plan.config.name}: {MODE_NAMES[mode]}, {column}", box=box.SIMPLE)
         table.add_column("pretraining", no_wrap=True)
         fractions = sorted({key.fraction for key in keys})
         for fraction in fractions:
