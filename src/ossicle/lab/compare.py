@@ -17,7 +17,7 @@ from rich.table import Table
 
 from ossicle.lab.chain import Chain, ChainResult
 from ossicle.lab.corpus import make_corpus
-from ossicle.lab.demo import encode_all, recipes
+from ossicle.lab.demo import STUDY, encode_all, recipes
 from ossicle.lab.demo_report import scores_of
 from ossicle.lab.side_by_side import run_side_by_side
 
@@ -25,7 +25,7 @@ NONE = "none"
 TEST = 150
 """Passages, as many as in the demo."""
 FINETUNE = "finetune"
-NO_STAGE1 = (FINETUNE, "paper_table")
+NO_STAGE1 = (FINETUNE, STUDY)
 """Files beside the recipes of stage 1: that of stage 2, and a study."""
 COLUMNS = {"wer": "WER ↓", "bleu_de": "BLEU de ↑", "bleu_es": "BLEU es ↑", "em": "EM ↑", "f1": "F1 ↑"}
 
