@@ -15,6 +15,7 @@ from ossicle.report.charts import LOOKS, Axes, Line, Point, chart, marker_path
 from ossicle.report.curves import LossCurve, loss_chart
 from ossicle.report.paper import PAPER
 from ossicle.report.recordings import Recording, recordings
+from ossicle.study.config import MODE_NAMES
 
 RESULTS = "results.json"
 DODGE = 2.5
@@ -170,12 +171,13 @@ class StudyView:
         for name, setting in self.record["settings"].items():
             for mode, used in setting["used"].items():
                 cost = setting["cost_s_per_step"]
+                trained = used and used["steps"]
                 shown.append(
                     {
                         "name": name,
-                        "mode": mode,
-                        "steps": "–" if not used else f"{used['steps']}",
-                        "lr": "–" if not used else f"{used['lr']:g}",
+                        "mode": MODE_NAMES[mode],
+                        "steps": f"{used['steps']}" if trained else "–",
+                        "lr": f"{used['lr']:g}" if trained else "–",
                         "finetune_lr": "–" if not used else f"{used['finetune_lr']:g}",
                         "cost": "–" if cost is None else f"{cost:.2f}",
                         "tried": str(len(setting["trials"])),
