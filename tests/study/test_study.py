@@ -19,6 +19,7 @@ from ossicle.study.data import prepare_data
 from ossicle.study.job import StudyError
 from ossicle.study.plan import Plan
 from ossicle.study.run import run_study
+from ossicle.study.watch import Watch
 from ossicle.study.work import run_job
 from ossicle.tracking import read_metrics
 
@@ -169,3 +170,28 @@ def test_a_killed_pretraining_resumes_from_its_checkpoint(study_file, monkeypatc
     assert "resumed at 8" in (job.folder / "log.txt").read_text()
     assert [row["step"] for row in read_metrics(job.run_folder / "metrics.jsonl")] == list(range(1, 17))
     assert not (job.run_folder / "checkpoints").exists()  # of no use any more
+
+
+def test_the_table_shows_each_cell_and_the_time_left(done):
+    config, _ = done
+    plan = Plan(config, prepare_data(config, Console(quiet=True)))
+    for seed, seconds in ((0, 8.0), (1, 99.0)):
+        path = config.folder / f"cells/contr/3-steps/1/seed-{seed}/cell.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"seconds": seconds}))
+    none = config.folder / "cells/none/0-steps/1/seed-0/cell.json"
+    none.write_text(json.dumps(json.loads(none.read_text()) | {"seconds": 12.0}))
+    (config.folder / "cells/contr/3-steps/1/seed-1/cell.json").unlink()
+    watch = Watch(plan, Console(width=100), processes=2)
+    jobs = plan.jobs()
+    missing = next(job for job in jobs if not job.is_done())
+    watch.update(jobs, [], {})
+    # the others of its column took 8 s for 2 steps and 12 s for 3: 4 s a step, 2 steps, on 2 processes
+    assert watch.seconds_left() == pytest.approx(4.0)
+    assert watch.summary() == "5 of 6 cells, about 4 s left"
+    with watch.console.capture() as waiting:
+        watch.console.print(watch.render())
+    assert "100.0 ·" not in waiting.get() and "0.0 ·" in waiting.get()  # BLEU of seed 0, and seed 1 to come
+    watch.update(jobs, [], {missing.folder: "it broke (see log.txt)"})
+    with watch.console.capture() as broken:
+        watch.console.print(watch.render())
+    assert "0.0 ✗" in broken.get() and "✗ it broke (see log.txt)" in broken.get()
