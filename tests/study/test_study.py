@@ -26,8 +26,9 @@ from ossicle.tracking import read_metrics
 
 def records(folder: Path) -> dict[str, int]:
     """Record of every finished job with the time when it was written."""
-    names = ("cell.json", "pretraining.json", "trial.json", "bound.json")
-    found = (path for name in names for path in folder.rglob(name))
+    names = {"cell.json", "pretraining.json", "trial.json", "bound.json"}
+    # os.walk, unlike Path.rglob, bears with checkpoints that a running study deletes
+    found = (Path(parent) / name for parent, _, files in os.walk(folder) for name in names.intersection(files))
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in found}
 
 
