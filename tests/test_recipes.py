@@ -19,12 +19,13 @@ from ossicle.tracking import read_metrics
 from ossicle.train import train
 
 ROOT = Path(__file__).parents[1]
-LAB = sorted((ROOT / "recipes" / "lab").glob("*.yaml"))
+STUDIES = {"paper_table"}  # grids of recipes: tests/study
+LAB = sorted(path for path in (ROOT / "recipes" / "lab").glob("*.yaml") if path.stem not in STUDIES)
 PAPER = sorted((ROOT / "recipes" / "paper").glob("*.yaml"))
 STAGE_1 = [path for path in PAPER if not path.stem.startswith("finetune")]
 STAGE_2 = [path for path in PAPER if path.stem.startswith("finetune")]
 SMALLER = sorted(path for folder in ("small", "laptop") for path in (ROOT / "recipes" / folder).glob("*.yaml"))
-EVERY = sorted((ROOT / "recipes").glob("*/*.yaml"))
+EVERY = sorted(path for path in (ROOT / "recipes").glob("*/*.yaml") if path.stem not in STUDIES)
 LONGEST = 30
 WEIGHTS = ROOT / "src/ossicle/lab/weights"
 STEPS = 20

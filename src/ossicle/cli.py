@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ossicle import __version__, cli_analyze, cli_data, cli_score
+from ossicle import __version__, cli_analyze, cli_data, cli_score, cli_study
 
 app = typer.Typer(
     name="ossicle",
@@ -180,6 +180,7 @@ def version() -> None:
 cli_data.add_to(app)
 cli_score.add_to(app)
 cli_analyze.add_to(app)
+cli_study.add_to(app)
 
 
 def _listen(files: list[Path], model: Path, task: str = "", language: str | None = None, *, question: str = "") -> None:

@@ -128,6 +128,13 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
 
     Raises `ConfigError` naming the file and the full path of a wrong field.
     """
+    tree = read_tree(path, overrides)
+    tree.setdefault("name", Path(path).stem)
+    return parse(tree, where=str(path))
+
+
+def read_tree(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """The plain values of a YAML file with overrides applied, not validated. Raises `ConfigError`."""
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"{path}: no such recipe")
@@ -137,10 +144,9 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
         raise ConfigError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: a recipe is a mapping of sections, not {type(tree).__name__}")
-    tree.setdefault("name", path.stem)
     for override in overrides:
         _apply(tree, override)
-    return parse(tree, where=str(path))
+    return tree
 
 
 def parse(tree: dict[str, Any], *, where: str = "config") -> Config:
@@ -148,8 +154,12 @@ def parse(tree: dict[str, Any], *, where: str = "config") -> Config:
     try:
         return _CONFIG.validate_python(tree)
     except ValidationError as error:
-        lines = [f"{where}: {_explain(problem, tree)}" for problem in error.errors()]
-        raise ConfigError("\n".join(lines)) from error
+        raise explained(error, tree, where, _field_names(Config)) from error
+
+
+def explained(error: ValidationError, tree: dict[str, Any], where: str, names: Iterable[str]) -> ConfigError:
+    """pydantic's error in our words, one line per problem; ``names``: known fields, to suggest for a typo."""
+    return ConfigError("\n".join(f"{where}: {_explain(problem, tree, names)}" for problem in error.errors()))
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -180,13 +190,13 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         raise ConfigError(f"override '{override}': the value is not valid YAML") from error
 
 
-def _explain(problem: Any, tree: dict[str, Any]) -> str:
+def _explain(problem: Any, tree: dict[str, Any], names: Iterable[str]) -> str:
     """One line per problem: path of the field, what is wrong, and the nearest known name for a typo."""
     path = _field_path(problem["loc"], tree)
     if problem["type"] != "unexpected_keyword_argument":
         return f"{path}: {problem['msg'].lower()} (got {problem['input']!r})"
     name = path.rpartition(".")[2]
-    near = difflib.get_close_matches(name, _field_names(Config), n=1)
+    near = difflib.get_close_matches(name, names, n=1)
     return f"{path}: unknown field" + (f"; did you mean '{near[0]}'?" if near else "")
 
 

@@ -155,18 +155,22 @@ def _tensorboard(folder: Path) -> Any:
 
 
 def write_provenance(folder: Path, objective: object = None) -> None:
-    """Write ``versions.json``: when, on what, with which versions and commit, and an objective that was passed in."""
+    """Write ``versions.json``: `provenance`, and an objective that was passed in."""
+    record = {**provenance(), "objective": None if objective is None else repr(objective)}
+    (folder / "versions.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+def provenance() -> dict[str, Any]:
+    """When, by which command, on what, with which versions and commit."""
     packages = ("ossicle", "torch", "transformers", "accelerate", "safetensors", "soundfile", "soxr", "numpy")
-    record = {
+    return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: version(name) for name in packages},
         "commit": _commit(),
-        "objective": None if objective is None else repr(objective),
     }
-    (folder / "versions.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
 def _commit() -> str | None:

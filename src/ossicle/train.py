@@ -237,7 +237,7 @@ def _claim_folder(config: Config, objective: Objective | None, *, resume: bool, 
     if resume and not saved.is_file():
         raise ConfigError(f"{config.folder}: there is no run to resume")
     if resume:
-        changed = _differences(configuration.to_dict(configuration.load(saved)), configuration.to_dict(config))
+        changed = differences(configuration.to_dict(configuration.load(saved)), configuration.to_dict(config))
         if changed:
             raise ConfigError(f"{config.folder} was started with other settings: {', '.join(changed)}")
     elif checkpoint.latest(config.folder) is not None:
@@ -248,9 +248,10 @@ def _claim_folder(config: Config, objective: Objective | None, *, resume: bool, 
         write_provenance(config.folder, objective)
 
 
-def _differences(old: object, new: object, path: str = "") -> list[str]:
+def differences(old: object, new: object, path: str = "") -> list[str]:
+    """Where two trees of plain values differ: the dotted path of each value, and both."""
     if isinstance(old, dict) and isinstance(new, dict):
-        return [d for key in old | new for d in _differences(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))]
+        return [d for key in old | new for d in differences(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))]
     return [] if old == new else [f"{path} ({old} then, {new} now)"]
 
 

@@ -14,7 +14,6 @@ from typing import Any
 
 MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(4 << 30)}
 """glibc returns large blocks to the system after every step unless told not to: half of the time of a small step."""
-CHANCE_BATCH = 50
 
 
 @dataclass(frozen=True)
@@ -104,48 +103,18 @@ def _train(chain: Chain, recipe: str, name: str, overrides: tuple[str, ...]) -> 
 
 
 def decode_and_score(model: Any, data: Path, out: Path, *, from_text: bool = False) -> list[dict[str, Any]]:
-    """Decode the test set into ``out`` and score it; rows as in the score file."""
-    from ossicle.data.collate import Collator
-    from ossicle.data.dataset import SpeechDataset
-    from ossicle.data.manifest import read_manifest
-    from ossicle.evaluate.decode import decode
-    from ossicle.evaluate.score import score, write_scores
-    from ossicle.models.frozen import fingerprint
-    from ossicle.targets import CachedDataset, FrameCache
+    """Decode the test set of the folder ``data`` into ``out`` and score it; rows as in the score file."""
+    from ossicle.study import measure
 
-    dataset = CachedDataset(
-        SpeechDataset(read_manifest(data / "test.jsonl")), FrameCache(data / "cache", model.encoder)
-    )
-    collate = Collator(model.prompter())
-    mark = "text" if from_text else fingerprint(model.projector)
-    decode(model, dataset, collate, out, fingerprint=mark, batch_size=64, max_new_tokens=80, from_text=from_text)
-    rows = score(out)
-    write_scores(out, rows)
-    return [asdict(row) for row in rows]
+    dataset = measure.cached([data / "test.jsonl"], model, data / "cache")
+    return measure.decode_and_score(model, dataset, out, from_text=from_text)
 
 
 def align(model: Any, data: Path, matrices: Path) -> list[dict[str, Any]]:
     """Alignment of the test passages per layer; the similarity matrices (layer, N, N) go to ``matrices``."""
-    import numpy as np
-    import torch
+    from ossicle.study import measure
 
-    from ossicle.data.collate import Collator
-    from ossicle.data.dataset import SpeechDataset
-    from ossicle.data.manifest import read_manifest
-    from ossicle.evaluate.alignment import alignment_report, similarity_matrix
-    from ossicle.evaluate.states import pooled_states
-    from ossicle.targets import CachedDataset, FrameCache
-
-    samples = read_manifest(data / "test" / "manifest.jsonl")
-    dataset = CachedDataset(SpeechDataset(samples), FrameCache(data / "cache", model.encoder))
-    collate = Collator(model.prompter())
-    starts = range(0, len(dataset), CHANCE_BATCH)
-    batches = (collate([dataset[i] for i in range(s, min(s + CHANCE_BATCH, len(dataset)))]) for s in starts)
-    states = pooled_states(model, batches)
-    similarities = [similarity_matrix(states.speech[layer], states.text[layer]) for layer in sorted(states.text)]
-    np.save(matrices, torch.stack(similarities).numpy())
-    report = alignment_report(states.text, states.speech, texts=states.transcripts)
-    return [asdict(row) for row in report]
+    return measure.align(model, measure.cached([data / "test" / "manifest.jsonl"], model, data / "cache"), matrices)
 
 
 class _Clock:

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from ossicle.lab.chain import Chain, ChainResult
 from ossicle.lab.corpus import make_corpus
-from ossicle.lab.demo import encode_all, recipes
+from ossicle.lab.demo import STUDY, encode_all, recipes
 from ossicle.lab.demo_report import scores_of
 from ossicle.lab.side_by_side import run_side_by_side
 
@@ -25,12 +25,14 @@ NONE = "none"
 TEST = 150
 """Passages, as many as in the demo."""
 FINETUNE = "finetune"
+NO_STAGE1 = (FINETUNE, STUDY)
+"""Files beside the recipes of stage 1: that of stage 2, and a study."""
 COLUMNS = {"wer": "WER ↓", "bleu_de": "BLEU de ↑", "bleu_es": "BLEU es ↑", "em": "EM ↑", "f1": "F1 ↑"}
 
 
 def stage1_recipes() -> list[str]:
     """Names of the lab's recipes for stage 1."""
-    return sorted(path.stem for path in recipes().glob("*.yaml") if path.stem != FINETUNE)
+    return sorted(path.stem for path in recipes().glob("*.yaml") if path.stem not in NO_STAGE1)
 
 
 def compare(

@@ -36,7 +36,7 @@ def make_corpus(folder: Path, *, train: int, dev: int, test: int, seed: int = 0,
     counts: dict[Split, int] = {"train": train, "dev": dev, "test": test}
     passages = {split: sample_passages(split, n, seed=seed, max_sentences=max_sentences) for split, n in counts.items()}
     spoken = {
-        split: _speak(
+        split: speak_passages(
             folder / split, split, passages[split], test_voices() if split == "test" else train_voices(), seed
         )
         for split in counts
@@ -49,16 +49,18 @@ def make_corpus(folder: Path, *, train: int, dev: int, test: int, seed: int = 0,
     ]
     for path, split, tasks in lines:
         samples = read_manifest(spoken[split])
-        write_manifest(path, list(_lines(samples, passages[split], tasks, seed)))
+        write_manifest(path, list(task_lines(samples, passages[split], tasks, seed)))
     return corpus
 
 
-def _speak(folder: Path, split: Split, passages: list[Passage], voices: list[Voice], seed: int) -> Path:
+def speak_passages(folder: Path, split: Split, passages: list[Passage], voices: list[Voice], seed: int) -> Path:
+    """Speak ``passages`` of ``split`` into ``folder``; returns the manifest, whose lines are in their order."""
     items = [{"id": f"{split}-{i:05d}", "text": passage.text} for i, passage in enumerate(passages)]
     return synthesise(items, folder, voices=voices, seed=seed)
 
 
-def _lines(samples: list[Sample], passages: list[Passage], tasks: tuple[str, ...], seed: int) -> list[Sample]:
+def task_lines(samples: list[Sample], passages: list[Passage], tasks: tuple[str, ...], seed: int) -> list[Sample]:
+    """One line per passage and task (``asr``, ``st/de``, ``qa``, ...), where the task applies."""
     rng = random.Random(f"tasks-{seed}")
     return [
         _line(sample, key, asked)

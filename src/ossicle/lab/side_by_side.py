@@ -29,7 +29,7 @@ def run_side_by_side(chains: Sequence[Chain], processes: int | None = None) -> l
     # Spawned: a forked copy of a process that has used torch's threads can hang.
     context = multiprocessing.get_context("spawn")
     with (
-        ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with, initargs=(os.getpid(),)) as pool,
+        ProcessPoolExecutor(workers, mp_context=context, initializer=end_with, initargs=(os.getpid(),)) as pool,
         Watch(chains) as watch,
     ):
         futures: list[Future[ChainResult]] = [pool.submit(run_chain, c, max(1, cores // workers)) for c in chains]
@@ -37,7 +37,7 @@ def run_side_by_side(chains: Sequence[Chain], processes: int | None = None) -> l
         return [future.result() for future in futures]
 
 
-def _end_with(parent: int) -> None:
+def end_with(parent: int) -> None:
     """Let this process end when ``parent`` has been killed, which takes no children along."""
 
     def watch() -> None:

@@ -1,0 +1,1 @@
+"""`ossicle report`: studies and runs as one HTML page that needs no other file."""

@@ -1,0 +1,98 @@
+"""What a projector scores on task lines, and how its layers align: with encoder frames from the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ossicle.batch import Batch
+from ossicle.data.collate import Collator
+from ossicle.data.dataset import SpeechDataset
+from ossicle.data.manifest import read_manifest
+from ossicle.evaluate.alignment import alignment_report, similarity_matrix
+from ossicle.evaluate.decode import decode
+from ossicle.evaluate.score import score, write_scores
+from ossicle.evaluate.states import PooledStates, pooled_states
+from ossicle.models.frozen import fingerprint
+from ossicle.models.speech_llm import SpeechLLM
+from ossicle.targets import CachedDataset, FrameCache
+
+ALIGNMENT_BATCH = 50
+
+
+Dataset = SpeechDataset | CachedDataset
+
+
+def cached(manifests: Sequence[str | Path], model: SpeechLLM, cache: Path) -> Dataset:
+    """The utterances of ``manifests`` with frames from ``cache``, which is filled where it lacks some.
+
+    Where a part of the encoder trains, frames cannot be kept and the utterances come as waveforms.
+    """
+    samples = [sample for path in manifests for sample in read_manifest(path)]
+    dataset = SpeechDataset(samples, max_duration_s=float("inf"))
+    if model.encoder.trains:
+        return dataset
+    frames = FrameCache(cache, model.encoder)
+    frames.fill(dataset, model.llm.model.device)
+    return CachedDataset(dataset, frames)
+
+
+def fill_frames(manifests: Sequence[str | Path], model: SpeechLLM, cache: Path) -> None:
+    """Encode what ``cache`` lacks of ``manifests``, each stretch of audio once; nothing where the encoder trains."""
+    if model.encoder.trains:
+        return
+    samples = [sample for path in manifests for sample in read_manifest(path)]
+    unique = list({(sample.audio, sample.start_s, sample.end_s): sample for sample in samples}.values())
+    dataset = SpeechDataset(unique, max_duration_s=float("inf"))
+    FrameCache(cache, model.encoder).fill(dataset, model.llm.model.device)
+
+
+def decode_and_score(
+    model: SpeechLLM,
+    dataset: Dataset,
+    out: Path,
+    *,
+    from_text: bool = False,
+    batch_size: int = 64,
+    max_new_tokens: int = 80,
+) -> list[dict[str, Any]]:
+    """Decode ``dataset`` into ``out``, continuing a killed call, and score it; rows as in the score file."""
+    collate = Collator(model.prompter())
+    device = model.llm.model.device
+    decode(
+        model,
+        dataset,
+        lambda items: collate(items).to(device),
+        out,
+        fingerprint="text" if from_text else fingerprint(model.projector),
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        from_text=from_text,
+    )
+    rows = score(out)
+    write_scores(out, rows)
+    return [asdict(row) for row in rows]
+
+
+def align(model: SpeechLLM, dataset: Dataset, matrices: Path | None = None) -> list[dict[str, Any]]:
+    """Alignment per layer; the similarity matrices (layer, N, N) go to the ``.npy`` file ``matrices``, if given."""
+    states = _states(model, dataset)
+    if matrices is not None:
+        import numpy as np
+        import torch
+
+        similarities = [similarity_matrix(states.speech[layer], states.text[layer]) for layer in sorted(states.text)]
+        np.save(matrices, torch.stack(similarities).numpy())
+    return [asdict(row) for row in alignment_report(states.text, states.speech, texts=states.transcripts)]
+
+
+def _states(model: SpeechLLM, dataset: Dataset) -> PooledStates:
+    collate = Collator(model.prompter())
+    device = model.llm.model.device
+
+    def batch(start: int) -> Batch:
+        return collate([dataset[i] for i in range(start, min(start + ALIGNMENT_BATCH, len(dataset)))]).to(device)
+
+    return pooled_states(model, (batch(start) for start in range(0, len(dataset), ALIGNMENT_BATCH)))

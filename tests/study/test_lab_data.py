@@ -1,0 +1,59 @@
+"""The lab's corpus of a study: what stage 2 must not see, what questions are asked about, who speaks."""
+
+from pathlib import Path
+
+import pytest
+
+from ossicle.data.manifest import read_manifest
+from ossicle.data.prompts import task_key
+from ossicle.study.config import LabCorpus, StudyData
+from ossicle.study.lab_data import make_lab_data
+
+pytest.importorskip("espeakng_loader", reason='needs pip install "ossicle[lab]"')
+CORPUS = LabCorpus(train=12, extra=4, dev=6, test=8, max_sentences=2, question_sentences=2)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> StudyData:
+    plain = StudyData(lab=CORPUS, tasks=["asr", "st/de", "qa"], unseen=["st/es", "persons"])
+    return make_lab_data(tmp_path_factory.mktemp("lab"), plain, CORPUS)
+
+
+def tasks(manifest: str) -> set[str]:
+    return {task_key(sample.task, sample.target_language) for sample in read_manifest(manifest)}
+
+
+def test_unseen_tasks_are_in_the_test_alone(data):
+    assert tasks(data.finetune[0]) == tasks(data.dev[0]) == {"asr", "st/de", "qa"}
+    assert tasks(data.test[0]) == {"asr", "st/de", "qa", "st/es", "persons"}
+
+
+def test_splits_share_no_voice_and_no_text(data):
+    splits = [read_manifest(paths[0]) for paths in (data.pretrain, data.dev, data.test)]
+    for field in ("speaker", "text"):
+        values = [{getattr(sample, field) for sample in split} for split in splits]
+        assert not values[0] & values[1] and not values[0] & values[2] and not values[1] & values[2], field
+
+
+def test_extra_passages_are_further_ones_without_tasks(data):
+    pretrain, extra = (read_manifest(paths[0]) for paths in (data.pretrain, data.extra))
+    assert (len(pretrain), len(extra)) == (12, 4)
+    assert not {s.text for s in pretrain} & {s.text for s in extra}
+    assert {s.text for s in read_manifest(data.finetune[0])} == {s.text for s in pretrain}
+
+
+def test_questions_are_about_two_sentences(data):
+    lines = read_manifest(data.finetune[0])
+    asked = {s.text for s in lines if s.task == "qa"}
+    shortest = min(len(text.split()) for text in asked)
+    assert 0 < len(asked) < 12
+    assert shortest > min(len(s.text.split()) for s in lines)
+
+
+def test_a_second_call_leaves_the_audio_alone(data):
+    again = StudyData(lab=CORPUS, tasks=["asr", "st/de", "qa"], unseen=["st/es", "persons"])
+    folder = Path(data.finetune[0]).parent
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.wav")}
+    assert len(before) == 30
+    assert make_lab_data(folder, again, CORPUS) == data
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.wav")} == before

@@ -1,0 +1,74 @@
+"""The file of a study: what it accepts, and how it says what is wrong."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ossicle.config import ConfigError
+from ossicle.study.config import load, parse, to_dict
+
+ROOT = Path(__file__).parents[2]
+PAPER_TABLE = ROOT / "recipes" / "lab" / "paper_table.yaml"
+
+
+def test_the_papers_table_has_its_rows_columns_and_seeds():
+    config = load(PAPER_TABLE)
+    rows = list(config.pretraining)
+    assert rows == [
+        "none",
+        "asr",
+        "contr-cos-emb",
+        "contr-cos-all",
+        "contr-wasser-emb",
+        "contr-wasser-all",
+        "mixed-nwp",
+        "contr-cos-all-asr",
+        "distillation",
+        "contr-wasser-all-2x",
+    ]
+    assert config.fractions("steps") == [0.01, 0.1, 1.0]
+    assert {len(config.seeds_of(name)) for name in rows} == {3, 5}
+    assert all(row.recipe is None or Path(row.recipe).is_file() for row in config.pretraining.values())
+    assert Path(config.finetuning.recipe).is_file()
+    assert set(config.claim.contrastive) <= set(rows)
+
+
+def test_quick_keeps_the_rows_and_has_a_folder_of_its_own():
+    whole, quick = load(PAPER_TABLE), load(PAPER_TABLE, quick=True)
+    assert quick.folder.name == "paper_table-quick" != whole.folder.name
+    assert list(quick.pretraining) == list(whole.pretraining)
+    assert quick.fractions("steps") == whole.fractions("steps")
+    assert quick.stage1.steps < whole.stage1.steps
+    assert not quick.choose.anything
+    assert load(PAPER_TABLE, ["stage1.steps=7"], quick=True).stage1.steps == 7  # the command line wins
+
+
+def test_quick_without_overrides_is_refused(study_file):
+    with pytest.raises(ConfigError, match=r"study\.yaml: quick: has no overrides"):
+        load(study_file, quick=True)
+
+
+def test_a_study_reads_back_what_it_writes(study_file):
+    config = load(study_file)
+    assert parse(yaml.safe_load(yaml.safe_dump(to_dict(config)))) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("stage1.stepz=3", "stage1.stepz: unknown field; did you mean 'steps'?"),
+        ("pretraining.contr.extra=true", "pretraining.contr.extra: unknown field"),
+        ("stage1.steps=0", "stage1.steps: input should be greater than or equal to 1"),
+        ("data.finetune=[]", "data.finetune: no manifests; list them, or give data.lab"),
+        ("data.unseen=[qa]", "data.unseen: qa is in data.tasks too"),
+        ("compare.compute=[0.5]", "compare.compute_like: is None; name a pretraining that has a recipe"),
+        ("compare.steps=[0.2]", "compare.steps: finetuning.steps has no steps for the fraction 0.2"),
+        ("pretraining.contr.extra_data=true", "pretraining.contr.extra_data: there is no further data"),
+        ("choose.lr=[0.1]", "choose.fraction: finetuning.steps has no steps for 0.1"),
+    ],
+)
+def test_what_is_wrong_is_named_by_its_field(study_file, override, message):
+    with pytest.raises(ConfigError) as caught:
+        load(study_file, [override])
+    assert f"study.yaml: {message}" in str(caught.value)
