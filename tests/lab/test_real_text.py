@@ -136,7 +136,7 @@ def test_folder_without_a_corpus(source: Path) -> None:
 @needs_texts
 def test_real_texts_keep_the_promise() -> None:
     texts = read_texts(REAL, TextSizes())
-    assert (len(texts.test_multi30k), len(texts.test_tatoeba)) == (150, 300)
+    assert (len(texts.test_multi30k), len(texts.test_tatoeba)) == (200, 300)
     assert len(texts.train_sentences) > 50_000
     assert not {s.text for s in texts.train_sentences} & {s.text for s in texts.test_sentences}
     tested = {passage.article for passage in texts.test_passages}
@@ -241,7 +241,7 @@ def test_whole_run_in_miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with console.capture() as shown:
         console.print(table(record))
     assert "Tatoeba: BLEU es ↑" in shown.get()
-    assert "LLM reads the transcript" in shown.get()
+    assert "text, read" in shown.get()
     with pytest.raises(ValueError, match="holds a run of another size"):
         run(source, out, scale=replace(TINY, stage2_steps=3), processes=0)
 

@@ -29,7 +29,8 @@ from ossicle.models.frozen import LAB, resolve
 CHAINS = {"both": "pretrain", "stage2": None}
 """Column of the table -> recipe of its stage 1."""
 TEXT = "text"
-TITLES = {"both": "both stages", "stage2": "stage 2 alone", TEXT: "LLM reads the transcript"}
+"""Column for the LLM that reads the transcripts."""
+TITLES = {"both": "both stages", "stage2": "stage 2 alone", TEXT: "text, read"}
 NAMES = {"multi30k": "Multi30k", "tatoeba": "Tatoeba", "xquad": "XQuAD"}
 METRICS = {"wer": "WER ↓", "bleu": "BLEU ↑", "chrf": "chrF ↑", "em": "EM ↑", "f1": "F1 ↑"}
 DATA, LLM = "data", "llm"
@@ -43,8 +44,8 @@ class Scale:
     llm_steps: int = 2400
     llm_rows: int = 40
     """Texts per step."""
-    stage1_steps: int = 2000
-    stage2_steps: int = 1200
+    stage1_steps: int = 3000
+    stage2_steps: int = 1800
 
 
 FULL = Scale()
@@ -125,10 +126,11 @@ def table(record: Mapping[str, Any]) -> Table:
         shown.add_section()
     count = str(record["counts"]["candidates"])
     retrieval = record["retrieval"]
-    shown.add_row("R@1 / R@5: → text, → speech")
-    shown.add_row("  mean of layers", count, *(_recalls(rows) for rows in retrieval.values()), "–")
-    for layer in range(len(next(iter(retrieval.values())))):
-        shown.add_row(f"  layer {layer}", count, *(_recalls([rows[layer]]) for rows in retrieval.values()), "–")
+    for side, title in (("speech_to_text", "speech → text"), ("text_to_speech", "text → speech")):
+        shown.add_row(
+            f"{title} R@1 / R@5, mean of layers", count, *(_recalls(r, side) for r in retrieval.values()), "–"
+        )
+        shown.add_row("  the same at layer 0", count, *(_recalls(r[:1], side) for r in retrieval.values()), "–")
     return shown
 
 
@@ -173,12 +175,8 @@ def _counts(corpus: TextCorpus) -> dict[str, Any]:
     }
 
 
-def _recalls(rows: Sequence[Mapping[str, float]]) -> str:
-    means = [
-        " / ".join(f"{sum(row[f'{side}_r{k}'] for row in rows) / len(rows):.0f}" for k in (1, 5))
-        for side in ("speech_to_text", "text_to_speech")
-    ]
-    return ", ".join(means)
+def _recalls(rows: Sequence[Mapping[str, float]], side: str) -> str:
+    return " / ".join(f"{sum(row[f'{side}_r{k}'] for row in rows) / len(rows):.0f}" for k in (1, 5))
 
 
 def _since(started: float) -> int:

@@ -38,13 +38,13 @@ class TextSizes:
     """English words of a sentence."""
     max_words: int = 10
     passage_words: int = 30
-    multi30k: int = 2400
+    multi30k: int = 3000
     """Training sentences that are spoken."""
-    tatoeba: int = 1200
+    tatoeba: int = 2000
     """The same, for each language."""
     passages: int = 700
     """The same, of XQuAD."""
-    test_multi30k: int = 150
+    test_multi30k: int = 200
     test_tatoeba: int = 100
     """For each language."""
     test_articles: int = 12
