@@ -104,7 +104,8 @@ def scores_by_corpus(folder: Path) -> dict[str, list[dict[str, Any]]]:
     found = {}
     for name in CORPORA:
         path = folder / f"hypotheses-{name}.jsonl"
-        path.write_text("".join(line.to_json() + "\n" for line in lines if corpus_of(line.id) == name))
+        of_corpus = (line.to_json() + "\n" for line in lines if corpus_of(line.id) == name)
+        path.write_text("".join(of_corpus), encoding="utf-8")
         found[name] = [asdict(row) for row in score(path)]
     return found
 
