@@ -41,11 +41,11 @@ class Scale:
     """How much of everything."""
 
     sizes: TextSizes = field(default_factory=TextSizes)
-    llm_steps: int = 2400
+    llm_steps: int = 1000
     llm_rows: int = 40
     """Texts per step."""
-    stage1_steps: int = 3000
-    stage2_steps: int = 1800
+    stage1_steps: int = 1500
+    stage2_steps: int = 900
 
 
 FULL = Scale()
