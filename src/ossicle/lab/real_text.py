@@ -44,8 +44,8 @@ class Scale:
     llm_steps: int = 1000
     llm_rows: int = 40
     """Texts per step."""
-    stage1_steps: int = 1500
-    stage2_steps: int = 900
+    stage1_steps: int = 2200
+    stage2_steps: int = 1200
 
 
 FULL = Scale()
