@@ -224,6 +224,7 @@ def test_whole_run_in_miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             "tatoeba": [("asr", "en"), ("st", "de"), ("st", "es"), ("st", "fr")],
             "xquad": [("asr", "en"), ("qa", "en")],
         }
+    assert record["ctc"].keys() == {"wer", "wer_utterance_mean"}
     corpus = TextCorpus(out / "data")
     voices = [{s.speaker for s in read_manifest(path)} for path in (*corpus.transcripts, corpus.test)]
     assert not set.union(*voices[:-1]) & voices[-1], "test voices must be unseen"

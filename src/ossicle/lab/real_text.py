@@ -21,6 +21,7 @@ from rich.table import Table
 
 from ossicle.lab.chain import Chain, claim, decode_and_score, encode_all
 from ossicle.lab.demo import recipes
+from ossicle.lab.real import ctc_scores
 from ossicle.lab.side_by_side import run_side_by_side
 from ossicle.lab.text_corpus import CORPORA, TextCorpus, corpus_of, make_corpus
 from ossicle.lab.texts import TextSizes, read_texts
@@ -81,11 +82,13 @@ def run(source: Path, out: Path, *, scale: Scale = FULL, processes: int | None =
     started = time.perf_counter()
     results = run_side_by_side([_chain(name, llm, corpus, out, scale) for name in CHAINS], processes)
     seconds["chains"] = _since(started)
-    console.print("[bold]Upper bound: the LLM reads the transcripts[/] …")
+    console.print("[bold]Bounds: the LLM reads the transcripts, the encoder spells what it hears[/] …")
     _read_transcripts(out)
+    encoder = Path(resolve(LAB, "encoder"))
     record = {
         "scores": {name: scores_by_corpus(out / name) for name in (*CHAINS, TEXT)},
         "retrieval": {result.name: result.alignment for result in results},
+        "ctc": ctc_scores(encoder, corpus.candidates),
         "counts": _counts(corpus),
         "scale": asdict(scale),
         "seconds": seconds,
@@ -127,6 +130,8 @@ def table(record: Mapping[str, Any]) -> Table:
         shown.add_section()
     count = str(record["counts"]["candidates"])
     retrieval = record["retrieval"]
+    spelt = f"{record['ctc']['wer']:.1f}"
+    shown.add_row("All sentences: WER of the encoder's own CTC head", count, *[spelt] * len(retrieval), "–")
     for side, title in (("speech_to_text", "speech → text"), ("text_to_speech", "text → speech")):
         shown.add_row(
             f"{title} R@1 / R@5, mean of layers", count, *(_recalls(r, side) for r in retrieval.values()), "–"
