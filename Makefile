@@ -40,7 +40,7 @@ lab: $(VENV)/.demo  ## Rebuild the lab's tiny encoder and LLM (about an hour on 
 real: $(VENV)/.demo  ## Both stages on recorded speech: make real DATA=FOLDER
 	$(BIN)/python -m ossicle.lab.real $(or $(DATA),$(error say where the recordings are: make real DATA=FOLDER))
 
-text: $(VENV)/.demo  ## Both stages on real text in generated voices: make text DATA=FOLDER (about 20 minutes)
+text: $(VENV)/.demo  ## Both stages on real text in generated voices: make text DATA=FOLDER (about 25 minutes)
 	$(BIN)/python -m ossicle.lab.real_text $(or $(DATA),$(error say where the texts are: make text DATA=FOLDER))
 
 clean:  ## Delete the environment and caches, not the runs

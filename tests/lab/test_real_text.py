@@ -242,7 +242,7 @@ def test_whole_run_in_miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with console.capture() as shown:
         console.print(table(record))
     assert "Tatoeba: BLEU es ↑" in shown.get()
-    assert "text, read" in shown.get()
+    assert "Speech → text: R@1 / R@5, layer 0" in shown.get()
     with pytest.raises(ValueError, match="holds a run of another size"):
         run(source, out, scale=replace(TINY, stage2_steps=3), processes=0)
 

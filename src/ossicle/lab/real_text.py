@@ -31,7 +31,7 @@ CHAINS = {"both": "pretrain", "stage2": None}
 """Column of the table -> recipe of its stage 1."""
 TEXT = "text"
 """Column for the LLM that reads the transcripts."""
-TITLES = {"both": "both stages", "stage2": "stage 2 alone", TEXT: "text, read"}
+TITLES = {"both": "both stages", "stage2": "stage 2 only", TEXT: "text"}
 NAMES = {"multi30k": "Multi30k", "tatoeba": "Tatoeba", "xquad": "XQuAD"}
 METRICS = {"wer": "WER ↓", "bleu": "BLEU ↑", "chrf": "chrF ↑", "em": "EM ↑", "f1": "F1 ↑"}
 DATA, LLM = "data", "llm"
@@ -114,7 +114,10 @@ def scores_by_corpus(folder: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def table(record: Mapping[str, Any]) -> Table:
-    """One column per way to train and one for the bound; one row per corpus, task, language and metric."""
+    """One column per way to train and one for the bound; one row per corpus, task, language and metric.
+
+    Retrieval is the mean over the LLM's layers, after stage 1 (without one: after stage 2), and that at layer 0.
+    """
     scores = record["scores"]
     shown = Table(title="Unseen sentences in unseen voices", box=box.SIMPLE)
     shown.add_column("", no_wrap=True)
@@ -131,12 +134,11 @@ def table(record: Mapping[str, Any]) -> Table:
     count = str(record["counts"]["candidates"])
     retrieval = record["retrieval"]
     spelt = f"{record['ctc']['wer']:.1f}"
-    shown.add_row("All sentences: WER of the encoder's own CTC head", count, *[spelt] * len(retrieval), "–")
-    for side, title in (("speech_to_text", "speech → text"), ("text_to_speech", "text → speech")):
-        shown.add_row(
-            f"{title} R@1 / R@5, mean of layers", count, *(_recalls(r, side) for r in retrieval.values()), "–"
-        )
-        shown.add_row("  the same at layer 0", count, *(_recalls(r[:1], side) for r in retrieval.values()), "–")
+    shown.add_row("CTC head of the encoder: WER ↓", count, *[spelt] * len(retrieval), "–")
+    for side, title in (("speech_to_text", "Speech → text"), ("text_to_speech", "Text → speech")):
+        for which, layers in (("mean", None), ("layer 0", 1)):
+            recalls = [_recalls(found[:layers], side) for found in retrieval.values()]
+            shown.add_row(f"{title}: R@1 / R@5, {which}", count, *recalls, "–")
     return shown
 
 
