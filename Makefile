@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo quick test check format bench lab real clean
+.PHONY: help demo quick test check format bench lab real text clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -39,6 +39,9 @@ lab: $(VENV)/.demo  ## Rebuild the lab's tiny encoder and LLM (about 40 minutes 
 
 real: $(VENV)/.demo  ## Both stages on recorded speech: make real DATA=FOLDER
 	$(BIN)/python -m ossicle.lab.real $(or $(DATA),$(error say where the recordings are: make real DATA=FOLDER))
+
+text: $(VENV)/.demo  ## Both stages on real text in generated voices: make text DATA=FOLDER (about 25 minutes)
+	$(BIN)/python -m ossicle.lab.real_text $(or $(DATA),$(error say where the texts are: make text DATA=FOLDER))
 
 clean:  ## Delete the environment and caches, not the runs
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

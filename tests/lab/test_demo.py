@@ -62,7 +62,7 @@ def test_a_second_call_computes_nothing_again(demo):
     assert len(before) >= 5
     assert run(out, TINY, processes=0)["rows"] == record["rows"]
     assert written(out) == before
-    with pytest.raises(ValueError, match="holds a demo of another size"):
+    with pytest.raises(ValueError, match="holds a run of another size"):
         run(out, replace(TINY, stage2_steps=3), processes=0)
 
 

@@ -47,10 +47,7 @@ SHORTEST_S = 0.1
 
 
 def shrink(config: Config, folder: Path) -> tuple[Config, list[str]]:
-    """``config`` with what it needs made in ``folder``, and notes on what was changed.
-
-    Raises `ValueError` for a model of which neither the name nor a ``config.json`` tells the architecture.
-    """
+    """``config`` with what it needs made in ``folder``, and notes on what was changed."""
     data, notes = _data(config, folder)
     model, more = _model(config, folder)
     train = replace(config.train, cpu=True)
@@ -64,8 +61,8 @@ def _model(config: Config, folder: Path) -> tuple[ModelConfig, list[str]]:
     from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
     given = config.model
-    encoder = _family(given.encoder, "encoder", ENCODERS)
-    llm = _family(given.llm, "llm", LLMS)
+    encoder, encoder_guessed = _family(given.encoder, ENCODERS)
+    llm, llm_guessed = _family(given.llm, LLMS)
     depth = max(2, *_layers(config.objective))
     disable_progress_bar()
     tiny_encoder(folder / "encoder", encoder, norm=_norm(given.encoder))
@@ -84,8 +81,8 @@ def _model(config: Config, folder: Path) -> tuple[ModelConfig, list[str]]:
         llm_dtype="bfloat16" if given.llm_dtype in ("int8", "int4") else given.llm_dtype,
     )
     notes = [
-        f"encoder {given.encoder}: a random {encoder} of 2 layers",
-        f"LLM {given.llm}: a random {llm} of {depth} layers, with a tokenizer of bytes",
+        f"encoder {given.encoder}: a random {encoder} of 2 layers{encoder_guessed}",
+        f"LLM {given.llm}: a random {llm} of {depth} layers, with a tokenizer of bytes{llm_guessed}",
     ]
     return model, notes
 
@@ -102,14 +99,13 @@ def _data(config: Config, folder: Path) -> tuple[DataConfig, list[str]]:
     return replace(data, train=made[:1], dev=dev, min_duration_s=SHORTEST_S, fraction=1.0), [note]
 
 
-def _family(name: str, part: str, known: tuple[tuple[str, Family], ...]) -> Family:
-    """By the configuration of a folder, else by name."""
+def _family(name: str, known: tuple[tuple[str, Family], ...]) -> tuple[Family, str]:
+    """By the configuration of a folder, else by name, else the last of ``known``; and a remark if that is a guess."""
     told = _read_config(name).get("model_type", name.rpartition("/")[2])
     for fragment, family in known:
         if fragment in told.lower():
-            return family
-    names = ", ".join(dict.fromkeys(fragment for fragment, _ in known))
-    raise ValueError(f"model.{part}={name}: --tiny cannot tell its architecture; known are names with {names}")
+            return family, ""
+    return known[-1][1], " (a guess: neither the name nor a config.json tells its architecture)"
 
 
 def _norm(encoder: str) -> str:

@@ -89,9 +89,9 @@ def _texts() -> Iterator[str]:
 
 
 def _train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, work: Path, steps: int) -> None:
-    optimizers = _optimizers(model)
+    optimizers = new_optimizers(model)
     checkpoint = work / "checkpoint.pt"
-    first = _resume(model, optimizers, checkpoint) if checkpoint.exists() else 0
+    first = load_state(model, optimizers, checkpoint) if checkpoint.exists() else 0
     batches = _batches(tokenizer, first)
     started = time.monotonic()
     for step in range(first, steps):
@@ -111,7 +111,7 @@ def _train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, work: Pa
             left = f"{pace:.2f} s/step, {pace * (steps - done) / 60:.0f} min left"
             print(f"llm step {done}/{steps} loss {loss.item():.4f} {left}", flush=True)
         if done % _CHECKPOINT_EVERY == 0 or done == steps:
-            _save(model, optimizers, done, checkpoint)
+            save_state(model, optimizers, done, checkpoint)
         if done % _EVALUATE_EVERY == 0:
             scores = score_llm(model, tokenizer, "dev", _DEV_PASSAGES)
             print("llm dev exact match:", {name: row["exact_match"] for name, row in scores.items()}, flush=True)
@@ -128,7 +128,7 @@ def _batches(tokenizer: PreTrainedTokenizerFast, first_step: int) -> Iterator[Ro
         block, skip = block + 1, 0
 
 
-def _optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
+def new_optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the layers (questions over several sentences emerge sooner), AdamW for the rest."""
     matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
     rest = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)]
@@ -142,14 +142,16 @@ def _optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
     return optimizers
 
 
-def _save(model: nn.Module, optimizers: list[torch.optim.Optimizer], step: int, path: Path) -> None:
+def save_state(model: nn.Module, optimizers: list[torch.optim.Optimizer], step: int, path: Path) -> None:
+    """Write what training continues from."""
     state = {"step": step, "model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers]}
     partial = path.with_suffix(".partial")
     torch.save(state, partial)
     partial.replace(path)  # a kill while writing leaves the previous checkpoint whole
 
 
-def _resume(model: nn.Module, optimizers: list[torch.optim.Optimizer], path: Path) -> int:
+def load_state(model: nn.Module, optimizers: list[torch.optim.Optimizer], path: Path) -> int:
+    """Read what `save_state` wrote; returns the steps done."""
     state = torch.load(path, weights_only=True)
     model.load_state_dict(state["model"])
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):

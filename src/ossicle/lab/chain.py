@@ -1,4 +1,4 @@
-"""One row of the demo's table: stage 1 (or none), stage 2, evaluation; in a process of its own."""
+"""One row of the demo's table: stage 1 (or none), stage 2, evaluation, in a process of its own; what precedes it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ import json
 import os
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(4 << 30)}
 """glibc returns large blocks to the system after every step unless told not to: half of the time of a small step."""
+STUDY = "paper_table"
+"""A file among the lab's recipes that is none, but names others: `ossicle study`."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,34 @@ class ChainResult:
     """Wall time of each part."""
     cpu_seconds: dict[str, float]
     """The same in time of the process, which other programs do not lengthen."""
+
+
+def claim(stamp_file: Path, scale: Any, recipes: Path) -> None:
+    """Let no run of another size (a dataclass) or of other recipes (a folder) mix with the one in this folder.
+
+    Raises `ValueError` where ``stamp_file`` tells of one.
+    """
+    texts = {path.stem: path.read_text() for path in sorted(recipes.glob("*.yaml")) if path.stem != STUDY}
+    stamp = json.loads(json.dumps({"scale": asdict(scale), "recipes": texts}))
+    if stamp_file.is_file() and json.loads(stamp_file.read_text()) != stamp:
+        fix = "delete it or give another --out"
+        raise ValueError(f"{stamp_file.parent} holds a run of another size or of other recipes: {fix}")
+    stamp_file.parent.mkdir(parents=True, exist_ok=True)
+    stamp_file.write_text(json.dumps(stamp))
+
+
+def encode_all(manifests: Iterable[Path], encoder: Path | str, cache: Path) -> None:
+    """Encode every utterance of ``manifests`` once, into the folder ``cache``."""
+    import torch
+
+    from ossicle.data.dataset import SpeechDataset
+    from ossicle.data.manifest import read_manifest
+    from ossicle.models.encoder import load_encoder
+    from ossicle.targets import FrameCache
+
+    frames = FrameCache(cache, load_encoder(str(encoder)))
+    for manifest in manifests:
+        frames.fill(SpeechDataset(read_manifest(manifest)), torch.device("cpu"))
 
 
 def run_chain(chain: Chain, threads: int) -> ChainResult:

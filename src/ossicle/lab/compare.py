@@ -15,9 +15,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ossicle.lab.chain import Chain, ChainResult
+from ossicle.lab.chain import STUDY, Chain, ChainResult
 from ossicle.lab.corpus import make_corpus
-from ossicle.lab.demo import STUDY, encode_all, recipes
+from ossicle.lab.demo import encode_splits, recipes
 from ossicle.lab.demo_report import scores_of
 from ossicle.lab.side_by_side import run_side_by_side
 
@@ -50,7 +50,7 @@ def compare(
         )
     train, test = passages
     make_corpus(out / "data", train=train, dev=1, test=test)
-    encode_all(out / "data")
+    encode_splits(out / "data")
     runs = out / f"{train}-passages-{steps[0]}-{steps[1]}-steps"
     results = run_side_by_side([_chain(name, runs, out / "data", steps) for name in names], processes)
     rows = [_row(result) for result in results]

@@ -19,14 +19,12 @@ from rich.console import Console
 
 import ossicle
 from ossicle.lab import demo_report
-from ossicle.lab.chain import Chain, decode_and_score
+from ossicle.lab.chain import Chain, claim, decode_and_score, encode_all
 from ossicle.lab.side_by_side import run_side_by_side
 
 CHAINS = {"contrastive": "contr-wasser-emb", "asr": "asr", "none": None}
 """Row of the table -> recipe of its stage 1. The longest come first, so that they share the cores."""
 BEST = "contrastive"
-STUDY = "paper_table"
-"""A study among the lab's recipes, which the demo has nothing to do with."""
 SEED = 1
 """Of the corpus: other passages than those (seed 0) on which the recipes were chosen."""
 
@@ -54,14 +52,14 @@ def run(out: Path, scale: Scale = FULL, *, processes: int | None = None) -> dict
     holds a demo of another size.
     """
     console = Console()
-    _claim(out, scale)
+    claim(out / "demo.json", scale, recipes())
     seconds: dict[str, float] = {}
     with _timed(seconds, "corpus", console, "Speaking the corpus (espeak-ng)"):
         from ossicle.lab.corpus import make_corpus
 
         make_corpus(out / "data", train=scale.train, dev=scale.dev, test=scale.test, seed=SEED)
     with _timed(seconds, "frames", console, "Encoding it once with the frozen encoder"):
-        encode_all(out / "data")
+        encode_splits(out / "data")
     with _timed(seconds, "training", console, "Training and evaluating three projectors"):
         results = run_side_by_side([_chain(name, out, scale) for name in CHAINS], processes)
     with _timed(seconds, "text", console, "Upper bound: the LLM reads the transcripts"):
@@ -76,19 +74,6 @@ def run(out: Path, scale: Scale = FULL, *, processes: int | None = None) -> dict
     return record
 
 
-def _claim(out: Path, scale: Scale) -> None:
-    """A demo of another size or of other recipes must not mix with this one."""
-    stamp = {
-        "scale": asdict(scale),
-        "recipes": {p.stem: p.read_text() for p in sorted(recipes().glob("*.yaml")) if p.stem != STUDY},
-    }
-    path = out / "demo.json"
-    if path.is_file() and json.loads(path.read_text()) != stamp:
-        raise ValueError(f"{out} holds a demo of another size or of other recipes: delete it or give another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(stamp))
-
-
 def recipes() -> Path:
     """The lab's recipes: inside an installed package, or in the checkout."""
     package = Path(ossicle.__file__).parent
@@ -96,20 +81,12 @@ def recipes() -> Path:
     return installed if installed.is_dir() else package.parents[1] / "recipes" / "lab"
 
 
-def encode_all(data: Path) -> None:
+def encode_splits(data: Path) -> None:
     """Encode every split of the corpus in ``data`` with the lab's encoder, into ``data/cache``."""
-    import torch
-
-    from ossicle.data.dataset import SpeechDataset
-    from ossicle.data.manifest import read_manifest
-    from ossicle.models.encoder import load_encoder
     from ossicle.models.frozen import resolve
-    from ossicle.targets import FrameCache
 
-    cache = FrameCache(data / "cache", load_encoder(resolve("lab", "encoder")))
-    for split in ("train", "dev", "test"):
-        samples = read_manifest(data / split / "manifest.jsonl")
-        cache.fill(SpeechDataset(samples), torch.device("cpu"))
+    splits = [data / split / "manifest.jsonl" for split in ("train", "dev", "test")]
+    encode_all(splits, resolve("lab", "encoder"), data / "cache")
 
 
 def _chain(name: str, out: Path, scale: Scale) -> Chain:

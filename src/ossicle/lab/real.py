@@ -19,7 +19,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ossicle.lab.chain import Chain, ChainResult, align, decode_and_score
+from ossicle.lab.chain import Chain, ChainResult, align, claim, decode_and_score, encode_all
 from ossicle.lab.demo import recipes
 from ossicle.lab.real_corpus import RealCorpus, Sizes, make_corpus
 from ossicle.lab.side_by_side import run_side_by_side
@@ -58,7 +58,7 @@ def run(
     """
     started = time.perf_counter()
     console = Console()
-    _claim(out, scale)
+    claim(out / "real.json", scale, _recipes())
     console.print("[bold]Preparing recorded and generated speech[/] …")
     corpus = make_corpus(source, out / "data", scale.sizes)
     encoders = {"lab": Path(resolve(LAB, "encoder"))}
@@ -67,7 +67,7 @@ def run(
         encoders["recorded"] = train_encoder(corpus, encoders["lab"], out, scale)
     console.print("[bold]Encoding all speech once[/] …")
     for folder in encoders.values():
-        _encode(corpus, folder)
+        encode_all((corpus.train, corpus.generated, corpus.test, corpus.candidates), folder, corpus.folder / "cache")
     console.print("[bold]Contrastive pretraining, then fine-tuning[/] …")
     chains = [_chain(name, folder, corpus, out, scale) for name, folder in encoders.items()]
     results = run_side_by_side(chains, processes)
@@ -153,32 +153,8 @@ def table(record: Mapping[str, Any]) -> Table:
     return shown
 
 
-def _claim(out: Path, scale: Scale) -> None:
-    """A run of another size or of other recipes must not mix with this one."""
-    texts = {path.stem: path.read_text() for path in sorted(_recipes().glob("*.yaml"))}
-    stamp = json.loads(json.dumps({"scale": asdict(scale), "recipes": texts}))
-    path = out / "real.json"
-    if path.is_file() and json.loads(path.read_text()) != stamp:
-        raise ValueError(f"{out} holds a run of another size or of other recipes: delete it or give another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(stamp))
-
-
 def _recipes() -> Path:
     return recipes().parent / "real"
-
-
-def _encode(corpus: RealCorpus, encoder: Path) -> None:
-    import torch
-
-    from ossicle.data.dataset import SpeechDataset
-    from ossicle.data.manifest import read_manifest
-    from ossicle.models.encoder import load_encoder
-    from ossicle.targets import FrameCache
-
-    cache = FrameCache(corpus.folder / "cache", load_encoder(str(encoder)))
-    for manifest in (corpus.train, corpus.generated, corpus.test, corpus.candidates):
-        cache.fill(SpeechDataset(read_manifest(manifest)), torch.device("cpu"))
 
 
 def _chain(name: str, encoder: Path, corpus: RealCorpus, out: Path, scale: Scale) -> Chain:

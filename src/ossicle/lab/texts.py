@@ -1,0 +1,215 @@
+"""Real text for both stages: Multi30k and Tatoeba to translate, XQuAD and Spoken-SQuAD to be asked about.
+
+Everything that is spoken is in the lab's convention, lower-case words; translations are as the corpora have them.
+Nothing that is tested is in anything that trains: Multi30k has its own test set, English sentences of Tatoeba are
+split, questions are split by article, and training sentences whose English or translation is tested are left out.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ossicle.evaluate.metrics import normalise_basic
+
+MULTI30K = "parallel/multi30k_en-de-fr-cs.{split}.jsonl"
+TATOEBA = "parallel/tatoeba_en-{language}.jsonl"
+XQUAD = "qa/xquad_en.jsonl"
+SPOKEN_SQUAD = "qa/spoken_squad_test.jsonl"
+MULTI30K_LANGUAGES = ("de", "fr")
+LANGUAGES = ("de", "fr", "es")
+SENTENCE = re.compile(r"[a-z' ]+")
+"""What the lab's encoder can spell."""
+PASSAGE = re.compile(r"[a-z0-9' ]+")
+"""As `SENTENCE`; espeak-ng reads numbers."""
+SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
+
+
+@dataclass(frozen=True)
+class TextSizes:
+    """How much of everything; texts that are only read are used whole."""
+
+    min_words: int = 3
+    """English words of a sentence."""
+    max_words: int = 10
+    passage_words: int = 30
+    multi30k: int = 3000
+    """Training sentences that are spoken."""
+    tatoeba: int = 2000
+    """The same, for each language."""
+    passages: int = 700
+    """The same, of XQuAD."""
+    test_multi30k: int = 200
+    test_tatoeba: int = 100
+    """For each language."""
+    test_articles: int = 12
+    test_passages: int = 150
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """An English sentence and its translations by language."""
+
+    id: str
+    text: str
+    translations: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question with its accepted answers."""
+
+    id: str
+    text: str
+    answers: tuple[str, ...]
+
+
+@dataclass
+class Passage:
+    """A sentence of an article and the questions that it answers."""
+
+    article: str
+    text: str
+    questions: list[Question] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Everything, by what it is for. ``multi30k`` and ``tatoeba`` train, ``heard`` is a transcript of ASR output."""
+
+    multi30k: list[Sentence]
+    tatoeba: dict[str, list[Sentence]]
+    passages: list[Passage]
+    heard: list[Passage]
+    """Of Spoken-SQuAD, the same articles as recognised: only read."""
+    test_multi30k: list[Sentence]
+    test_tatoeba: list[Sentence]
+    test_passages: list[Passage]
+
+    @property
+    def train_sentences(self) -> list[Sentence]:
+        """Of both corpora."""
+        return [*self.multi30k, *(sentence for part in self.tatoeba.values() for sentence in part)]
+
+    @property
+    def test_sentences(self) -> list[Sentence]:
+        """Of both corpora."""
+        return [*self.test_multi30k, *self.test_tatoeba]
+
+
+def read_texts(source: Path, sizes: TextSizes, *, seed: int = 0) -> Texts:
+    """Read and split the texts in ``source``. Raises `ValueError` where a file is missing, wrong or too small."""
+    rng = random.Random(f"real-text-{seed}")
+    test_multi30k = _sample(_multi30k(source, "test2016", sizes), sizes.test_multi30k, rng, source, "Multi30k")
+    multi30k = [s for split in ("train", "val") for s in _multi30k(source, split, sizes)]
+    tatoeba = {language: list(_tatoeba(source, language, sizes)) for language in LANGUAGES}
+    test_tatoeba = [
+        sentence
+        for language, part in tatoeba.items()
+        for sentence in _sample(part, sizes.test_tatoeba, rng, source, f"Tatoeba en-{language}")
+    ]
+    tested = Tested.of([*test_multi30k, *test_tatoeba])
+    passages = read_passages(source / XQUAD, sizes)
+    articles = sorted({passage.article for passage in passages})
+    if len(articles) <= sizes.test_articles:
+        raise ValueError(f"{source / XQUAD}: {len(articles)} articles are too few to test on {sizes.test_articles}")
+    kept = set(rng.sample(articles, sizes.test_articles))
+    about_tested = [passage for passage in passages if passage.article in kept]
+    return Texts(
+        multi30k=[s for s in multi30k if s not in tested],
+        tatoeba={language: [s for s in part if s not in tested] for language, part in tatoeba.items()},
+        passages=[passage for passage in passages if passage.article not in kept],
+        heard=[passage for passage in read_passages(source / SPOKEN_SQUAD, sizes) if passage.article not in kept],
+        test_multi30k=test_multi30k,
+        test_tatoeba=test_tatoeba,
+        test_passages=rng.sample(about_tested, min(sizes.test_passages, len(about_tested))),
+    )
+
+
+@dataclass(frozen=True)
+class Tested:
+    """What no training sentence may hold: the texts of the test set in any language, without case and punctuation."""
+
+    texts: frozenset[str]
+
+    @classmethod
+    def of(cls, sentences: Sequence[Sentence]) -> Tested:
+        """Those of ``sentences``."""
+        return cls(frozenset(text for sentence in sentences for text in cls._all(sentence)))
+
+    def __contains__(self, sentence: Sentence) -> bool:
+        return not self.texts.isdisjoint(self._all(sentence))
+
+    @staticmethod
+    def _all(sentence: Sentence) -> list[str]:
+        return [sentence.text, *map(normalise_basic, sentence.translations.values())]
+
+
+def read_passages(path: Path, sizes: TextSizes) -> list[Passage]:
+    """The sentences of ``path`` that hold the answer to a question, each once, with all their questions.
+
+    A context of up to three sentences is cut to the one with the first answer; Spoken-SQuAD's have full stops, too.
+    """
+    found: dict[tuple[str, str], Passage] = {}
+    for record in _records(path, ("id", "title", "context", "question", "answer", "answer_start")):
+        text = normalise_basic(sentence_at(record["context"], record["answer_start"]))
+        answers = [record["answer"], *record.get("answers", [])]
+        held = tuple(dict.fromkeys(a for a in map(normalise_basic, answers) if a and f" {a} " in f" {text} "))
+        question = normalise_basic(record["question"])
+        if not held or not question or not PASSAGE.fullmatch(text) or len(text.split()) > sizes.passage_words:
+            continue
+        passage = found.setdefault((record["title"], text), Passage(record["title"], text))
+        if all(question != asked.text for asked in passage.questions):
+            passage.questions.append(Question(record["id"], question, held))
+    return list(found.values())
+
+
+def sentence_at(context: str, position: int) -> str:
+    """The sentence of ``context`` with the character at ``position``."""
+    starts = [0, *(match.end() for match in SENTENCE_END.finditer(context))]
+    start = max(start for start in starts if start <= position)
+    end = next((other for other in starts if other > position), len(context))
+    return context[start:end].strip()
+
+
+def _multi30k(source: Path, split: str, sizes: TextSizes) -> list[Sentence]:
+    path = source / MULTI30K.format(split=split)
+    return list(_sentences(path, MULTI30K_LANGUAGES, sizes))
+
+
+def _tatoeba(source: Path, language: str, sizes: TextSizes) -> Iterator[Sentence]:
+    seen = set()
+    for sentence in _sentences(source / TATOEBA.format(language=language), (language,), sizes):
+        if sentence.text not in seen:  # they differ in punctuation only
+            seen.add(sentence.text)
+            yield sentence
+
+
+def _sentences(path: Path, languages: Sequence[str], sizes: TextSizes) -> Iterator[Sentence]:
+    for record in _records(path, ("id", "en", *languages)):
+        text = normalise_basic(record["en"])
+        if SENTENCE.fullmatch(text) and sizes.min_words <= len(text.split()) <= sizes.max_words:
+            yield Sentence(record["id"], text, {code: " ".join(record[code].split()) for code in languages})
+
+
+def _records(path: Path, fields: Sequence[str]) -> Iterator[dict[str, Any]]:
+    if not path.is_file():
+        raise ValueError(f"{path}: there is no such file; give the folder of texts that has parallel/ and qa/")
+    with path.open(encoding="utf-8", newline="\n") as file:
+        for number, line in enumerate(file, start=1):
+            record = json.loads(line)
+            missing = [name for name in fields if name not in record]
+            if missing:
+                raise ValueError(f"{path}:{number}: has no {missing[0]!r}; expected {', '.join(fields)}")
+            yield record
+
+
+def _sample(sentences: Sequence[Sentence], count: int, rng: random.Random, source: Path, what: str) -> list[Sentence]:
+    if len(sentences) < count:
+        raise ValueError(f"{source}: {what} has {len(sentences)} sentences that can be spoken; {count} were asked for")
+    return rng.sample(sentences, count)
