@@ -57,7 +57,8 @@ class Watch:
     def say_done(self, job: Job, seconds: float) -> None:
         """One line, where there is no table."""
         if not self.console.is_terminal:
-            self.console.print(f"  {job.label}: {seconds:.0f} s  [{self.summary()}]", markup=False, highlight=False)
+            line = f"  {job.label}: {seconds:.0f} s  [{self.summary()}]"
+            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def summary(self) -> str:
         """Cells done, and the time left."""
