@@ -11,15 +11,15 @@ else differs; and the same with weights that train.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ossicle.batch import Sequence
+from ossicle.doctor.saved import run_and_count
 from ossicle.models.llm import LLM
 from ossicle.testing import tiny_tokenizer
 
@@ -34,25 +34,6 @@ def make_model(width: int, layers: int) -> LlamaForCausalLM:
         num_attention_heads=max(4, width // 128), num_key_value_heads=max(1, width // 512),
     )  # fmt: skip
     return LlamaForCausalLM(config)
-
-
-def saved_bytes(forward: Callable[[], object], model: nn.Module) -> int:
-    """Bytes of all storages that ``forward`` saves for the backward pass, without the parameters of ``model``."""
-    sizes: dict[int, int] = {}
-    held: list[Tensor] = []  # so that no address is used twice
-    own = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            sizes[storage.data_ptr()] = storage.nbytes()
-            held.append(tensor)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        result = forward()  # kept alive until everything is counted
-    del result
-    return sum(sizes.values())
 
 
 def main() -> None:
@@ -73,15 +54,15 @@ def main() -> None:
         def theirs(model: LlamaForCausalLM = model, values: Tensor = values) -> object:
             return model.model(inputs_embeds=values, output_hidden_states=True, use_cache=False)
 
-        measured = {"transformers, weights train": saved_bytes(theirs, model)}
+        measured = {"transformers, weights train": run_and_count(theirs, model)[1]}
         model.requires_grad_(False)
-        measured["transformers, frozen"] = saved_bytes(theirs, model)
+        measured["transformers, frozen"] = run_and_count(theirs, model)[1]
         llm = LLM(model, tiny_tokenizer(), name="benchmark")
 
         def ours(llm: LLM = llm, sequence: Sequence = Sequence(values, mask)) -> object:  # noqa: B008 - evaluated here
             return llm.hidden_states(sequence, range(llm.num_layers + 1))
 
-        measured["Ossicle, packed"] = saved_bytes(ours, model)
+        measured["Ossicle, packed"] = run_and_count(ours, model)[1]
         for name, size in measured.items():
             each = size / mask.numel() / arguments.layers / 1000
             table.add_row(

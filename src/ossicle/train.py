@@ -46,14 +46,8 @@ def train(config: Config, *, objective: Objective | None = None, resume: bool = 
     accelerator = Accelerator(mixed_precision=PRECISION[config.train.precision], cpu=config.train.cpu)
     _claim_folder(config, objective, resume=resume, first=accelerator.is_main_process)
     set_seed(config.train.seed)
-    model = config.model.build()
-    if config.train.init_from is not None:
-        model.load_projector(config.train.init_from)
-    if config.train.gradient_checkpointing:
-        model.llm.checkpoint_gradients()
+    model = _load_model(config)
     chosen: Objective = objective or config.objective.build()
-    if config.data.cache_text:
-        model.text_cache = TextCache(Path(config.data.cache_dir), model.llm, limit_gb=config.data.cache_text_gb)
     data = Data.load(config.data, model, accelerator, objective=chosen)
     dev = Data.load_dev(config.data, model, accelerator, objective=chosen)
     analyzed = dev if config.train.analyze_every else None
@@ -72,9 +66,8 @@ def train(config: Config, *, objective: Objective | None = None, resume: bool = 
 
     progress = trainer.progress
     loop = Loop(config, accelerator, step, trainer, steps)
-    tracker = Tracker(
-        config.folder, steps=steps, tensorboard=config.train.tensorboard, enabled=accelerator.is_main_process
-    )
+    shown, board = accelerator.is_main_process, config.train.tensorboard
+    tracker = Tracker(config.folder, steps=steps, tensorboard=board, enabled=shown)
     with tracker, Interruptible() as interrupted:
         tracker.say(_summary(config, model, data, steps, progress.step))
         batches = data.stream(progress)
@@ -82,12 +75,11 @@ def train(config: Config, *, objective: Objective | None = None, resume: bool = 
         while progress.step < steps and not interrupted():
             tracker.advance(progress.step)
             loop.step(batches, tracker)
-            last = progress.step == steps
-            if dev is not None and (last or progress.step % config.train.eval_every == 0):
+            if dev is not None and loop.is_due(config.train.eval_every):
                 loop.evaluate(dev, model, tracker)
-            if analyzed is not None and (last or progress.step % config.train.analyze_every == 0):
+            if analyzed is not None and loop.is_due(config.train.analyze_every):
                 loop.analyze(analyzed, model, tracker)
-            if accelerator.is_main_process and (last or progress.step % config.train.save_every == 0):
+            if accelerator.is_main_process and loop.is_due(config.train.save_every):
                 checkpoint.save(config.folder, model, trainer, keep=config.train.keep)
         tracker.advance(progress.step)
         if accelerator.is_main_process:
@@ -126,6 +118,11 @@ class Loop:
     def __post_init__(self) -> None:
         self._window: list[dict[str, float]] = []
         self._window_started_s = time.perf_counter()
+
+    def is_due(self, every: int) -> bool:
+        """Whether this step is one of those that come ``every`` so many, or the last."""
+        step = self.trainer.progress.step
+        return step == self.steps or step % every == 0
 
     def step(self, batches: Iterator[Batch], tracker: Tracker) -> None:
         """Forward and backward over ``accumulate`` batches, clip, update, log."""
@@ -229,6 +226,17 @@ def _values(output: LossOutput) -> dict[str, float]:
         "loss": float(output.total.detach()),
         **{f"part/{name}": float(part) for name, part in output.parts.items()},
     }
+
+
+def _load_model(config: Config) -> SpeechLLM:
+    model = config.model.build()
+    if config.train.init_from is not None:
+        model.load_projector(config.train.init_from)
+    if config.train.gradient_checkpointing:
+        model.llm.checkpoint_gradients()
+    if config.data.cache_text:
+        model.text_cache = TextCache(Path(config.data.cache_dir), model.llm, limit_gb=config.data.cache_text_gb)
+    return model
 
 
 def _claim_folder(config: Config, objective: Objective | None, *, resume: bool, first: bool) -> None:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ossicle import checkpoint
 from ossicle.batch import LossOutput
@@ -14,6 +14,7 @@ from ossicle.config import Config
 from ossicle.doctor.batch import Loaded
 from ossicle.doctor.cost import Measured, report_cost
 from ossicle.doctor.finding import Report, listed
+from ossicle.doctor.saved import run_and_count
 from ossicle.models.speech_llm import SpeechLLM
 
 OVERFIT_STEPS, OVERFIT_S = 20, 20.0
@@ -34,7 +35,7 @@ def check_step(config: Config, model: SpeechLLM, loaded: Loaded, report: Report)
             return loaded.objective(model, loaded.batch)
 
     try:
-        output, saved_b = _measured(forward, model)
+        output, saved_b = run_and_count(forward, model)
     except (ValueError, torch.OutOfMemoryError) as error:
         report.error(
             "step",
@@ -55,24 +56,6 @@ def check_step(config: Config, model: SpeechLLM, loaded: Loaded, report: Report)
 def _of_objective(loaded: Loaded) -> list[nn.Parameter]:
     """What trains of the objective, such as a temperature."""
     return checkpoint.trainable(loaded.objective) if isinstance(loaded.objective, nn.Module) else []
-
-
-def _measured(forward: Callable[[], LossOutput], model: SpeechLLM) -> tuple[LossOutput, int]:
-    """The loss, and the bytes that it keeps for the backward pass: each storage once, without the model's own."""
-    sizes: dict[int, int] = {}
-    held: list[Tensor] = []  # so that no address is used twice
-    own = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            sizes[storage.data_ptr()] = storage.nbytes()
-            held.append(tensor)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        output = forward()
-    return output, sum(sizes.values())
 
 
 def _check_first(loss: float, model: SpeechLLM, report: Report) -> bool:
