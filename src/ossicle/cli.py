@@ -81,13 +81,17 @@ def evaluate(  # noqa: PLR0913 - each parameter is an option of the command
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 200,
     skip_broken: Annotated[bool, typer.Option(help="Count and list unreadable files instead of stopping.")] = False,
     from_text: Annotated[bool, typer.Option(help="Read transcripts instead of speech: the upper bound.")] = False,
+    cascade: Annotated[bool, typer.Option(help="Read what the encoder's own CTC head recognises.")] = False,
 ) -> None:
     """Decode a manifest to hypotheses, then score each task and language."""
     from ossicle.evaluate.run import EvalOptions
     from ossicle.evaluate.run import evaluate as run
 
-    out = out or model / "eval" / f"{manifest.stem}{'-text' if from_text else ''}.jsonl"
-    run(model, manifest, out, EvalOptions(fraction, batch_size, max_new_tokens, skip_broken, from_text))
+    if from_text and cascade:
+        raise typer.BadParameter("--from-text and --cascade read different texts: give one of them")
+    kind = "-text" if from_text else "-cascade" if cascade else ""
+    out = out or model / "eval" / f"{manifest.stem}{kind}.jsonl"
+    run(model, manifest, out, EvalOptions(fraction, batch_size, max_new_tokens, skip_broken, from_text, cascade))
 
 
 @app.command()
