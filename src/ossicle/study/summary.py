@@ -6,11 +6,13 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from ossicle.study.config import MODE_NAMES, MODES, StudyConfig
 from ossicle.study.interval import column_of
 
+WIDEST = 400
 VERDICT_STYLES = {"holds": "green", "partly": "yellow", "fails": "red", "not tested": "dim"}
 
 
@@ -45,13 +47,17 @@ def print_results(record: dict[str, Any], console: Console) -> None:
             if row["mode"] == mode:
                 figures = [_figure(row["scores"][column]) for column in columns]
                 table.add_row(row["name"], f"{row['fraction']:.3g}", str(len(row["seeds"])), *figures)
-        console.print(table)
+        # Never cut: a figure that is not there is worse than a line that wraps in a narrow terminal.
+        width = Measurement.get(console, console.options.update(max_width=WIDEST), table).maximum
+        Console(file=console.file, width=max(console.width, width)).print(table)
     for claim in record["claims"]:
         style = VERDICT_STYLES[claim["verdict"]]
         console.print(
-            f"[{style}]{claim['verdict']:>10}[/]  {claim['claim']} ({MODE_NAMES[claim['mode']]})", highlight=False
+            f"[{style}]{claim['verdict']:>10}[/]  {claim['claim']} ({MODE_NAMES[claim['mode']]})",
+            highlight=False,
+            soft_wrap=True,
         )
-        console.print(f"            {claim['figures']}", style="dim", highlight=False)
+        console.print(f"            {claim['figures']}", style="dim", highlight=False, soft_wrap=True)
 
 
 def _figure(figure: dict[str, Any]) -> str:
