@@ -30,6 +30,7 @@ from ossicle.data.corpora.items import (
     Recording,
     asr_line,
     clean,
+    parse_record,
     read_lines,
     st_line,
 )
@@ -147,13 +148,7 @@ def _records(texts: Path) -> Iterator[tuple[int, dict[str, Any], float]]:
         if not is_json:
             yield number, {"text": line}, fraction
             continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise CorpusError(f"{texts}:{number}: is not JSON ({error}); expected {EXPECTED}") from error
-        if not isinstance(record, dict):
-            raise CorpusError(f"{texts}:{number}: is not a JSON object; expected {EXPECTED}")
-        yield number, record, fraction
+        yield number, parse_record(line, f"{texts}:{number}", EXPECTED), fraction
 
 
 def _utterance(record: dict[str, Any], name: str, texts: Path, options: TtsOptions) -> Item:

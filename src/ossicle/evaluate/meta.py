@@ -9,19 +9,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from ossicle.data.corpora import DESCRIPTION_ATTRIBUTES as ATTRIBUTES
 from ossicle.evaluate.normalise import normalise_basic
 from ossicle.evaluate.parts import Metric, References, Score, pairs, rate_parts, score_of
-
-ATTRIBUTES = (
-    "speaking_rate",
-    "gender",
-    "noise",
-    "reverberation",
-    "speech_monotony",
-    "sdr_noise",
-    "pesq_speech_quality",
-)
-"""What `ossicle prepare mls-descriptions` writes, in its order."""
 
 _SIGNATURE = "norm:basic|refs:any"
 

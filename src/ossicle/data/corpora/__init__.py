@@ -7,6 +7,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+DESCRIPTION_ATTRIBUTES = (
+    "speaking_rate",
+    "gender",
+    "noise",
+    "reverberation",
+    "speech_monotony",
+    "sdr_noise",
+    "pesq_speech_quality",
+)
+"""Of a recording, in the order that answers of task ``meta`` have: `mls_descriptions` writes them, and
+`ossicle.evaluate.meta` scores them."""
+
 
 @dataclass(frozen=True)
 class Corpus:

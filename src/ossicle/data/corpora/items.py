@@ -12,6 +12,7 @@ It raises `CorpusError` where SOURCE is not laid out as expected. It opens no au
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -113,6 +114,17 @@ def chosen(wanted: tuple[str, ...], there: list[str], what: str, source: Path) -
 def clean(text: str | None) -> str:
     """The text with its white space reduced to single spaces; empty for ``None``."""
     return " ".join((text or "").split())
+
+
+def parse_record(line: str, where: str, wanted: str) -> dict[str, Any]:
+    """The JSON object on a line. Raises `CorpusError` that says ``where`` (file:line), and what was ``wanted``."""
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise CorpusError(f"{where}: is not JSON ({error}); expected {wanted}") from error
+    if not isinstance(record, dict):
+        raise CorpusError(f"{where}: is not a JSON object; expected {wanted}")
+    return record
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str, float]]:

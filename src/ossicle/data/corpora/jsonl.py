@@ -6,7 +6,6 @@ NeMo's lines for translation (``source_lang`` other than ``target_lang``) hold t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from ossicle.data.corpora.items import (
     Recording,
     beside,
     expected,
+    parse_record,
     read_lines,
 )
 from ossicle.data.corpora.records import fields_of, lines_of, sample_of
@@ -35,18 +35,8 @@ def read(source: Path, options: Options) -> Iterator[Item]:
     for done, path in enumerate(files):
         for number, line, fraction in read_lines(path):
             if line.strip():
-                yield _item(_parse(line, f"{path}:{number}"), path, number, options)
+                yield _item(parse_record(line, f"{path}:{number}", CORPORA["jsonl"].layout), path, number, options)
             yield Reached((done + fraction) / len(files))
-
-
-def _parse(line: str, where: str) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise CorpusError(f"{where}: is not JSON ({error}); expected {CORPORA['jsonl'].layout}") from error
-    if not isinstance(record, dict):
-        raise CorpusError(f"{where}: is not a JSON object; expected {CORPORA['jsonl'].layout}")
-    return record
 
 
 def _item(record: dict[str, Any], path: Path, number: int, options: Options) -> Item:

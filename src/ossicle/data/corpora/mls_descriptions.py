@@ -13,6 +13,7 @@ from typing import Any
 
 from ossicle.batch import Sample
 from ossicle.data.corpora import CORPORA
+from ossicle.data.corpora import DESCRIPTION_ATTRIBUTES as ATTRIBUTES
 from ossicle.data.corpora.disk import DiskDict
 from ossicle.data.corpora.items import (
     CorpusError,
@@ -27,15 +28,6 @@ from ossicle.data.corpora.items import (
 )
 from ossicle.data.corpora.tables import audio_of, columns_of, parquet_files, rows
 
-ATTRIBUTES = (
-    "speaking_rate",
-    "gender",
-    "noise",
-    "reverberation",
-    "speech_monotony",
-    "sdr_noise",
-    "pesq_speech_quality",
-)
 INSTRUCTION = (
     "Describe the recording: speaking rate, gender of the speaker, noise, reverberation, monotony, "
     "signal-to-distortion noise and perceived quality."
