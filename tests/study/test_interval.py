@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
+from ossicle.evaluate.bootstrap import interval as interval_of
 from ossicle.evaluate.metrics import bleu, exact_match, f1, wer
 from ossicle.evaluate.score import Hypothesis
 from ossicle.study.interval import (
     bootstrap,
     column_of,
     corpus_score,
-    percentile_interval,
     spread,
     utterance_counts,
 )
@@ -52,12 +52,12 @@ def test_lines_are_in_the_order_of_their_ids_so_that_runs_pair():
 
 
 def test_the_bootstrap_of_a_share_has_its_known_spread():
-    half = np.array([[i % 2, 1] for i in range(400)])
+    half = np.array([[100 * (i % 2), 1] for i in range(400)])
     draws = bootstrap("em", [half])
     assert draws.shape == (1000,)
     assert draws.mean() == pytest.approx(50, abs=0.3)
     assert draws.std() == pytest.approx(100 * np.sqrt(0.25 / 400), rel=0.1)  # the binomial's: 2.5 points
-    interval = percentile_interval(draws)
+    interval = interval_of(draws)
     assert interval.low == pytest.approx(45.1, abs=0.7)
     assert interval.high == pytest.approx(54.9, abs=0.7)
 

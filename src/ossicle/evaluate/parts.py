@@ -75,17 +75,17 @@ def pairs(hypotheses: Sequence[str], references: References) -> list[tuple[str, 
 def mean_parts(values: Sequence[float]) -> Parts:
     """The mean of one value per utterance, 0-100 each."""
     column = np.asarray(values, dtype=float)
-    return Parts(np.stack([column, np.ones_like(column)], axis=1), _mean)
+    return Parts(np.stack([column, np.ones_like(column)], axis=1), mean_value)
 
 
 def rate_parts(errors: Sequence[int], lengths: Sequence[int]) -> Parts:
     """All errors over the length of all references, in percent; over a length of 0 it is 100, or 0 without errors."""
-    return Parts(np.stack([np.asarray(errors, float), np.asarray(lengths, float)], axis=1), _rate)
+    return Parts(np.stack([np.asarray(errors, float), np.asarray(lengths, float)], axis=1), rate_value)
 
 
 def bleu_parts(metric: BLEU, hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Parts:
     """BLEU-4 with exponential smoothing, of the n-grams that sacreBLEU counts; K = 10."""
-    return Parts(_sacrebleu_counts(metric, hypotheses, references), _bleu)
+    return Parts(_sacrebleu_counts(metric, hypotheses, references), bleu_value)
 
 
 def chrf_parts(metric: CHRF, hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Parts:
@@ -101,17 +101,19 @@ def _sacrebleu_counts(metric: BLEU | CHRF, hypotheses: Sequence[str], references
     return np.asarray(metric._extract_corpus_statistics(list(hypotheses), streams), dtype=float)
 
 
-def _mean(sums: Floats) -> Floats:
+def mean_value(sums: Floats) -> Floats:
+    """Columns: sum of the values, how many."""
     return sums[:, 0] / np.maximum(sums[:, 1], 1)
 
 
-def _rate(sums: Floats) -> Floats:
+def rate_value(sums: Floats) -> Floats:
+    """Columns: errors, length of the references."""
     errors, length = sums[:, 0], sums[:, 1]
     empty = np.where(errors > 0, 100.0, 0.0)
     return np.where(length > 0, 100 * errors / np.maximum(length, 1), empty)
 
 
-def _bleu(sums: Floats) -> Floats:
+def bleu_value(sums: Floats) -> Floats:
     """Columns: hypothesis length, reference length, 4 matches, 4 totals. As sacreBLEU, `BLEU.compute_bleu`."""
     said, wanted = sums[:, 0], sums[:, 1]
     matches, totals = sums[:, 2 : 2 + BLEU_ORDER], sums[:, 2 + BLEU_ORDER :]

@@ -10,8 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from ossicle.evaluate.bootstrap import interval as interval_of
 from ossicle.study.config import MODE_NAMES, MODES, Claim, Mode
-from ossicle.study.interval import column_of, percentile_interval
+from ossicle.study.interval import column_of
 
 if TYPE_CHECKING:
     from ossicle.study.results import Figure, Row
@@ -75,7 +76,7 @@ class _Judge:
         ours, other = self._figure(self.name, few, column), self._figure(self.claim.asr, few, column)
         if ours is None or other is None:
             return Finding(self.mode, what, "not tested", self._missing(self.claim.asr, few))
-        worse, interval = ours.mean - other.mean, percentile_interval(ours.draws - other.draws)
+        worse, interval = ours.mean - other.mean, interval_of(ours.draws - other.draws)
         verdict: Verdict = "fails" if worse > most else "holds" if interval.high <= most else "partly"
         figures = (
             f"{_metric(column)} {describe(ours)} against {describe(other)}: {worse:+.1f}, "

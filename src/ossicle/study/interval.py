@@ -1,7 +1,6 @@
 """Uncertainty of a study's figures: mean and standard deviation over seeds, percentile bootstrap over utterances.
 
-Self-contained on purpose, so that another bootstrap can take its place: the rest of the study calls `column_of`,
-`utterance_counts`, `bootstrap` and `spread` only.
+What a cell keeps are the counts that `ossicle.evaluate.parts` sums, so that nothing is scored twice.
 
 Shape legend: N utterances, K counts that a metric sums, R resamples.
 """
@@ -9,27 +8,23 @@ Shape legend: N utterances, K counts that a metric sums, R resamples.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import numpy as np
-from sacrebleu.metrics import BLEU
 
 from ossicle.data.prompts import task_key
-from ossicle.evaluate.metrics import exact_match, f1, normalise_basic, wer
+from ossicle.evaluate.bootstrap import RESAMPLES, resample
+from ossicle.evaluate.metrics import bleu, exact_match, f1, wer
+from ossicle.evaluate.parts import Floats, Metric, Parts, bleu_value, mean_value, rate_value
 from ossicle.evaluate.score import Hypothesis
 
-RESAMPLES = 1000
-LEVEL = 95.0
-NGRAMS = 4
-
-
-@dataclass(frozen=True)
-class Interval:
-    """Ends of a 95% interval, in the unit of the score."""
-
-    low: float
-    high: float
+METRICS: dict[str, tuple[Metric, Callable[[Floats], Floats]]] = {
+    "wer": (wer, rate_value),
+    "bleu": (bleu, bleu_value),
+    "em": (exact_match, mean_value),
+    "f1": (f1, mean_value),
+}
+"""How utterances are counted, and what summed counts are worth."""
 
 
 def metrics_of(task: str) -> tuple[str, ...]:
@@ -44,17 +39,13 @@ def column_of(task: str) -> str:
 
 
 def utterance_counts(lines: Sequence[Hypothesis]) -> dict[str, list[list[float]]]:
-    """Column -> what each utterance adds to the metric's sums, (N, K); lines are taken in the order of their ids.
-
-    WER: errors, words. BLEU: matches and candidates of 1- to 4-grams, lengths said and of the reference. EM, F1: the
-    utterance's score, 1. So a corpus-level score of any resample is `corpus_score` of the summed rows.
-    """
+    """Column -> what each utterance adds to the metric's sums, (N, K); lines are taken in the order of their ids."""
     by_task: dict[str, list[Hypothesis]] = {}
     for line in sorted(lines, key=lambda line: line.id):
         task = line.task or "asr"
         by_task.setdefault(task_key(task, line.target_language), []).append(line)
     return {
-        f"{task}:{metric}": [_counts(metric, line.hypothesis, list(line.references)) for line in group]
+        f"{task}:{metric}": _counts(METRICS[metric][0], group)
         for task, group in by_task.items()
         for metric in metrics_of(task)
     }
@@ -62,15 +53,7 @@ def utterance_counts(lines: Sequence[Hypothesis]) -> dict[str, list[list[float]]
 
 def corpus_score(metric: str, sums: np.ndarray) -> float:
     """The score in percent of summed counts (K,)."""
-    if metric == "bleu":
-        matched, total, (said, wanted) = sums[:NGRAMS], sums[NGRAMS : 2 * NGRAMS], sums[2 * NGRAMS :]
-        exact = [[int(x) for x in counts] for counts in (matched, total)]
-        found = BLEU.compute_bleu(exact[0], exact[1], int(said), int(wanted), smooth_method="exp")
-        return min(float(found.score), 100.0)
-    hits, count = sums
-    if count == 0:
-        return 100.0 if hits else 0.0
-    return 100 * float(hits) / float(count)
+    return float(METRICS[metric][1](np.asarray(sums, dtype=float)[None])[0])
 
 
 def bootstrap(metric: str, runs: Sequence[np.ndarray], *, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
@@ -81,17 +64,8 @@ def bootstrap(metric: str, runs: Sequence[np.ndarray], *, resamples: int = RESAM
     """
     if len({len(run) for run in runs}) != 1:
         raise ValueError(f"runs of {sorted({len(run) for run in runs})} utterances cannot be resampled together")
-    n = len(runs[0])
-    weights = np.random.default_rng(seed).multinomial(n, [1 / n] * n, size=resamples)  # (R, N)
-    scores = [[corpus_score(metric, sums) for sums in weights @ np.asarray(run, dtype=float)] for run in runs]
-    return np.mean(scores, axis=0)
-
-
-def percentile_interval(draws: np.ndarray) -> Interval:
-    """The middle 95% of bootstrap scores (R,)."""
-    tail = (100 - LEVEL) / 2
-    low, high = np.percentile(draws, [tail, 100 - tail])
-    return Interval(float(low), float(high))
+    parts = [Parts(np.asarray(run, dtype=float), METRICS[metric][1]) for run in runs]
+    return resample(parts, range(len(runs[0])), resamples=resamples, seed=seed).mean(0)
 
 
 def spread(values: Sequence[float]) -> tuple[float, float | None]:
@@ -102,21 +76,10 @@ def spread(values: Sequence[float]) -> tuple[float, float | None]:
     return mean, math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
 
 
-def _counts(metric: str, said: str, references: list[str]) -> list[float]:
-    match metric:
-        case "wer":
-            return min((_word_errors(said, wanted) for wanted in references), key=lambda e: e[0] / max(e[1], 1))
-        case "bleu":
-            found = BLEU(effective_order=True).sentence_score(said, references)
-            return [*found.counts, *found.totals, found.sys_len, found.ref_len]
-        case "em":
-            return [exact_match([said], [references]).value / 100, 1]
-        case _:
-            return [f1([said], [references]).value / 100, 1]
-
-
-def _word_errors(said: str, wanted: str) -> list[float]:
-    words = len(normalise_basic(wanted).split())
-    if words == 0:
-        return [len(normalise_basic(said).split()), 0]
-    return [round(wer([said], [wanted]).value * words / 100), words]
+def _counts(metric: Metric, lines: Sequence[Hypothesis]) -> list[list[float]]:
+    target = lines[0].target_language
+    score = metric([line.hypothesis for line in lines], [line.references for line in lines], target)
+    if score.parts is None:
+        raise ValueError(f"{metric} keeps no counts of utterances to draw from")
+    counts: list[list[float]] = score.parts.counts.tolist()
+    return counts

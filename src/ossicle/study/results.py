@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from ossicle.evaluate.bootstrap import interval as interval_of
 from ossicle.study.claims import evaluate_claims
 from ossicle.study.config import MODES, Mode, to_dict
-from ossicle.study.interval import bootstrap, column_of, metrics_of, percentile_interval, spread
+from ossicle.study.interval import bootstrap, column_of, metrics_of, spread
 from ossicle.study.job import HYPOTHESES, UTTERANCES, Job
 from ossicle.study.plan import CellKey, Plan
 from ossicle.tracking import provenance
@@ -119,7 +120,7 @@ def _figures(plan: Plan, jobs: Sequence[Job]) -> dict[str, Figure]:
 
 
 def _figure(values: list[float], draws: np.ndarray) -> Figure:
-    (mean, sd), interval = spread(values), percentile_interval(draws)
+    (mean, sd), interval = spread(values), interval_of(draws)
     return Figure(mean, sd, interval.low, interval.high, values, draws)
 
 
