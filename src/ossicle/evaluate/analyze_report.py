@@ -21,6 +21,7 @@ from ossicle.evaluate.plots_analysis import (
     plot_geometry,
     plot_probes,
 )
+from ossicle.evaluate.show import print_whole
 
 FORMATS = ("png", "svg")
 RANKS = (1, 5, 10)
@@ -47,10 +48,10 @@ def draw(
 def print_report(record: Mapping[str, Any], console: Console) -> None:
     """Print a table per stage, and one of the probes."""
     for name, stage in record["stages"].items():
-        console.print(_layers(f"{name}: {record['utterances']} utterances", stage["layers"]))
+        print_whole(_layers(f"{name}: {record['utterances']} utterances", stage["layers"]), console)
     console.print(" = matched pairs, ≠ mismatched; retrieval: R@1/R@5/R@10 in %", style="dim", highlight=False)
     if record["probes"]:
-        console.print(_probes(record))
+        print_whole(_probes(record), console)
     for name, reason in record["probes_skipped"].items():
         console.print(f"no probe for {name}: {reason}", style="dim", markup=False, highlight=False, soft_wrap=True)
     left_out = ", ".join(f"{count} {reason}" for reason, count in record["left_out"].items() if count)

@@ -31,6 +31,7 @@ from ossicle.evaluate.score import (
     score,
     score_groups,
 )
+from ossicle.evaluate.show import print_whole
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ def _print_differences(differences: Sequence[Difference], console: Console) -> N
             table.add_row(*head, name, f"{pair.difference:+.2f}", interval_text(pair.interval), _p(pair))
             head = ("", "", "")
         table.add_section()
-    console.print(table)
+    print_whole(table, console)
     for note in dict.fromkeys(f"paired bootstrap over {found.units}" for found in differences):
         console.print(note, style="dim", highlight=False)
     if left_out := sum(found.only_in_one for found in differences):
@@ -143,7 +144,7 @@ def _print_spreads(spreads: Sequence[Spread], console: Console) -> None:
     for spread in spreads:
         languages = languages_of(spread.language, spread.target_language)
         table.add_row(spread.task, languages, spread.metric, f"{spread.mean:.2f} ± {spread.sd:.2f}")
-    console.print(table)
+    print_whole(table, console)
 
 
 def _p(pair: Paired) -> str:

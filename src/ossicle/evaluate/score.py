@@ -22,6 +22,7 @@ from ossicle.evaluate.hypotheses import HypothesesError, Hypothesis, grouped, re
 from ossicle.evaluate.meta import attribute_metrics
 from ossicle.evaluate.metrics import metrics_for
 from ossicle.evaluate.parts import Score
+from ossicle.evaluate.show import print_whole
 
 __all__ = [
     "HYPOTHESES_NAME",
@@ -148,7 +149,7 @@ def print_table(rows: Sequence[Row], console: Console | None = None) -> None:
         table.add_section()
 
     console = console or Console()
-    console.print(table)
+    print_whole(table, console)
     notes = []
     for row in rows:
         found = [f"{failure.name} {failure.rate:.1f}%" for failure in row.failures if failure.count]

@@ -6,13 +6,12 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
-from rich.measure import Measurement
 from rich.table import Table
 
+from ossicle.evaluate.show import print_whole
 from ossicle.study.config import MODE_NAMES, MODES, StudyConfig
 from ossicle.study.interval import column_of
 
-WIDEST = 400
 VERDICT_STYLES = {"holds": "green", "partly": "yellow", "fails": "red", "not tested": "dim"}
 
 
@@ -28,7 +27,7 @@ def describe(config: StudyConfig, console: Console) -> None:
         cells = [seeds * len(config.fractions(mode)) for mode in MODES]
         total += sum(cells)
         table.add_row(name, str(seeds), *map(str, cells))
-    console.print(table)
+    print_whole(table, console)
     steps = ", ".join(f"{fraction:.3g} for {n} steps" for fraction, n in sorted(config.finetuning.steps.items()))
     console.print(f"{total} cells at most; stage 1: {config.stage1.steps} steps; fractions of stage 2: {steps}")
 
@@ -47,9 +46,7 @@ def print_results(record: dict[str, Any], console: Console) -> None:
             if row["mode"] == mode:
                 figures = [_figure(row["scores"][column]) for column in columns]
                 table.add_row(row["name"], f"{row['fraction']:.3g}", str(len(row["seeds"])), *figures)
-        # Never cut: a figure that is not there is worse than a line that wraps in a narrow terminal.
-        width = Measurement.get(console, console.options.update(max_width=WIDEST), table).maximum
-        Console(file=console.file, width=max(console.width, width)).print(table)
+        print_whole(table, console)
     for claim in record["claims"]:
         style = VERDICT_STYLES[claim["verdict"]]
         console.print(
