@@ -71,15 +71,19 @@ def split_of(sentence: Sentence) -> Split:
     return "dev" if bucket >= _FIRST_DEV_BUCKET else "train"
 
 
-def sample_passages(split: Split, count: int, *, seed: int = 0, max_sentences: int = 3) -> list[Passage]:
-    """`count` different passages of one to `max_sentences` sentences, each length equally often.
+def sample_passages(
+    split: Split, count: int, *, seed: int = 0, max_sentences: int = 3, shares: Sequence[float] = ()
+) -> list[Passage]:
+    """`count` different passages of one to `max_sentences` sentences, each length equally often or as `shares` has it.
 
     The same arguments give the same passages, and a larger `count` extends the list of a smaller one.
     """
+    lengths = range(1, max_sentences + 1)
     rng = random.Random(f"{split}-{seed}-{max_sentences}")
     passages: dict[str, Passage] = {}
     while len(passages) < count:
-        passage = random_passage(split, rng.randint(1, max_sentences), rng)
+        length = rng.choices(lengths, shares)[0] if shares else rng.randint(1, max_sentences)
+        passage = random_passage(split, length, rng)
         passages.setdefault(passage.text, passage)
     return list(passages.values())
 

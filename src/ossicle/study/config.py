@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -36,6 +36,9 @@ class LabCorpus:
     """Train, development and test share no sentence and no voice."""
     seed: int = 2
     max_sentences: int = Field(default=3, ge=1, le=3)
+    train_shares: list[Annotated[float, Field(gt=0)]] = Field(default_factory=list)
+    """Of training passages with one sentence, two, ...; none: each length equally often, as development and test have
+    it. Short passages are learnt from much faster."""
     question_sentences: int = Field(default=2, ge=1, le=3)
     """Questions (``qa``) are asked about passages of at least so many sentences."""
 
@@ -228,6 +231,8 @@ def _contradictions(config: StudyConfig) -> Iterable[str]:
         yield "data.dev: no manifests, but choose has settings to try on them"
     if both := set(data.tasks) & set(data.unseen):
         yield f"data.unseen: {', '.join(sorted(both))} is in data.tasks too; an unseen task is not trained"
+    if data.lab and len(data.lab.train_shares) not in (0, data.lab.max_sentences):
+        yield f"data.lab.train_shares: has {len(data.lab.train_shares)} shares for {data.lab.max_sentences} lengths"
     for mode in MODES:
         for fraction in set(config.fractions(mode)) - set(known):
             yield f"compare.{mode}: finetuning.steps has no steps for the fraction {fraction:g}"

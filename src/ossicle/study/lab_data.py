@@ -28,12 +28,13 @@ def make_lab_data(folder: Path, data: StudyData, corpus: LabCorpus) -> StudyData
         "dev": dev_voices,
         "test": [voice for voice in held_out if voice not in dev_voices],
     }
-    train = sample_passages("train", corpus.train + corpus.extra, seed=corpus.seed, max_sentences=corpus.max_sentences)
+    sizes = {"seed": corpus.seed, "max_sentences": corpus.max_sentences}
+    train = sample_passages("train", corpus.train + corpus.extra, **sizes, shares=corpus.train_shares)
     parts: dict[str, tuple[Split, list[Passage]]] = {
         "train": ("train", train[: corpus.train]),
         "extra": ("train", train[corpus.train :]),
-        "dev": ("dev", sample_passages("dev", corpus.dev, seed=corpus.seed, max_sentences=corpus.max_sentences)),
-        "test": ("test", sample_passages("test", corpus.test, seed=corpus.seed, max_sentences=corpus.max_sentences)),
+        "dev": ("dev", sample_passages("dev", corpus.dev, **sizes)),
+        "test": ("test", sample_passages("test", corpus.test, **sizes)),
     }
     manifests = {
         name: _speak(folder / name, split, passages, voices[split], corpus.seed)
