@@ -6,6 +6,8 @@ import pytest
 
 from ossicle.data.manifest import read_manifest
 from ossicle.data.prompts import task_key
+from ossicle.lab.corpus import speak_passages
+from ossicle.study import lab_data
 from ossicle.study.config import LabCorpus, StudyData
 from ossicle.study.lab_data import make_lab_data
 
@@ -48,6 +50,21 @@ def test_questions_are_about_two_sentences(data):
     shortest = min(len(text.split()) for text in asked)
     assert 0 < len(asked) < 12
     assert shortest > min(len(s.text.split()) for s in lines)
+
+
+def test_training_passages_have_the_lengths_that_are_asked_for(tmp_path):
+    corpus = LabCorpus(train=40, dev=1, test=2, max_sentences=2, train_shares=[1000, 1])
+    passages: list = []
+
+    def record(folder, split, drawn, voices, seed):
+        passages.extend(drawn if split == "train" else [])
+        return speak_passages(folder, split, drawn[:1], voices, seed)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(lab_data, "speak_passages", record)
+        patched.setattr(lab_data, "_write_tasks", lambda path, *_: path)
+        make_lab_data(tmp_path, StudyData(lab=corpus), corpus)
+    assert [len(passage.sentences) for passage in passages] == [1] * 40  # with equal shares one in 2**40
 
 
 def test_a_second_call_leaves_the_audio_alone(data):

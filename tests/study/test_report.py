@@ -16,6 +16,7 @@ from ossicle.cli import app
 from ossicle.report.charts import HEIGHT, Axes, Line, Point, chart, nice_ticks, thin
 from ossicle.report.page import write_report
 from ossicle.report.study_view import StudyView, column_title, percent
+from ossicle.report.token_map import token_map
 from ossicle.study.config import load
 from ossicle.study.run import run_study
 
@@ -87,6 +88,7 @@ def test_the_page_of_a_study_needs_no_other_file(study, tmp_path):
     for word in ("The paper’s claim, part by part", "contr beats none", "50% of the fine-tuning data", "23.78"):
         assert word.split()[0] in page.text
     assert "Configuration" in page.text and "torch" in page.text
+    assert "Which speech token stands for which word" in page.text and "layer 3" in page.text
     assert len(page.audio) == 2
     waveform, rate = soundfile.read(io.BytesIO(base64.b64decode(page.audio[0].partition(",")[2])))
     assert rate == 16_000 and 0.2 < len(waveform) / rate < 3
@@ -161,6 +163,19 @@ def test_points_lie_where_their_values_say():
     assert all(0 < float(text.get("y") or 0) <= HEIGHT for text in figure.iterfind(".//text"))
     with pytest.raises(ValueError, match="chart 't' has no points"):
         chart([Line("a", 0, [])], Axes("t", "x", []))
+
+
+def test_token_maps_shade_what_a_word_has_of_its_mass():
+    record = {"text": "a b", "tokens": ["a", "<b>"], "token_s": 0.2, "plans": {"0": [[1.0, 0, 0], [0.01, 0.3, 0.69]]}}
+    figure = ElementTree.fromstring(str(token_map("contr", 1, record)))
+    squares = [r for r in figure.iterfind(".//rect") if r.get("class") is None]
+    assert [(r.get("x"), r.get("y"), r.get("opacity")) for r in squares] == [
+        ("74.0", "18", "1.00"),
+        ("236.0", "31", "0.30"),  # 486 units for 3 tokens
+        ("398.0", "31", "0.69"),
+    ]
+    words = [text.text for text in figure.iterfind(".//text")]
+    assert words[:3] == ["a", "<b>", "layer 0"] and words[-1] == "0.6"
 
 
 def test_ticks_are_round_and_hold_the_values():

@@ -111,6 +111,42 @@ def test_settings_are_chosen_on_the_development_split_and_time_is_matched(study_
     assert {row["mode"] for row in record["rows"]} == {"steps", "compute"}
 
 
+def scored(monkeypatch, score):
+    """Development scores are ``score(name of the trial's folder)``, whatever the tiny models answer."""
+
+    def made_up(self, trial):
+        return score(trial.folder.name) if trial is not None and trial.is_done() else None
+
+    monkeypatch.setattr(Plan, "_score_of", made_up)
+
+
+def test_stage_two_is_as_long_as_it_pays(study_file, monkeypatch):
+    """Lengths are tried in turn, each from its start, until one gains less than ``plateau_gain``."""
+    by_steps = {1: 10.0, 2: 20.0, 4: 20.5, 8: 90.0}
+    scored(monkeypatch, lambda folder: by_steps[int(folder.split("-")[-2])])
+    config = load(study_file, ["pretraining.none={recipe: null, plateau: {1.0: [1, 2, 4, 8]}}"])
+    record = run_study(config, processes=0)
+    tried = record["settings"]["none"]["plateau"]["1"]
+    assert [(trial["steps"], trial["development_score"]) for trial in tried] == [(1, 10.0), (2, 20.0), (4, 20.5)]
+    cell = json.loads((config.folder / "cells/none/0-steps/1/seed-0/cell.json").read_text())
+    assert cell["steps"] == 4  # the best of those tried
+    half = json.loads((config.folder / "cells/none/0-steps/0.5/seed-0/cell.json").read_text())
+    assert half["steps"] == 1  # as the study has it
+    assert record["cells"] == {"done": 6, "of": 6}
+
+
+def test_the_best_length_is_chosen_on_the_development_split(study_file, monkeypatch):
+    scored(monkeypatch, lambda folder: 50.0 if folder.startswith("5-steps") else 10.0)
+    config = load(study_file, ["choose={steps: [5], fraction: 0.5}", "compare={chosen: [0.5]}"])
+    record = run_study(config, processes=0)
+    used = record["settings"]["contr"]["used"]
+    assert (used["steps"]["steps"], used["chosen"]["steps"]) == (3, 5)
+    rows = {(row["mode"], row["name"], row["fraction"]): row for row in record["rows"]}
+    assert rows["chosen", "contr", 0.5]["hypotheses"][0].startswith("cells/contr/5-steps/0.5/")
+    assert rows["steps", "contr", 0.5]["hypotheses"][0].startswith("cells/contr/3-steps/0.5/")
+    assert ("chosen", "contr", 1.0) not in rows
+
+
 def test_a_failed_job_leaves_the_others_and_is_tried_again(study_file, tmp_path):
     broken = ["pretraining.broken={recipe: contrastive.yaml, overrides: [objective.layers=9]}"]
     config = load(study_file, broken)

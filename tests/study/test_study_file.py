@@ -57,6 +57,15 @@ def test_a_study_reads_back_what_it_writes(study_file):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        (
+            "pretraining.none={recipe: null, plateau: {1.0: [4, 2]}}",
+            "pretraining.none.plateau: the lengths [4, 2] do not ascend",
+        ),
+        (
+            "pretraining.none={recipe: null, plateau: {0.25: [2, 4]}}",
+            "pretraining.none.plateau: finetuning.steps has no steps for the fraction 0.25",
+        ),
+        ("data.lab={train_shares: [1.0]}", "data.lab.train_shares: has 1 shares for 3 lengths"),
         ("stage1.stepz=3", "stage1.stepz: unknown field; did you mean 'steps'?"),
         ("pretraining.contr.extra=true", "pretraining.contr.extra: unknown field"),
         ("stage1.steps=0", "stage1.steps: input should be greater than or equal to 1"),

@@ -33,7 +33,6 @@ from ossicle.evaluate.plots_analysis import TokenAlignment
 from ossicle.evaluate.probe_layers import Probes, probing
 from ossicle.evaluate.states import KeptStates, PooledFrames, encoded, pooled_states
 from ossicle.evaluate.wasserstein import MeanWasserstein
-from ossicle.losses.transport import transport_plan
 from ossicle.models.frozen import fingerprint
 from ossicle.models.speech_llm import ModelConfig, SpeechLLM, read_record
 from ossicle.tracking import bar, spread
@@ -43,9 +42,6 @@ PROBED = 9
 """Most layers that are probed, evenly from the first to the last."""
 PANELS = 4
 """Layers that pictures of points show; those of tokens show one less."""
-
-PLAN_TOLERANCE = 0.01
-"""Error of a column's sum that no picture shows."""
 
 
 @dataclass(frozen=True)
@@ -173,11 +169,7 @@ def _pass(
     for layer in spread(sorted(states.text), PANELS):
         sides = [torch.nn.functional.normalize(side[layer], dim=1) for side in (states.speech, states.text)]
         stage.components[layer] = principal_components(torch.cat(sides))
-    for utterance, text in kept.text.items():
-        speech = kept.speech[utterance]
-        stage.plans[utterance] = {
-            k: len(text[k]) * transport_plan(text[k], speech[k], tolerance=PLAN_TOLERANCE) for k in text
-        }
+    stage.plans = {utterance: kept.plans(utterance) for utterance in kept.text}
     probes.run(name, states, frames.frames, seen)
     return stage
 

@@ -11,7 +11,11 @@ from torch import Tensor
 
 from ossicle.batch import Batch, HiddenStates
 from ossicle.losses.contrastive import mean_pool
+from ossicle.losses.transport import transport_plan
 from ossicle.models.speech_llm import SpeechLLM
+
+PLAN_TOLERANCE = 0.01
+"""Error of a column's sum that no picture shows."""
 
 
 @dataclass(frozen=True)
@@ -115,3 +119,8 @@ class KeptStates:
                 kept[sample.id] = {k: side.states[k][row, side.mask[row]].float().cpu() for k in self.layers}
             if batch.text is not None:
                 self.tokens[sample.id] = batch.text.values[row, batch.text.mask[row]].tolist()
+
+    def plans(self, utterance: str) -> dict[int, Tensor]:
+        """Layer -> which of M speech tokens stand for each of N text tokens: (N, M), every row sums to 1."""
+        text, speech = self.text[utterance], self.speech[utterance]
+        return {k: len(text[k]) * transport_plan(text[k], speech[k], tolerance=PLAN_TOLERANCE) for k in text}

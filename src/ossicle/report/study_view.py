@@ -15,15 +15,19 @@ from ossicle.report.charts import LOOKS, Axes, Line, Point, chart, marker_path
 from ossicle.report.curves import LossCurve, loss_chart
 from ossicle.report.paper import PAPER
 from ossicle.report.recordings import Recording, recordings
+from ossicle.report.token_map import token_map
 from ossicle.study.config import MODE_NAMES
 
 RESULTS = "results.json"
+BESIDE = ("asr:wer", "st/de:bleu", "qa:f1", "normalised", "unseen")
+"""Columns that stand beside the paper's."""
 DODGE = 2.5
 LOWER = ("wer", "cer")
 TITLES = {
     "asr:wer": "Recognition, WER",
     "qa:f1": "Questions, F1",
     "qa:em": "Questions, exact",
+    "normalised": "Normalised average",
     "unseen": "Unseen tasks, mean",
 }
 LANGUAGES = {"de": "German", "es": "Spanish", "fr": "French", "it": "Italian"}
@@ -94,9 +98,9 @@ class StudyView:
         shown = []
         for row in PAPER:
             scores = rows.get(row.ours) if row.ours else None
-            ours = {c: f"{scores[c]['mean']:.1f}" for c in self.columns} if scores else {}
+            ours = {column: f"{scores[column]['mean']:.1f}" for column in self.columns} if scores else {}
             name = f"{row.ours[0]}, {percent(row.ours[1])}" if row.ours and scores else ""
-            values = {f"our_{c}": ours.get(c, "–") for c in ("asr:wer", "st/de:bleu", "qa:f1", "unseen")}
+            values = {f"our_{c}": ours.get(c, "–") for c in BESIDE}
             shown.append({**{k: v for k, v in vars(row).items() if k != "ours"}, "our_name": name, **values})
         return shown
 
@@ -138,6 +142,13 @@ class StudyView:
             ticks = [(float(layer), str(layer)) for layer in layers[:: -(-len(layers) // 9)]]
             charts.append(chart(lines, Axes(title, "LLM layer (0: embeddings)", ticks, (0, 100))))
         return charts
+
+    def tokens(self) -> tuple[str, list[Markup]]:
+        """What was said in the utterance that the pictures are about, and one picture for each row."""
+        paths = {name: self.folder / path for name, path in self.record["tokens"].items()}
+        records = {n: json.loads(path.read_text(encoding="utf-8")) for n, path in paths.items() if path.is_file()}
+        said = next((record["text"] for record in records.values()), "")
+        return said, [token_map(name, self.look(name), record) for name, record in records.items()]
 
     def curves(self) -> list[Markup]:
         """Stage 2 in one chart, as all share its loss; stage 1 in one for each row, as none do."""
@@ -218,7 +229,9 @@ class StudyView:
     def _chart_columns(self) -> list[str]:
         """The trained tasks, the unseen ones together, and unseen translation; single others would be too many."""
         trained = [column for column in self.columns if column.partition(":")[0] in self.config["data"]["tasks"]]
-        unseen = [c for c in self.columns if c == "unseen" or (c not in trained and c.startswith("st/"))]
+        unseen = [
+            c for c in self.columns if c in ("normalised", "unseen") or (c not in trained and c.startswith("st/"))
+        ]
         return [column for column in [*trained, *unseen] if column != "qa:em"]
 
 

@@ -74,6 +74,9 @@ class Pretraining:
     extra_data: bool = False
     finetune_steps: dict[float, int] = Field(default_factory=dict)
     """Fraction -> steps of stage 2, where not the study's: a run without pretraining needs more."""
+    plateau: dict[float, Annotated[list[int], Field(min_length=2)]] = Field(default_factory=dict)
+    """Fraction -> lengths of stage 2, ascending: tried in turn on the development split until a longer one no longer
+    pays (`Choose.plateau_gain`)."""
 
 
 @section
@@ -104,8 +107,10 @@ class Choose:
     """Learning rates of stage 2 besides the recipe's."""
     steps: list[int] = Field(default_factory=list)
     """Lengths of stage 1 besides the study's; what wins is used by the mode ``chosen``."""
+    plateau_gain: float = Field(default=1.0, gt=0)
+    """Points of the development score that a longer stage 2 must gain (`Pretraining.plateau`)."""
     fraction: float = 0.1
-    """Of the fine-tuning data, for every trial."""
+    """Of the fine-tuning data, for every trial but those of a plateau."""
     seed: int = 1000
     """Of every trial; not one of the study's, so that a lucky seed does not choose."""
 
@@ -140,6 +145,14 @@ class Claim:
 
 
 @section
+class Normalise:
+    """The normalised average's 0: a row of the study. Its 100 is what the LLM scores on the transcripts."""
+
+    lower: str = "none"
+    fraction: float = 1.0
+
+
+@section
 class StudyConfig:
     """A whole study."""
 
@@ -153,6 +166,7 @@ class StudyConfig:
     choose: Choose = Choose()
     compare: Compare = Compare()
     claim: Claim = Claim()
+    normalise: Normalise = Normalise()
     device: Literal["cpu", "auto"] = "cpu"
     """``auto``: an accelerator where there is one; all processes share it."""
     decode_batch: int = Field(default=64, ge=1)
@@ -176,7 +190,7 @@ class StudyConfig:
 
 
 _STUDY = TypeAdapter(StudyConfig)
-_SECTIONS = (StudyConfig, StudyData, LabCorpus, Pretraining, Stage1, Finetuning, Choose, Compare, Claim)
+_SECTIONS = (StudyConfig, StudyData, LabCorpus, Pretraining, Stage1, Finetuning, Choose, Compare, Claim, Normalise)
 
 
 def load(path: str | Path, overrides: Iterable[str] = (), *, quick: bool = False) -> StudyConfig:
@@ -227,8 +241,15 @@ def _contradictions(config: StudyConfig) -> Iterable[str]:
         for name in ("pretrain", "finetune", "test"):
             if not getattr(data, name):
                 yield f"data.{name}: no manifests; list them, or give data.lab"
-    if config.choose.anything and not (data.lab or data.dev):
-        yield "data.dev: no manifests, but choose has settings to try on them"
+    plateaus = [(name, row.plateau) for name, row in config.pretraining.items() if row.plateau]
+    if (config.choose.anything or plateaus) and not (data.lab or data.dev):
+        yield "data.dev: no manifests, but there are settings to choose on them"
+    for name, lengths in plateaus:
+        for fraction, steps in lengths.items():
+            if fraction not in config.finetuning.steps:
+                yield f"pretraining.{name}.plateau: finetuning.steps has no steps for the fraction {fraction:g}"
+            if steps != sorted(set(steps)):
+                yield f"pretraining.{name}.plateau: the lengths {steps} do not ascend"
     if both := set(data.tasks) & set(data.unseen):
         yield f"data.unseen: {', '.join(sorted(both))} is in data.tasks too; an unseen task is not trained"
     if data.lab and len(data.lab.train_shares) not in (0, data.lab.max_sentences):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from ossicle.data.manifest import read_manifest, write_manifest
@@ -28,13 +29,13 @@ def make_lab_data(folder: Path, data: StudyData, corpus: LabCorpus) -> StudyData
         "dev": dev_voices,
         "test": [voice for voice in held_out if voice not in dev_voices],
     }
-    sizes = {"seed": corpus.seed, "max_sentences": corpus.max_sentences}
-    train = sample_passages("train", corpus.train + corpus.extra, **sizes, shares=corpus.train_shares)
+    sample = partial(sample_passages, seed=corpus.seed, max_sentences=corpus.max_sentences)
+    train = sample("train", corpus.train + corpus.extra, shares=corpus.train_shares)
     parts: dict[str, tuple[Split, list[Passage]]] = {
         "train": ("train", train[: corpus.train]),
         "extra": ("train", train[corpus.train :]),
-        "dev": ("dev", sample_passages("dev", corpus.dev, **sizes)),
-        "test": ("test", sample_passages("test", corpus.test, **sizes)),
+        "dev": ("dev", sample("dev", corpus.dev)),
+        "test": ("test", sample("test", corpus.test)),
     }
     manifests = {
         name: _speak(folder / name, split, passages, voices[split], corpus.seed)

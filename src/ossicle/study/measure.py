@@ -7,19 +7,21 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ossicle.batch import Batch
+from ossicle.batch import Batch, Sample
 from ossicle.data.collate import Collator
 from ossicle.data.dataset import SpeechDataset
 from ossicle.data.manifest import read_manifest
 from ossicle.evaluate.alignment import alignment_report, similarity_matrix
 from ossicle.evaluate.decode import decode
 from ossicle.evaluate.score import score, write_scores
-from ossicle.evaluate.states import PooledStates, pooled_states
+from ossicle.evaluate.states import KeptStates, PooledStates, encoded, pooled_states
 from ossicle.models.frozen import fingerprint
 from ossicle.models.speech_llm import SpeechLLM
 from ossicle.targets import CachedDataset, FrameCache
+from ossicle.tracking import spread
 
 ALIGNMENT_BATCH = 50
+LAYERS_SHOWN = 3
 
 
 Dataset = SpeechDataset | CachedDataset
@@ -86,6 +88,23 @@ def align(model: SpeechLLM, dataset: Dataset, matrices: Path | None = None) -> l
         similarities = [similarity_matrix(states.speech[layer], states.text[layer]) for layer in sorted(states.text)]
         np.save(matrices, torch.stack(similarities).numpy())
     return [asdict(row) for row in alignment_report(states.text, states.speech, texts=states.transcripts)]
+
+
+def token_plans(model: SpeechLLM, sample: Sample) -> dict[str, Any]:
+    """Which speech token of ``sample`` stands for which token of its transcript, by optimal transport, as plain values.
+
+    ``plans`` has, for an early, a middle and the last layer, N rows (text) of M shares (speech) that sum to 1.
+    """
+    kept = KeptStates([sample.id], spread(list(range(model.llm.num_layers + 1)), LAYERS_SHOWN))
+    batch = Collator(model.prompter())([SpeechDataset([sample], max_duration_s=float("inf"))[0]])
+    pooled_states(model, encoded(model, [batch.to(model.llm.model.device)]), watchers=[kept])
+    plans = kept.plans(sample.id).items()
+    return {
+        "text": sample.text,
+        "tokens": [model.llm.tokenizer.decode([token]).strip() for token in kept.tokens[sample.id]],
+        "token_s": 1 / model.token_rate_hz,
+        "plans": {str(layer): [[round(p, 3) for p in row] for row in plan.tolist()] for layer, plan in plans},
+    }
 
 
 def _states(model: SpeechLLM, dataset: Dataset) -> PooledStates:

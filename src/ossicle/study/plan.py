@@ -69,7 +69,8 @@ class Plan:
     def cell(self, key: CellKey) -> Job | None:
         """The job of a cell; None while its settings are still to be chosen. Modes share cells of the same settings."""
         setting = self.setting(key.mode, key.name)
-        return None if setting is None else self._cell(key, setting)
+        known = setting is not None and self.finetune_steps(key.name, key.fraction) is not None
+        return self._cell(key, setting) if setting is not None and known else None
 
     def bound(self) -> Job:
         """The LLM reads the transcripts."""
@@ -109,6 +110,31 @@ class Plan:
             device=self.config.device,
         )
 
+    def finetune_steps(self, name: str, fraction: float) -> int | None:
+        """Length of stage 2: given, or where the development score has its plateau; None while that is not known."""
+        lengths = self.config.pretraining[name].plateau.get(fraction)
+        if lengths is None:
+            given = self.config.pretraining[name].finetune_steps
+            return given.get(fraction, self.config.finetuning.steps[fraction])
+        scores = [score for _, score in self.plateau(name, fraction)]
+        if None in scores:
+            return None
+        return lengths[scores.index(max(score for score in scores if score is not None))]
+
+    def plateau(self, name: str, fraction: float) -> list[tuple[int, float | None]]:
+        """Lengths of stage 2 with their scores on the development split, up to the first that gained too little.
+
+        The last has no score where it is still to be tried.
+        """
+        tried: list[tuple[int, float | None]] = []
+        gain = self.config.choose.plateau_gain
+        for steps in self.config.pretraining[name].plateau.get(fraction, ()):
+            tried.append((steps, self._score_of(self._plateau_trial(name, fraction, steps))))
+            (_, before), (_, now) = ([(0, 0.0), *tried])[-2:]
+            if now is None or before is None or (len(tried) > 1 and now - before < gain):
+                break
+        return tried
+
     def trials(self, name: str) -> list[tuple[Setting, float | None]]:
         """The settings tried for a row, each with its score on the development split where it is known."""
         tried = {s: None for stage in self._choices(name) if len(stage) > 1 for s in stage}
@@ -120,6 +146,12 @@ class Plan:
         for name in self.config.pretraining:
             for setting in self._open_trials(name):
                 yield from self._with_start(self._trial(name, setting), name, setting, self.config.choose.seed)
+            for fraction in self.config.pretraining[name].plateau:
+                for steps, _ in self.plateau(name, fraction):
+                    start = self._decided(name)
+                    trial = self._plateau_trial(name, fraction, steps)
+                    if start is not None and trial is not None:
+                        yield from self._with_start(trial, name, start, self.config.choose.seed)
         like = self.config.compare.compute_like
         for key in self.cells():
             if key.mode == "compute":  # what is measured first
@@ -127,9 +159,9 @@ class Plan:
                     known = self._decided(name)
                     if known is not None:
                         yield from _present(self.pretraining(name, known, self.config.seeds_of(name)[0]))
-            used = self.setting(key.mode, key.name)
-            if used is not None:
-                yield from self._with_start(self._cell(key, used), key.name, used, key.seed)
+            used, cell = self.setting(key.mode, key.name), self.cell(key)
+            if used is not None and cell is not None:
+                yield from self._with_start(cell, key.name, used, key.seed)
 
     def _with_start(self, job: Job, name: str, setting: Setting, seed: int) -> Iterator[Job]:
         yield from _present(self.pretraining(name, setting, seed))
@@ -137,19 +169,31 @@ class Plan:
 
     def _cell(self, key: CellKey, setting: Setting) -> Job:
         folder = self.folder / "cells" / key.name / f"{setting.steps}-steps" / f"{key.fraction:g}" / f"seed-{key.seed}"
-        return self._after(key.name, setting, key.fraction, key.seed, folder=folder)
+        steps = self.finetune_steps(key.name, key.fraction) or 0
+        return self._after(key.name, setting, key.fraction, key.seed, folder=folder, steps=steps)
 
     def _trial(self, name: str, setting: Setting) -> Job:
         choose = self.config.choose
         called = f"{setting.steps}-steps-lr-{setting.lr:g}-finetune-lr-{setting.finetune_lr:g}"
         folder = self.folder / "trials" / name / called
-        job = self._after(name, setting, choose.fraction, choose.seed, folder=folder)
+        given = self.config.pretraining[name].finetune_steps
+        steps = given.get(choose.fraction, self.config.finetuning.steps[choose.fraction])
+        job = self._after(name, setting, choose.fraction, choose.seed, folder=folder, steps=steps)
         return replace(job, kind="trial", label=f"{name}, trial {called}", test=tuple(self.data.dev))
 
-    def _after(self, name: str, setting: Setting, fraction: float, seed: int, *, folder: Path) -> Job:
+    def _plateau_trial(self, name: str, fraction: float, steps: int) -> Job | None:
+        """Stage 2 of one length on the development split; None while the setting of stage 1 is not chosen."""
+        setting = self._decided(name)
+        if setting is None:
+            return None
+        folder = self.folder / "trials" / name / f"plateau-{fraction:g}-{steps}-steps"
+        job = self._after(name, setting, fraction, self.config.choose.seed, folder=folder, steps=steps)
+        label = f"{name}, {fraction:.3g} of the data, trial of {steps} steps"
+        return replace(job, kind="trial", label=label, test=tuple(self.data.dev))
+
+    def _after(self, name: str, setting: Setting, fraction: float, seed: int, *, folder: Path, steps: int) -> Job:
         """Fine-tuning from the pretraining of ``setting`` and ``seed``, and the test."""
         start = self.pretraining(name, setting, seed)
-        steps = self.config.pretraining[name].finetune_steps.get(fraction, self.config.finetuning.steps[fraction])
         job = self._finetuning("cell", folder, fraction, f"{name}, {fraction:.3g} of the data, seed {seed}")
         return replace(
             job,
@@ -225,8 +269,12 @@ class Plan:
         return [setting for stage in wanted if len(stage) > 1 for setting in stage]
 
     def _trial_score(self, name: str, setting: Setting) -> float | None:
-        job = self._trial(name, setting)
-        return development_score(job.record()["scores"], self.data.tasks) if job.is_done() else None
+        return self._score_of(self._trial(name, setting))
+
+    def _score_of(self, trial: Job | None) -> float | None:
+        if trial is None or not trial.is_done():
+            return None
+        return development_score(trial.record()["scores"], self.data.tasks)
 
     def _like_cost(self) -> float | None:
         like = self.config.compare.compute_like or ""

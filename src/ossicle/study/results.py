@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from ossicle.study.claims import evaluate_claims
 from ossicle.study.config import MODES, Mode, to_dict
 from ossicle.study.interval import bootstrap, column_of, metrics_of, spread
 from ossicle.study.job import HYPOTHESES, UTTERANCES, Job
+from ossicle.study.normalised import NORMALISED, normalised, references
+from ossicle.study.pictures import picture_tokens
 from ossicle.study.plan import CellKey, Plan
 from ossicle.tracking import provenance
 
@@ -59,22 +61,23 @@ class Row:
 
 def collect(plan: Plan) -> dict[str, Any]:
     """Everything that is known so far; cells that are not done are counted, not guessed."""
-    rows = table(plan)
+    bound = _figures(plan, [plan.bound()]) if plan.bound().is_done() else None
+    rows, bound = with_normalised(table(plan), bound, plan)
     keys = plan.cells()
     done = [job for key in keys if (job := plan.cell(key)) is not None and job.is_done()]
     jobs = [job for job in plan.jobs() if job.is_done()]
-    bound = plan.bound()
     return {
         "study": plan.config.name,
-        "columns": columns(plan),
+        "columns": list(rows[0].figures) if rows else columns(plan),
         "cells": {"done": len(done), "of": len(keys)},
         "rows": [
             {**{k: v for k, v in vars(row).items() if k != "figures"}, "scores": _plain(row.figures)} for row in rows
         ],
-        "bound": _plain(_figures(plan, [bound])) if bound.is_done() else None,
+        "bound": None if bound is None else _plain(bound),
         "claims": [asdict(claim) for claim in evaluate_claims(rows, plan.config.claim, plan.data.tasks)],
         "settings": _settings(plan),
         "alignment": _alignment(plan),
+        "tokens": picture_tokens(plan),
         "curves": _curves(plan),
         "process_seconds": sum(job.record()["seconds"] for job in jobs),
         "config": to_dict(plan.config),
@@ -97,8 +100,25 @@ def table(plan: Plan) -> list[Row]:
     return rows
 
 
+def with_normalised(
+    rows: list[Row], bound: dict[str, Figure] | None, plan: Plan
+) -> tuple[list[Row], dict[str, Figure] | None]:
+    """The rows and the bound with a column `NORMALISED` after the trained tasks, where its references are known."""
+    zero = plan.config.normalise
+    lower = next((row.figures for row in rows if (row.name, row.fraction) == (zero.lower, zero.fraction)), None)
+    scales = references(lower, bound, plan.data.tasks)
+    if scales is None:
+        return rows, bound
+
+    def extended(figures: dict[str, Figure]) -> dict[str, Figure]:
+        trained = {column: figure for column, figure in figures.items() if column.partition(":")[0] in plan.data.tasks}
+        return {**trained, NORMALISED: _figure(*normalised(figures, scales)), **figures}
+
+    return [replace(row, figures=extended(row.figures)) for row in rows], None if bound is None else extended(bound)
+
+
 def columns(plan: Plan) -> list[str]:
-    """The columns of the table, in order."""
+    """The columns of the table that single tasks and the unseen ones fill, in order."""
     tasks = [f"{task}:{metric}" for task in plan.data.tasks for metric in metrics_of(task)]
     unseen = [column_of(task) for task in plan.data.unseen]
     return [*tasks, *([UNSEEN] if unseen else []), *unseen]
@@ -140,6 +160,12 @@ def _settings(plan: Plan) -> dict[str, Any]:
         found[name] = {
             "used": {mode: None if setting is None else asdict(setting) for mode, setting in used.items()},
             "trials": trials,
+            "plateau": {
+                f"{fraction:g}": [
+                    {"steps": steps, "development_score": score} for steps, score in plan.plateau(name, fraction)
+                ]
+                for fraction in plan.config.pretraining[name].plateau
+            },
             "cost_s_per_step": start.record()["cost_s_per_step"] if start is not None and done else None,
         }
     return found

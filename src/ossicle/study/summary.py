@@ -11,6 +11,7 @@ from rich.table import Table
 from ossicle.evaluate.show import print_whole
 from ossicle.study.config import MODE_NAMES, MODES, StudyConfig
 from ossicle.study.interval import column_of
+from ossicle.study.normalised import NORMALISED
 
 VERDICT_STYLES = {"holds": "green", "partly": "yellow", "fails": "red", "not tested": "dim"}
 
@@ -35,7 +36,7 @@ def describe(config: StudyConfig, console: Console) -> None:
 def print_results(record: dict[str, Any], console: Console) -> None:
     """The table of each mode (the deciding metric of each task; the file has all), then the verdicts."""
     tasks = record["config"]["data"]["tasks"]
-    wanted = [*(column_of(task) for task in tasks), "unseen"]
+    wanted = [*(column_of(task) for task in tasks), NORMALISED, "unseen"]
     columns = [column for column in record["columns"] if column in wanted]
     for mode in dict.fromkeys(row["mode"] for row in record["rows"]):
         table = Table(title=f"{MODE_NAMES[mode]}: mean ± sd over seeds", box=box.SIMPLE)
