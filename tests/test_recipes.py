@@ -13,13 +13,13 @@ from ossicle.data.align_files import align_manifest
 from ossicle.data.aligner import Aligner
 from ossicle.data.manifest import read_manifest
 from ossicle.data.words import words_of
+from ossicle.lab.chain import STUDIES
 from ossicle.models.projector import QFormerConfig
 from ossicle.testing import tiny_encoder, tiny_llm
 from ossicle.tracking import read_metrics
 from ossicle.train import train
 
 ROOT = Path(__file__).parents[1]
-STUDIES = {"paper_table"}  # grids of recipes: tests/study
 LAB = sorted(path for path in (ROOT / "recipes" / "lab").glob("*.yaml") if path.stem not in STUDIES)
 PAPER = sorted((ROOT / "recipes" / "paper").glob("*.yaml"))
 STAGE_1 = [path for path in PAPER if not path.stem.startswith("finetune")]

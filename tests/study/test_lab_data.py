@@ -1,5 +1,6 @@
 """The lab's corpus of a study: what stage 2 must not see, what questions are asked about, who speaks."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,8 @@ import pytest
 from ossicle.data.manifest import read_manifest
 from ossicle.data.prompts import task_key
 from ossicle.lab.corpus import speak_passages
+from ossicle.lab.voices import test_voices
+from ossicle.lab.world import sample_passages
 from ossicle.study import lab_data
 from ossicle.study.config import LabCorpus, StudyData
 from ossicle.study.lab_data import make_lab_data
@@ -35,6 +38,16 @@ def test_splits_share_no_voice_and_no_text(data):
     for field in ("speaker", "text"):
         values = [{getattr(sample, field) for sample in split} for split in splits]
         assert not values[0] & values[1] and not values[0] & values[2] and not values[1] & values[2], field
+
+
+def test_a_search_is_scored_on_development_voices_and_passages(tmp_path):
+    corpus = replace(CORPUS, train=2, extra=0, test=4, test_split="dev")
+    made = make_lab_data(tmp_path, StudyData(lab=corpus, tasks=["asr"]), corpus)
+    dev, scored = (read_manifest(paths[0]) for paths in (made.dev, made.test))
+    assert {s.speaker for s in scored} <= {voice.name for voice in test_voices()[::3]}
+    assert len(scored) == 4 and not {s.text for s in dev} & {s.text for s in scored}
+    tested = {p.text for p in sample_passages("test", 400, seed=corpus.seed, max_sentences=2)}
+    assert not tested & {s.text for s in scored}
 
 
 def test_extra_passages_are_further_ones_without_tasks(data):

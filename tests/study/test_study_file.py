@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ossicle import config as recipes
 from ossicle.config import ConfigError
 from ossicle.study.config import load, parse, to_dict
 
@@ -32,6 +33,16 @@ def test_the_papers_table_has_its_rows_columns_and_seeds():
     assert all(row.recipe is None or Path(row.recipe).is_file() for row in config.pretraining.values())
     assert Path(config.finetuning.recipe).is_file()
     assert set(config.claim.contrastive) <= set(rows)
+
+
+def test_every_row_of_the_search_is_a_recipe_that_exists(tmp_path):
+    config = load(PAPER_TABLE.with_name("search.yaml"))
+    assert config.data.lab is not None and config.data.lab.test_split == "dev"
+    objectives = {}
+    for name, row in config.pretraining.items():
+        assert row.recipe is not None
+        objectives[name] = recipes.load(row.recipe, [*row.overrides, f"data.train=[{tmp_path}]"])
+    assert len({str(recipes.to_dict(found)) for found in objectives.values()}) == len(objectives)
 
 
 def test_quick_keeps_the_rows_and_has_a_folder_of_its_own():

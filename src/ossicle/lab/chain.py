@@ -14,8 +14,8 @@ from typing import Any
 
 MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(4 << 30)}
 """glibc returns large blocks to the system after every step unless told not to: half of the time of a small step."""
-STUDY = "paper_table"
-"""A file among the lab's recipes that is none, but names others: `ossicle study`."""
+STUDIES = ("paper_table", "search")
+"""Files among the lab's recipes that are none, but name others: `ossicle study`."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def claim(stamp_file: Path, scale: Any, recipes: Path) -> None:
 
     Raises `ValueError` where ``stamp_file`` tells of one.
     """
-    texts = {path.stem: path.read_text() for path in sorted(recipes.glob("*.yaml")) if path.stem != STUDY}
+    texts = {path.stem: path.read_text() for path in sorted(recipes.glob("*.yaml")) if path.stem not in STUDIES}
     stamp = json.loads(json.dumps({"scale": asdict(scale), "recipes": texts}))
     if stamp_file.is_file() and json.loads(stamp_file.read_text()) != stamp:
         fix = "delete it or give another --out"

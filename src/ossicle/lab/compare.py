@@ -15,7 +15,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ossicle.lab.chain import STUDY, Chain, ChainResult
+from ossicle.lab.chain import STUDIES, Chain, ChainResult
 from ossicle.lab.corpus import make_corpus
 from ossicle.lab.demo import encode_splits, recipes
 from ossicle.lab.demo_report import scores_of
@@ -25,7 +25,7 @@ NONE = "none"
 TEST = 150
 """Passages, as many as in the demo."""
 FINETUNE = "finetune"
-NO_STAGE1 = (FINETUNE, STUDY)
+NO_STAGE1 = (FINETUNE, *STUDIES)
 """Files beside the recipes of stage 1: that of stage 2, and a study."""
 COLUMNS = {"wer": "WER ↓", "bleu_de": "BLEU de ↑", "bleu_es": "BLEU es ↑", "em": "EM ↑", "f1": "F1 ↑"}
 

@@ -34,6 +34,9 @@ class LabCorpus:
     dev: int = Field(default=60, ge=1)
     test: int = Field(default=150, ge=2)
     """Train, development and test share no sentence and no voice."""
+    test_split: Literal["test", "dev"] = "test"
+    """``dev``: test passages are further ones of the development split, in its voices; for a search that must not see
+    the test."""
     seed: int = 2
     max_sentences: int = Field(default=3, ge=1, le=3)
     train_shares: list[Annotated[float, Field(gt=0)]] = Field(default_factory=list)

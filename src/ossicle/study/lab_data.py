@@ -24,18 +24,19 @@ def make_lab_data(folder: Path, data: StudyData, corpus: LabCorpus) -> StudyData
     """
     held_out = test_voices()
     dev_voices = held_out[::DEV_VOICE_EVERY]
-    voices = {
+    voices: dict[Split, list[Voice]] = {
         "train": train_voices(),
         "dev": dev_voices,
         "test": [voice for voice in held_out if voice not in dev_voices],
     }
+    scored, used = corpus.test_split, corpus.dev if corpus.test_split == "dev" else 0
     sample = partial(sample_passages, seed=corpus.seed, max_sentences=corpus.max_sentences)
     train = sample("train", corpus.train + corpus.extra, shares=corpus.train_shares)
     parts: dict[str, tuple[Split, list[Passage]]] = {
         "train": ("train", train[: corpus.train]),
         "extra": ("train", train[corpus.train :]),
         "dev": ("dev", sample("dev", corpus.dev)),
-        "test": ("test", sample("test", corpus.test)),
+        "test": (scored, sample(scored, used + corpus.test)[used:]),
     }
     manifests = {
         name: _speak(folder / name, split, passages, voices[split], corpus.seed)
