@@ -14,6 +14,7 @@ import soundfile
 
 from ossicle.cli import app
 from ossicle.report.charts import HEIGHT, Axes, Line, Point, chart, nice_ticks, thin
+from ossicle.report.failing import Failing
 from ossicle.report.page import write_report
 from ossicle.report.study_view import StudyView, column_title, percent
 from ossicle.report.token_map import token_map
@@ -106,15 +107,31 @@ def test_a_recording_that_is_gone_and_an_evil_hypothesis_do_no_harm(study, tmp_p
     assert "<script" not in text and "&lt;script&gt;" in text
 
 
-def test_failure_modes_are_shown_where_scoring_wrote_them(study):
+def test_failure_modes_are_shown_where_scoring_wrote_them_with_examples(study, tmp_path):
     for path in study.rglob("hypotheses.scores.json"):
         content = json.loads(path.read_text())
+        lines = [json.loads(line) for line in path.with_name("hypotheses.jsonl").open()]
+        lines[5]["hypothesis"] = "round and round"
+        path.with_name("hypotheses.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         for row, count in zip(content["rows"], (1, 2, 0, 0), strict=True):
-            row["failures"] = [{"name": "looping", "applicable": 4, "count": count, "examples": []}]
+            examples = [lines[5]["id"], lines[6]["id"]][: count or 0]
+            row["failures"] = [{"name": "looping", "applicable": 4, "count": count, "examples": examples}]
         path.write_text(json.dumps(content))
-    names, rows = StudyView(study, count=0).failures()
+    failing = StudyView(study, count=0).failing()
+    names, rows = failing.rates()
     assert names == ["looping"]
     assert dict(rows) == {"none": ["18.8"], "contr": ["18.8"]}  # 3 of 16
+    ((name, examples),) = failing.examples()
+    runs = [example.run for example in examples]
+    assert name == "looping" and sorted(runs[:2]) == ["contr", "none"] and runs[2] == runs[0]
+    assert examples[0].hypothesis == "round and round" and examples[0].reference
+    page = Page(write_report([study], tmp_path / "page.html").read_text())
+    assert page.open == [] and "Looping, for example" in page.text and "round and round" in page.text
+
+
+def test_runs_whose_answers_are_gone_fail_in_no_way(tmp_path):
+    failing = Failing({"gone": tmp_path / "hypotheses.jsonl"})
+    assert failing.rates() == ([], []) and failing.examples() == []
 
 
 def test_the_table_marks_the_best_of_a_fraction(study):

@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from ossicle.report.charts import LOOKS, Axes, Line, Point, chart, marker_path
 from ossicle.report.curves import LossCurve, loss_chart
+from ossicle.report.failing import Failing
 from ossicle.report.paper import PAPER
 from ossicle.report.recordings import Recording, recordings
 from ossicle.report.token_map import token_map
@@ -98,7 +99,7 @@ class StudyView:
         shown = []
         for row in PAPER:
             scores = rows.get(row.ours) if row.ours else None
-            ours = {column: f"{scores[column]['mean']:.1f}" for column in self.columns} if scores else {}
+            ours = {column: number(scores[column]["mean"]) for column in self.columns} if scores else {}
             name = f"{row.ours[0]}, {percent(row.ours[1])}" if row.ours and scores else ""
             values = {f"our_{c}": ours.get(c, "–") for c in BESIDE}
             shown.append({**{k: v for k, v in vars(row).items() if k != "ours"}, "our_name": name, **values})
@@ -162,19 +163,9 @@ class StudyView:
         charts = [loss_chart("Stage 2, all of the data", second)] if second else []
         return charts + [loss_chart(f"Stage 1, {curve.name}", [curve]) for curve in found("stage 1")]
 
-    def failures(self) -> tuple[list[str], list[tuple[str, list[str]]]]:
-        """Rates of failure modes in the shown runs, where scoring wrote them: their names, and (run, rates)."""
-        rows: list[tuple[str, list[str]]] = []
-        names: list[str] = []
-        for run, path in self._shown_files().items():
-            scores = path.with_suffix(".scores.json")
-            content = json.loads(scores.read_text(encoding="utf-8")) if scores.is_file() else {"rows": []}
-            found = [failure for row in content["rows"] for failure in row.get("failures", [])]
-            totals = _totals(found)
-            if totals:
-                names = names or list(totals)
-                rows.append((run, [totals.get(name, "–") for name in names]))
-        return names, rows
+    def failing(self) -> Failing:
+        """How answers of the shown runs fail."""
+        return Failing(self._shown_files())
 
     def settings(self) -> list[dict[str, str]]:
         """What each row was trained with, and what was tried."""
@@ -246,6 +237,11 @@ def column_title(column: str) -> str:
     return f"{what}, {names.get(metric, metric)}"
 
 
+def number(value: float) -> str:
+    """-1.25 -> ``−1.2``, with the minus sign of the paper's figures."""
+    return f"{value:.1f}".replace("-", "−")
+
+
 def percent(fraction: float) -> str:
     """0.1 -> ``10%``."""
     return f"{100 * fraction:.3g}%"
@@ -258,14 +254,5 @@ def _point(row: Mapping[str, Any], column: str) -> Point:
 
 def _cell(figure: Mapping[str, Any], best: float, *, plain: bool) -> Cell:
     spread = "" if figure["sd"] is None else f"± {figure['sd']:.1f}"
-    interval = f"{figure['low']:.1f} to {figure['high']:.1f}"
-    return Cell(f"{figure['mean']:.1f}", spread, interval, best=not plain and figure["mean"] == best)
-
-
-def _totals(failures: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Failure -> percentage of the lines that could be judged, over all tasks."""
-    sums: dict[str, tuple[int, int]] = {}
-    for failure in failures:
-        count, of = sums.get(failure["name"], (0, 0))
-        sums[failure["name"]] = (count + failure["count"], of + failure["applicable"])
-    return {name: f"{100 * count / of:.1f}" if of else "–" for name, (count, of) in sums.items()}
+    interval = f"{number(figure['low'])} to {number(figure['high'])}"
+    return Cell(number(figure["mean"]), spread, interval, best=not plain and figure["mean"] == best)

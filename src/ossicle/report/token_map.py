@@ -11,21 +11,30 @@ from ossicle.report.charts import LOOKS, nice_ticks
 
 WIDTH, LEFT, GAP, TOP, ROW, BOTTOM = 560, 74, 14, 18, 13, 30
 FAINTEST = 0.02
-"""Shares below are not drawn: they cannot be seen, and are most of them."""
+"""Of the largest share: those below are not drawn, as they cannot be seen and are most of them."""
 
 
 def token_map(name: str, look: int, record: Mapping[str, Any]) -> Markup:
-    """The plans of one pretraining (`ossicle.study.measure.token_plans`), darker where a token has more of its mass."""
+    """The plans of one pretraining (`ossicle.study.measure.token_plans`), darker where a token has more of its mass.
+
+    Shade is on one scale over the layers: the darkest square is the largest share of all.
+    """
     tokens: list[str] = record["tokens"]
     plans: Mapping[str, Sequence[Sequence[float]]] = record["plans"]
     width = (WIDTH - LEFT - GAP * (len(plans) - 1)) / len(plans)
     height = ROW * len(tokens)
+    top = max(share for plan in plans.values() for shares in plan for share in shares)
     labels = [
         Markup('<text x="{}" y="{:.1f}" text-anchor="end">{}</text>').format(LEFT - 6, TOP + ROW * (i + 0.8), token)
         for i, token in enumerate(tokens)
     ]
     panels = [
-        _panel(layer, plan, record["token_s"], (LEFT + i * (width + GAP), width, height))
+        _panel(
+            layer,
+            [[share / top for share in shares] for shares in plan],
+            record["token_s"],
+            (LEFT + i * (width + GAP), width, height),
+        )
         for i, (layer, plan) in enumerate(plans.items())
     ]
     return Markup(

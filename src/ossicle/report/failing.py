@@ -1,0 +1,82 @@
+"""How answers fail: the rates that scoring counted for each run, and a few of the answers themselves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ossicle.evaluate.score import read_hypotheses
+
+EXAMPLES_SHOWN = 3
+"""For each failure, of different runs where several fail so."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """An answer that failed."""
+
+    run: str
+    instruction: str
+    reference: str
+    hypothesis: str
+
+
+@dataclass(frozen=True)
+class Failing:
+    """Of each run, its hypotheses; the scores beside them say what fails. Files that are missing are left out."""
+
+    files: Mapping[str, Path]
+
+    def rates(self) -> tuple[list[str], list[tuple[str, list[str]]]]:
+        """Names of the failures, and for each run how many percent of the answers that can be judged fail so."""
+        totals = {run: found for run, path in self.files.items() if (found := _totals(_failures(path)))}
+        names = list(next(iter(totals.values()), ()))
+        return names, [(run, [found.get(name, "–") for name in names]) for run, found in totals.items()]
+
+    def examples(self) -> list[tuple[str, list[Example]]]:
+        """For each failure that occurs, a few answers: one of each run, then second ones."""
+        ids: dict[str, dict[str, list[str]]] = {}
+        for run, path in self.files.items():
+            for failure in _failures(path):
+                ids.setdefault(failure["name"], {}).setdefault(run, []).extend(failure["examples"])
+        lines = {run: {line.id: line for line in read_hypotheses(path)} for run, path in self.files.items() if ids}
+        shown = []
+        for name, by_run in ids.items():
+            chosen = list(_in_turn(by_run))[:EXAMPLES_SHOWN]
+            found = [(run, lines[run][key]) for run, key in chosen if key in lines[run]]
+            if found:
+                examples = [
+                    Example(run, line.instruction or "", (line.references or ("",))[0], line.hypothesis)
+                    for run, line in found
+                ]
+                shown.append((name, examples))
+        return shown
+
+
+def _failures(hypotheses: Path) -> list[dict[str, Any]]:
+    """Of all tasks; a failure comes once for each."""
+    scores = hypotheses.with_suffix(".scores.json")
+    if not hypotheses.is_file() or not scores.is_file():
+        return []
+    rows = json.loads(scores.read_text(encoding="utf-8"))["rows"]
+    return [failure for row in rows for failure in row.get("failures", [])]
+
+
+def _totals(failures: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Failure -> percentage of the lines that could be judged, over all tasks."""
+    sums: dict[str, tuple[int, int]] = {}
+    for failure in failures:
+        count, of = sums.get(failure["name"], (0, 0))
+        sums[failure["name"]] = (count + failure["count"], of + failure["applicable"])
+    return {name: f"{100 * count / of:.1f}" if of else "–" for name, (count, of) in sums.items()}
+
+
+def _in_turn(by_run: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, str]]:
+    """(run, id): the first of every run, then the second of every run, and so on."""
+    for place in range(max(map(len, by_run.values()), default=0)):
+        for run, ids in by_run.items():
+            if place < len(ids):
+                yield run, ids[place]
