@@ -14,6 +14,7 @@ from rich.console import Console
 
 from ossicle import checkpoint
 from ossicle.config import ConfigError
+from ossicle.study.choices import Choices, development_score
 from ossicle.study.config import StudyConfig, load
 from ossicle.study.data import prepare_data
 from ossicle.study.job import StudyError
@@ -115,9 +116,15 @@ def scored(monkeypatch, score):
     """Development scores are ``score(name of the trial's folder)``, whatever the tiny models answer."""
 
     def made_up(self, trial):
-        return score(trial.folder.name) if trial is not None and trial.is_done() else None
+        return score(trial.folder.name) if trial.is_done() else None
 
-    monkeypatch.setattr(Plan, "_score_of", made_up)
+    monkeypatch.setattr(Choices, "_score", made_up)
+
+
+def test_trials_are_chosen_by_a_mean_in_which_more_is_better():
+    scores = {"asr": {"wer": 40.0}, "st/de": {"bleu": 30.0, "chrf": 99.0}, "qa": {"f1": 50.0, "em": 1.0}}
+    assert development_score(scores, ["asr", "st/de", "qa"]) == pytest.approx((60 + 30 + 50) / 3)
+    assert development_score({"asr": {"wer": 250.0}}, ["asr"]) == 0
 
 
 def test_stage_two_is_as_long_as_it_pays(study_file, monkeypatch):

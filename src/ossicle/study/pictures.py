@@ -21,8 +21,7 @@ def picture_tokens(plan: Plan) -> dict[str, str]:
 
     found: dict[str, str] = {}
     for name in plan.config.pretraining:
-        setting = plan.setting("steps", name)
-        job = None if setting is None else plan.pretraining(name, setting, plan.config.seeds_of(name)[0])
+        job = plan.first_start(name)
         if job is None or not job.alignment or not job.is_done():
             continue
         path: Path = job.folder / TOKENS

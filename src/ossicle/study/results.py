@@ -61,7 +61,7 @@ class Row:
 
 def collect(plan: Plan) -> dict[str, Any]:
     """Everything that is known so far; cells that are not done are counted, not guessed."""
-    bound = _figures(plan, [plan.bound()]) if plan.bound().is_done() else None
+    bound = _figures(plan, [whole]) if (whole := plan.describe.bound()).is_done() else None
     rows, bound = with_normalised(table(plan), bound, plan)
     keys = plan.cells()
     done = [job for key in keys if (job := plan.cell(key)) is not None and job.is_done()]
@@ -153,16 +153,16 @@ def _settings(plan: Plan) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in plan.config.pretraining:
         used = {mode: plan.setting(mode, name) for mode in MODES if plan.config.fractions(mode)}
-        trials = [{**asdict(setting), "development_score": score} for setting, score in plan.trials(name)]
-        base = used.get("steps")
-        start = None if base is None else plan.pretraining(name, base, plan.config.seeds_of(name)[0])
+        trials = [{**asdict(setting), "development_score": score} for setting, score in plan.choices.trials(name)]
+        start = plan.first_start(name)
         done = start is not None and start.is_done()
         found[name] = {
             "used": {mode: None if setting is None else asdict(setting) for mode, setting in used.items()},
             "trials": trials,
             "plateau": {
                 f"{fraction:g}": [
-                    {"steps": steps, "development_score": score} for steps, score in plan.plateau(name, fraction)
+                    {"steps": steps, "development_score": score}
+                    for steps, score in plan.choices.plateau(name, fraction)
                 ]
                 for fraction in plan.config.pretraining[name].plateau
             },
@@ -175,8 +175,7 @@ def _alignment(plan: Plan) -> dict[str, list[dict[str, Any]]]:
     """Retrieval by layer after stage 1 of the same steps: the mean over the seeds that are done."""
     found = {}
     for name in plan.config.pretraining:
-        setting = plan.setting("steps", name)
-        jobs = [] if setting is None else [plan.pretraining(name, setting, seed) for seed in plan.config.seeds_of(name)]
+        jobs = [plan.start("steps", name, seed) for seed in plan.config.seeds_of(name)]
         runs = [job.record()["alignment"] for job in jobs if job is not None and job.alignment and job.is_done()]
         if runs:
             found[name] = [
@@ -191,13 +190,9 @@ def _curves(plan: Plan) -> dict[str, dict[str, str]]:
     curves: dict[str, dict[str, str]] = {"stage 1": {}, "stage 2": {}}
     most = max(plan.config.fractions("steps"), default=None)
     for name in plan.config.pretraining:
-        seed = plan.config.seeds_of(name)[0]
-        setting = plan.setting("steps", name)
-        if setting is None:
-            continue
-        start = plan.pretraining(name, setting, seed)
-        cell = None if most is None else plan.cell(CellKey("steps", name, most, seed))
-        for stage, job in (("stage 1", start), ("stage 2", cell)):
+        key = None if most is None else CellKey("steps", name, most, plan.config.seeds_of(name)[0])
+        cell = None if key is None else plan.cell(key)
+        for stage, job in (("stage 1", plan.first_start(name)), ("stage 2", cell)):
             if job is not None and job.is_done():
                 curves[stage][name] = str(_metrics(job).relative_to(plan.folder))
     return curves
