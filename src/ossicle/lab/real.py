@@ -1,31 +1,32 @@
-"""`python -m ossicle.lab.real FOLDER`: both stages on recorded speech, scored on speakers that nothing has heard.
+"""`python -m ossicle.lab.real SPEECH TEXT`: the paper's table on recorded speech, smaller.
 
-Recordings split by speaker, and generated speech -> the lab's encoder, and the same one trained further by CTC on the
-recorded training speakers -> contrastive pretraining -> retrieval -> ASR fine-tuning -> word error rates -> one table.
+Recordings split by speaker, and texts -> the lab's encoder trained further by CTC, beside it a small LLM trained on the
+text -> what each can do by itself -> `ossicle study recipes/real/study.yaml` with both.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
-from ossicle.lab.chain import Chain, ChainResult, align, claim, decode_and_score, encode_all
+from ossicle.lab.chain import MALLOC, claim
 from ossicle.lab.demo import recipes
 from ossicle.lab.real_corpus import RealCorpus, Sizes, make_corpus
-from ossicle.lab.side_by_side import run_side_by_side
+from ossicle.lab.side_by_side import end_with
+from ossicle.lab.texts import Texts
 from ossicle.models.frozen import LAB, resolve
 
-TITLES = {"lab": "lab encoder", "recorded": "trained further on recordings"}
+STUDY = "study"
 
 
 @dataclass(frozen=True)
@@ -33,79 +34,110 @@ class Scale:
     """How much of everything."""
 
     sizes: Sizes = field(default_factory=Sizes)
-    encoder_steps: int = 2000
+    encoder_steps: int = 5000
     encoder_batch_s: float = 48.0
-    stage1_steps: int = 1500
-    stage2_steps: int = 400
+    llm_steps: int = 1500
+    llm_rows: int = 40
+    """Texts per step."""
+    study: tuple[str, ...] = ()
+    """Overrides of the study."""
 
 
 FULL = Scale()
 
 
 def run(
-    source: Path, out: Path, *, both: bool = True, scale: Scale = FULL, processes: int | None = None
+    speech: Path, text: Path, out: Path, *, scale: Scale = FULL, processes: int | None = None, report: bool = True
 ) -> dict[str, Any]:
-    """Run both stages in ``out``, continuing what an earlier call left; returns what ``results.json`` holds.
+    """Train what the study stands on and run it, continuing what an earlier call left; returns its results.
 
     Args:
-        source: the folder of recorded speech.
-        out: where everything goes, the further trained encoder included.
-        both: also train the encoder further and run the stages with it.
+        speech: the folder of recorded speech.
+        text: the folder of texts, with ``parallel``.
+        out: where everything goes, encoder and LLM included; the study is in its folder ``study``.
         scale: how much of everything.
-        processes: how many chains at a time; ``None``: one per core; 0: in this process, without progress.
+        processes: how many at a time; ``None``: one per core; 0: in this process.
+        report: print the study's table and verdicts.
 
-    Raises `ValueError` where ``source`` lacks the corpus or ``out`` holds a run of another size.
+    Raises `ValueError` where a folder lacks a corpus or ``out`` holds a run of another size.
     """
-    started = time.perf_counter()
+    from ossicle.study.config import load
+    from ossicle.study.run import run_study
+    from ossicle.study.summary import print_results
+
     console = Console()
-    claim(out / "real.json", scale, _recipes())
-    console.print("[bold]Preparing recorded and generated speech[/] …")
-    corpus = make_corpus(source, out / "data", scale.sizes)
-    encoders = {"lab": Path(resolve(LAB, "encoder"))}
-    if both:
-        console.print("[bold]Training the lab's encoder further on recorded speech[/] …")
-        encoders["recorded"] = train_encoder(corpus, encoders["lab"], out, scale)
-    console.print("[bold]Encoding all speech once[/] …")
-    for folder in encoders.values():
-        encode_all((corpus.train, corpus.generated, corpus.test, corpus.candidates), folder, corpus.folder / "cache")
-    console.print("[bold]Contrastive pretraining, then fine-tuning[/] …")
-    chains = [_chain(name, folder, corpus, out, scale) for name, folder in encoders.items()]
-    results = run_side_by_side(chains, processes)
-    console.print("[bold]Measuring the references[/] …")
-    record = {
-        "encoders": {r.name: _measure(r, encoders[r.name], corpus, out) for r in results},
-        "text": _text_bound(corpus, out),
-        "known_words": known_words(corpus.test),
-        "scale": asdict(scale),
-        "seconds": {"total": round(time.perf_counter() - started), **{r.name: r.seconds for r in results}},
-    }
-    (out / "results.json").write_text(json.dumps(record, indent=2) + "\n")
-    console.print(table(record))
+    claim(out / "real.json", scale, recipes().parent / "real")
+    console.print("[bold]Splitting recordings and texts, and speaking a part of them[/] …")
+    corpus, texts = make_corpus(speech, text, out / "data", scale.sizes)
+    console.print(f"[bold]Training the encoder on speech, and the LLM on text[/] … (logs in {out})", highlight=False)
+    seconds = _train_both(corpus, texts, out, scale, processes)
+    alone = {"encoder": ctc_scores(out / "encoder", corpus.test), "lab_encoder": _lab_scores(corpus)}
+    (out / "parts.json").write_text(json.dumps({**alone, "seconds": seconds, "scale": asdict(scale)}, indent=2) + "\n")
+    heard, lab = (alone[name]["wer"] for name in ("encoder", "lab_encoder"))
+    console.print(f"  the encoder's own words: WER {heard:.1f} on unseen speakers; the lab's encoder: {lab:.1f}")
+    config = load(recipes().parent / "real" / "study.yaml", [*study_overrides(corpus, out), *scale.study])
+    record = run_study(config, processes=processes)
+    if report:
+        print_results(record, console)
+        console.print(
+            f"{config.folder / 'results.json'}; show it with: ossicle report {config.folder}", highlight=False
+        )
     return record
 
 
-def train_encoder(corpus: RealCorpus, start: Path, out: Path, scale: Scale) -> Path:
-    """Train the CTC encoder in ``start`` further on recorded speech and word strings; returns ``out/encoder``.
+def study_overrides(corpus: RealCorpus, out: Path) -> list[str]:
+    """What `recipes/real/study.yaml` needs to know of this run."""
+    models = json.dumps([f"model.encoder={out / 'encoder'}", f"model.llm={out / 'llm'}"])
+    data = {
+        "pretrain": [corpus.train, *corpus.spoken],
+        "finetune": [corpus.finetune],
+        "test": [corpus.test],
+        "alignment": [corpus.candidates],
+    }
+    return [
+        f"name={STUDY}",
+        f"output_dir={out}",
+        f"stage1.overrides={models}",
+        f"finetuning.overrides={models}",
+        *(f"data.{name}={json.dumps([str(path) for path in paths])}" for name, paths in data.items()),
+    ]
 
-    The strings keep it able to hear generated speech, of which stage 1 has a part.
+
+def train_encoder(corpus: RealCorpus, out: Path, scale: Scale) -> float:
+    """Train the lab's encoder further on recorded and generated speech into ``out/encoder``; returns the seconds.
+
+    Generated speech is a part of stage 1, and has words that the recordings lack.
     """
     from ossicle.data.manifest import read_manifest
     from ossicle.lab.ctc import CTCTraining, Phase, save_encoder, train_ctc
 
-    samples = [*read_manifest(corpus.train), *read_manifest(corpus.strings)]
+    if (out / "encoder" / "config.json").is_file():
+        return 0.0
+    started = time.perf_counter()
+    samples = [s for path in (corpus.train, *corpus.spoken) for s in read_manifest(path)]
     phase = Phase(
         steps=scale.encoder_steps,
         max_duration_s=max(sample.duration_s or 0.0 for sample in samples),
         batch_s=scale.encoder_batch_s,
     )
     settings = CTCTraining(phases=(phase,), lr=1e-3)
-    model = train_ctc(samples, read_manifest(corpus.dev), out / "ctc", settings=settings, init_from=start)
-    save_encoder(model, out / "encoder")
-    return out / "encoder"
+    start = Path(resolve(LAB, "encoder"))
+    dev = read_manifest(corpus.dev)
+    save_encoder(train_ctc(samples, dev, out / "ctc", settings=settings, init_from=start), out / "encoder")
+    return time.perf_counter() - started
+
+
+def train_llm(texts: Texts, out: Path, scale: Scale) -> float:
+    """Train the LLM into ``out/llm``; returns the seconds."""
+    from ossicle.lab.text_llm import train_text_llm
+
+    started = time.perf_counter()
+    train_text_llm(texts, out / "llm-training", out / "llm", steps=scale.llm_steps, rows=scale.llm_rows)
+    return time.perf_counter() - started
 
 
 def ctc_scores(encoder: Path, test: Path) -> dict[str, float]:
-    """Word error rates of the encoder's own greedy transcripts of the manifest ``test``."""
+    """Word error rates of the encoder's own greedy transcripts of the recognition lines of the manifest ``test``."""
     import torch
     from transformers import HubertForCTC, Wav2Vec2Processor
 
@@ -114,7 +146,7 @@ def ctc_scores(encoder: Path, test: Path) -> dict[str, float]:
     from ossicle.evaluate.metrics import wer, wer_utterance_mean
     from ossicle.lab.ctc import recognise
 
-    samples = read_manifest(test)
+    samples = [sample for sample in read_manifest(test) if sample.task in (None, "asr")]
     model = HubertForCTC.from_pretrained(encoder, dtype=torch.float32)
     processor = Wav2Vec2Processor.from_pretrained(encoder)
     heard = recognise(model, processor, [read_audio(sample.audio) for sample in samples])
@@ -122,121 +154,51 @@ def ctc_scores(encoder: Path, test: Path) -> dict[str, float]:
     return {"wer": wer(heard, said).value, "wer_utterance_mean": wer_utterance_mean(heard, said).value}
 
 
-def known_words(test: Path) -> float:
-    """Percentage of the words in ``test`` that the lab's LLM has ever read in training."""
-    from ossicle.data.manifest import read_manifest
-    from ossicle.lab.world import vocabulary
-
-    known = set(vocabulary())
-    words = [word for sample in read_manifest(test) for word in (sample.text or "").split()]
-    return 100 * sum(word in known for word in words) / len(words)
+def _lab_scores(corpus: RealCorpus) -> dict[str, float]:
+    return ctc_scores(Path(resolve(LAB, "encoder")), corpus.test)
 
 
-def table(record: Mapping[str, Any]) -> Table:
-    """One column per encoder: word error rates, and retrieval layer by layer."""
-    columns = record["encoders"]
-    sizes = record["scale"]["sizes"]
-    shown = Table(title=f"{sizes['test_speakers']} unseen speakers, recorded", box=box.SIMPLE)
-    shown.add_column("")
-    for name in columns:
-        shown.add_column(TITLES[name], justify="right")
-    shown.add_row(f"WER, {sizes['test_utterances']} utterances: corpus / mean of utterances")
-    shown.add_row("  encoder's own CTC head", *(_rates(column["ctc"]) for column in columns.values()))
-    shown.add_row("  after both stages", *(_rates(column["asr"]) for column in columns.values()))
-    shown.add_row("  LLM reads the transcript", *[_rates(record["text"])] * len(columns))
-    shown.add_section()
-    shown.add_row(f"R@1 / R@5 among {sizes['candidates']}: speech → text, text → speech")
-    shown.add_row("  untrained, mean of layers", *(_recalls(column["untrained"]) for column in columns.values()))
-    shown.add_row("  stage 1, mean of layers", *(_recalls(column["stage1"]) for column in columns.values()))
-    for layer in range(len(next(iter(columns.values()))["stage1"])):
-        shown.add_row(f"  stage 1, layer {layer}", *(_recalls([c["stage1"][layer]]) for c in columns.values()))
-    return shown
-
-
-def _recipes() -> Path:
-    return recipes().parent / "real"
-
-
-def _chain(name: str, encoder: Path, corpus: RealCorpus, out: Path, scale: Scale) -> Chain:
-    common = () if name == "lab" else (f"model.encoder={encoder}",)
-    return Chain(
-        name=name,
-        folder=out / name,
-        stage1="pretrain",
-        steps=(scale.stage1_steps, scale.stage2_steps),
-        overrides1=(*common, f"data.train=[{corpus.train}, {corpus.generated}]"),
-        overrides2=(*common, f"data.train=[{corpus.finetune}]"),
-        data=corpus.folder,
-        recipes=_recipes(),
-    )
-
-
-def _measure(result: ChainResult, encoder: Path, corpus: RealCorpus, out: Path) -> dict[str, Any]:
-    """The figures of one encoder."""
-    return {
-        "ctc": ctc_scores(encoder, corpus.test),
-        "asr": _word_errors(result.scores),
-        "untrained": _align_untrained(corpus, out / result.name),
-        "stage1": result.alignment,
+def _train_both(corpus: RealCorpus, texts: Texts, out: Path, scale: Scale, processes: int | None) -> dict[str, float]:
+    """Encoder and LLM, side by side where there are two cores."""
+    jobs: dict[str, tuple[Callable[..., float], tuple[Any, ...]]] = {
+        "encoder": (train_encoder, (corpus, out, scale)),
+        "llm": (train_llm, (texts, out, scale)),
     }
+    if processes == 0:
+        return {name: train(*arguments) for name, (train, arguments) in jobs.items()}
+    for name, value in MALLOC.items():  # glibc reads these when a process starts
+        os.environ.setdefault(name, value)
+    context = multiprocessing.get_context("spawn")
+    workers = min(processes or os.cpu_count() or 1, len(jobs))
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=end_with, initargs=(os.getpid(),)) as pool:
+        running = {
+            name: pool.submit(_logged, train, arguments, out / f"{name}.log")
+            for name, (train, arguments) in jobs.items()
+        }
+        return {name: future.result() for name, future in running.items()}
 
 
-def _align_untrained(corpus: RealCorpus, folder: Path) -> list[dict[str, Any]]:
-    """Alignment of the projector that stage 1 began with."""
+def _logged(train: Callable[..., float], arguments: tuple[Any, ...], log: Path) -> float:
+    """Run in a process of its own, on one thread, with all output in ``log``."""
+    import contextlib
+
     import torch
 
-    from ossicle import config
-
-    settings = config.load(folder / "stage1" / "config.yaml")
-    torch.manual_seed(settings.train.seed)
-    return align(settings.model.build().eval(), corpus.folder, folder / "similarity-untrained.npy")
-
-
-def _text_bound(corpus: RealCorpus, out: Path) -> dict[str, float]:
-    """Word error rates of the LLM where it repeats the transcripts: it has hardly read these words either."""
-    from ossicle.models.speech_llm import SpeechLLM
-
-    model = SpeechLLM.from_pretrained(out / "lab" / "stage2")
-    (out / "text").mkdir(exist_ok=True)
-    return _word_errors(decode_and_score(model, corpus.folder, out / "text" / "hypotheses.jsonl", from_text=True))
-
-
-def _word_errors(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    scores = next(row["scores"] for row in rows if row["task"] == "asr")
-    return {name: scores[name] for name in ("wer", "wer_utterance_mean")}
-
-
-def _rates(scores: Mapping[str, float]) -> str:
-    return f"{scores['wer']:.1f} / {scores['wer_utterance_mean']:.1f}"
-
-
-def _recalls(rows: Sequence[Mapping[str, float]]) -> str:
-    means = {
-        side: tuple(sum(row[f"{side}_r{k}"] for row in rows) / len(rows) for k in (1, 5))
-        for side in ("speech_to_text", "text_to_speech")
-    }
-    return ", ".join(f"{first:.0f} / {fifth:.0f}" for first, fifth in means.values())
-
-
-class Encoders(StrEnum):
-    """Which rows to run."""
-
-    LAB = "lab"
-    BOTH = "both"
+    torch.set_num_threads(1)
+    with log.open("a") as out, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        return train(*arguments)
 
 
 def main(
-    source: Annotated[Path, typer.Argument(help="The folder of recorded speech.", show_default=False)],
+    speech: Annotated[Path, typer.Argument(help="The folder of recorded speech.", show_default=False)],
+    text: Annotated[Path, typer.Argument(help="The folder of texts, with parallel/.", show_default=False)],
     out: Annotated[Path, typer.Option(help="Where everything goes; a second call continues there.")] = Path(
         "runs/real"
     ),
-    encoder: Annotated[Encoders, typer.Option(help="The lab's, or also one trained further on recordings.")] = (
-        Encoders.BOTH
-    ),
 ) -> None:
-    """Both stages on recorded speech, split by speaker: retrieval after stage 1, word error rates after stage 2."""
+    """The paper's table on recorded speech, tested on speakers that nothing has heard."""
     try:
-        run(source, out, both=encoder is Encoders.BOTH)
+        run(speech, text, out)
     except (ValueError, OSError, RuntimeError) as error:
         raise SystemExit(f"error: {error}") from error
 

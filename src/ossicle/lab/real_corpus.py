@@ -1,14 +1,15 @@
-"""Recorded speech for both stages: read English of 220 speakers, split by speaker, beside generated speech.
+"""Recorded speech for a study: read English of 220 speakers, split by speaker, beside real text in generated voices.
 
-No speaker and no sentence of the test set is in anything that trains, the encoder included.
+Speakers of whose sentences Tatoeba has a translation are kept for the test. No speaker and no sentence of it is in
+anything that trains, encoder and LLM included.
 """
 
 from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import soundfile
@@ -18,37 +19,34 @@ from rich.progress import track
 from ossicle.audio import SAMPLE_RATE_HZ, read_audio
 from ossicle.batch import Sample
 from ossicle.data.manifest import read_manifest, write_manifest
+from ossicle.data.prompts import ASR_INSTRUCTIONS
 from ossicle.evaluate.metrics import normalise_basic
-from ossicle.lab.build_encoder import training_strings
-from ossicle.lab.synthesise import synthesise
-from ossicle.lab.voices import train_voices
-from ossicle.lab.world import sample_passages
+from ossicle.lab.text_corpus import TextCorpus, sentence_lines, speak
+from ossicle.lab.text_llm import translate_instruction
+from ossicle.lab.texts import LANGUAGES, Sentence, Tested, Texts, TextSizes, read_sentences
 
-CORPUS = "speechocean762_train"
-INSTRUCTION = "repeat the text"
-"""A wording of the task that the lab's LLM knows."""
+TRAIN, TRANSLATED = "speechocean762_train", "speechocean762"
+"""All recordings, and those of them that have translations."""
 SPELLABLE = re.compile(r"[a-z' ]+")
-"""What the lab's encoder can spell and its LLM has read."""
+"""What the encoder can spell."""
+SPOKEN = ("multi30k", "tatoeba")
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much of everything; the recorded training speakers are used whole."""
+    """How much of everything; recorded training speakers and texts that are only read are used whole."""
 
-    test_speakers: int = 25
     dev_speakers: int = 8
     test_utterances: int = 250
+    """To recognise; those with translations are all used."""
     candidates: int = 100
     """Test utterances of different transcripts, for retrieval."""
-    generated: int = 1500
-    """Passages of the lab's world, for stage 1."""
-    strings: int = 1200
-    """Random word strings, for the encoder."""
+    texts: TextSizes = field(default_factory=lambda: TextSizes(multi30k=2000, tatoeba=1000))
 
 
 @dataclass(frozen=True)
 class RealCorpus:
-    """Manifests. ``test`` and ``candidates`` lie where `ossicle.lab.chain` looks for them."""
+    """Manifests below a folder."""
 
     folder: Path
 
@@ -63,29 +61,24 @@ class RealCorpus:
         return self.folder / "dev.jsonl"
 
     @property
+    def spoken(self) -> list[Path]:
+        """Real text in generated voices."""
+        return [TextCorpus(self.folder).spoken(name, "train") / f"{name}-train.jsonl" for name in SPOKEN]
+
+    @property
     def finetune(self) -> Path:
-        """``train`` with the task of stage 2."""
+        """Tasks of stage 2: recognition of recordings, translation of generated speech."""
         return self.folder / "finetune.jsonl"
 
     @property
     def test(self) -> Path:
-        """Unseen speakers, with the task of stage 2."""
+        """Unseen speakers: recognition, and translation where there is one."""
         return self.folder / "test.jsonl"
 
     @property
     def candidates(self) -> Path:
         """Unseen speakers, every transcript once."""
-        return self.folder / "test" / "manifest.jsonl"
-
-    @property
-    def generated(self) -> Path:
-        """Passages in generated voices."""
-        return self.folder / "generated" / "manifest.jsonl"
-
-    @property
-    def strings(self) -> Path:
-        """Random word strings in generated voices."""
-        return self.folder / "strings" / "manifest.jsonl"
+        return self.folder / "candidates.jsonl"
 
 
 @dataclass(frozen=True)
@@ -97,54 +90,89 @@ class Split:
     test: list[Sample]
 
 
-def make_corpus(source: Path, folder: Path, sizes: Sizes, *, seed: int = 0) -> RealCorpus:
-    """Split the recordings in ``source``, decode them once, and generate the rest; a second call reuses what is there.
+def make_corpus(speech: Path, text: Path, folder: Path, sizes: Sizes, *, seed: int = 0) -> tuple[RealCorpus, Texts]:
+    """Split the recordings, decode them once, speak a part of the texts; a second call reuses what is there.
 
-    Raises `ValueError` where ``source`` does not hold the corpus, or too little of it.
+    Also returns the texts for the LLM. Raises `ValueError` where a folder lacks a corpus, or has too little of it.
     """
     corpus = RealCorpus(folder)
-    split = split_by_speaker(read_corpus(source), sizes, seed=seed)
+    translated = [sample for sample in read_corpus(speech, TRANSLATED) if sample.extra.get("translations")]
+    split = split_by_speaker(
+        read_corpus(speech, TRAIN), {sample.speaker or "" for sample in translated}, sizes.dev_speakers, seed=seed
+    )
     rng = random.Random(seed)
     test = rng.sample(split.test, min(sizes.test_utterances, len(split.test)))
     candidates = _different(rng.sample(split.test, len(split.test)))[: sizes.candidates]
     if len(candidates) < sizes.candidates:
-        raise ValueError(f"{source}: only {len(candidates)} different sentences for {sizes.candidates} candidates")
+        raise ValueError(f"{speech}: only {len(candidates)} different sentences for {sizes.candidates} candidates")
     decoded = _decode([*split.train, *split.dev, *split.test], folder / "audio")
-    for path, samples in (
-        (corpus.train, split.train),
-        (corpus.dev, split.dev),
-        (corpus.finetune, [_asr(sample) for sample in split.train]),
-        (corpus.test, [_asr(sample) for sample in test]),
-        (corpus.candidates, candidates),
-    ):
-        write_manifest(path, [replace(sample, audio=decoded[sample.id]) for sample in samples])
-    _generate(corpus, sizes, seed)
-    return corpus
+
+    def written(path: Path, samples: Sequence[Sample]) -> None:
+        write_manifest(path, [replace(sample, audio=decoded.get(sample.id, sample.audio)) for sample in samples])
+
+    held_out = {sample.text or "" for sample in (*split.dev, *split.test, *translated)}
+    held_out |= {normalise_basic(answer) for one in translated for s in _tasks_of(one) for answer in s.answers}
+    texts = training_texts(text, sizes.texts, held_out, said=[sample.text or "" for sample in split.train])
+    _speak(texts, folder, sizes.texts, rng)
+    translations = [s for path in corpus.spoken for s in _translations_beside(path)]
+    written(corpus.train, split.train)
+    written(corpus.dev, split.dev)
+    written(corpus.candidates, candidates)
+    written(corpus.finetune, [*(_asr(sample, rng) for sample in split.train), *translations])
+    written(corpus.test, [*(_asr(sample, rng) for sample in test), *(s for one in translated for s in _tasks_of(one))])
+    return corpus, texts
 
 
-def read_corpus(source: Path) -> list[Sample]:
+def read_corpus(source: Path, name: str) -> list[Sample]:
     """The utterances with a known speaker and a text that can be spelt, in the lab's convention."""
-    path = source / CORPUS / "manifest.jsonl"
+    path = source / name / "manifest.jsonl"
     if not path.is_file():
-        raise ValueError(f"{source}: has no {CORPUS}/manifest.jsonl; give the folder of recorded speech that holds it")
+        raise ValueError(f"{source}: has no {name}/manifest.jsonl; give the folder of recorded speech that holds it")
     samples = [replace(sample, text=normalise_basic(sample.text or "")) for sample in read_manifest(path)]
     return [sample for sample in samples if sample.speaker and SPELLABLE.fullmatch(sample.text or "")]
 
 
-def split_by_speaker(samples: Sequence[Sample], sizes: Sizes, *, seed: int = 0) -> Split:
-    """Whole speakers to test and development, the others to training, without the sentences of the former two."""
-    speakers = sorted({sample.speaker or "" for sample in samples})
-    held_out = sizes.test_speakers + sizes.dev_speakers
-    if len(speakers) <= held_out:
-        raise ValueError(f"{len(speakers)} speakers are too few to keep {held_out} of them out of training")
-    random.Random(seed).shuffle(speakers)
-    test, dev = set(speakers[: sizes.test_speakers]), set(speakers[sizes.test_speakers : held_out])
-    kept = {sample.text for sample in samples if sample.speaker in test | dev}
+def split_by_speaker(samples: Sequence[Sample], test: Collection[str], dev_speakers: int, *, seed: int = 0) -> Split:
+    """Speakers of ``test`` and so many others are kept out of training, and so are all sentences of theirs."""
+    others = sorted({sample.speaker or "" for sample in samples} - set(test))
+    if len(others) <= dev_speakers:
+        raise ValueError(f"{len(others)} speakers beside the test's are too few to keep {dev_speakers} for development")
+    dev = set(random.Random(seed).sample(others, dev_speakers))
+    kept = {sample.text for sample in samples if sample.speaker in dev or sample.speaker in test}
     return Split(
-        train=[s for s in samples if s.speaker not in test | dev and s.text not in kept],
+        train=[s for s in samples if s.speaker not in dev and s.speaker not in test and s.text not in kept],
         dev=[s for s in samples if s.speaker in dev],
         test=[s for s in samples if s.speaker in test],
     )
+
+
+def training_texts(source: Path, sizes: TextSizes, held_out: Collection[str], said: Sequence[str]) -> Texts:
+    """What the LLM reads: parallel sentences without those in ``held_out``, and what training speakers ``said``."""
+    tested = Tested(frozenset(held_out))
+    multi30k, tatoeba = read_sentences(source, sizes)
+    spoken = [Sentence(f"said-{i}", text, {}) for i, text in enumerate(dict.fromkeys(said))]
+    return Texts(
+        multi30k=[s for s in multi30k if s not in tested],
+        tatoeba={language: [s for s in part if s not in tested] for language, part in tatoeba.items()},
+        recorded=spoken,
+    )
+
+
+def _speak(texts: Texts, folder: Path, sizes: TextSizes, rng: random.Random) -> None:
+    tatoeba = [s for part in texts.tatoeba.values() for s in _some(part, sizes.tatoeba, rng)]
+    for name, sentences in zip(SPOKEN, (_some(texts.multi30k, sizes.multi30k, rng), tatoeba), strict=True):
+        speak(folder, name, "train", sentence_lines(sentences))
+
+
+def _some(sentences: Sequence[Sentence], count: int, rng: random.Random) -> list[Sentence]:
+    return rng.sample(sentences, min(count, len(sentences)))
+
+
+def _translations_beside(transcripts: Path) -> list[Sample]:
+    """The lines of the translation manifests that prepare-tts wrote beside its transcripts."""
+    return [
+        s for path in sorted(transcripts.parent.glob(f"{transcripts.stem}.st-*.jsonl")) for s in read_manifest(path)
+    ]
 
 
 def _different(samples: Sequence[Sample]) -> list[Sample]:
@@ -152,10 +180,31 @@ def _different(samples: Sequence[Sample]) -> list[Sample]:
     return list({sample.text: sample for sample in reversed(samples)}.values())[::-1]
 
 
-def _asr(sample: Sample) -> Sample:
+def _asr(sample: Sample, rng: random.Random) -> Sample:
     return replace(
-        sample, task="asr", instruction=INSTRUCTION, answers=(sample.text or "",), target_language=sample.language
+        sample,
+        task="asr",
+        instruction=rng.choice(ASR_INSTRUCTIONS),
+        answers=(sample.text or "",),
+        target_language=sample.language,
     )
+
+
+def _tasks_of(sample: Sample) -> list[Sample]:
+    """A translation line for each language in which the utterance has translations."""
+    return [
+        replace(
+            sample,
+            id=f"{sample.id}-{code}",
+            task="st",
+            instruction=translate_instruction(code),
+            answers=tuple(translations),
+            target_language=code,
+            extra={name: value for name, value in sample.extra.items() if name != "translations"},
+        )
+        for code, translations in sample.extra["translations"].items()
+        if code in LANGUAGES
+    ]
 
 
 def _decode(samples: Sequence[Sample], folder: Path) -> dict[str, Path]:
@@ -169,11 +218,3 @@ def _decode(samples: Sequence[Sample], folder: Path) -> dict[str, Path]:
         soundfile.write(partial, read_audio(sample.audio), SAMPLE_RATE_HZ, subtype="PCM_16", format="WAV")
         partial.replace(paths[sample.id])
     return paths
-
-
-def _generate(corpus: RealCorpus, sizes: Sizes, seed: int) -> None:
-    passages = sample_passages("train", sizes.generated, seed=seed, max_sentences=2)
-    strings = training_strings(sizes.strings, seed, min_words=2, max_words=10)
-    for manifest, texts in ((corpus.generated, [passage.text for passage in passages]), (corpus.strings, strings)):
-        items = [{"id": f"{manifest.parent.name}-{i:05d}", "text": text} for i, text in enumerate(texts)]
-        synthesise(items, manifest.parent, voices=train_voices(), seed=seed)

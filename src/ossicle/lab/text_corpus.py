@@ -58,17 +58,15 @@ def make_corpus(texts: Texts, folder: Path, sizes: TextSizes, *, seed: int = 0) 
     rng = random.Random(f"spoken-{seed}")
     tatoeba = [s for part in texts.tatoeba.values() for s in _some(part, sizes.tatoeba, rng)]
     spoken: dict[tuple[str, Split], list[dict[str, Any]]] = {
-        ("multi30k", "train"): _sentence_lines(_some(texts.multi30k, sizes.multi30k, rng)),
-        ("tatoeba", "train"): _sentence_lines(tatoeba),
+        ("multi30k", "train"): sentence_lines(_some(texts.multi30k, sizes.multi30k, rng)),
+        ("tatoeba", "train"): sentence_lines(tatoeba),
         ("xquad", "train"): _passage_lines(_some(texts.passages, sizes.passages, rng)),
-        ("multi30k", "test"): _sentence_lines(texts.test_multi30k),
-        ("tatoeba", "test"): _sentence_lines(texts.test_tatoeba),
+        ("multi30k", "test"): sentence_lines(texts.test_multi30k),
+        ("tatoeba", "test"): sentence_lines(texts.test_tatoeba),
         ("xquad", "test"): _passage_lines(texts.test_passages),
     }
     for (name, split), lines in spoken.items():
-        path = folder / "texts" / f"{name}-{split}.jsonl"
-        _write(path, lines)
-        prepare_tts(path, corpus.spoken(name, split), TtsOptions(kind=split, seed=seed))
+        speak(folder, name, split, lines, seed=seed)
     tests = {name: sorted(corpus.spoken(name, "test").glob(f"{name}-test*.jsonl")) for name in CORPORA}
     write_manifest(corpus.test, [s for paths in tests.values() for path in paths for s in read_manifest(path)])
     sentences = [
@@ -80,6 +78,18 @@ def make_corpus(texts: Texts, folder: Path, sizes: TextSizes, *, seed: int = 0) 
     return corpus
 
 
+def speak(folder: Path, name: str, split: Split, lines: Sequence[Mapping[str, Any]], *, seed: int = 0) -> Path:
+    """Let prepare-tts speak ``lines``; returns the folder with its manifests, ``NAME-SPLIT.jsonl`` and others.
+
+    Raises `ossicle.lab.voices.VoiceError` without espeak-ng.
+    """
+    path = folder / "texts" / f"{name}-{split}.jsonl"
+    _write(path, lines)
+    out = TextCorpus(folder).spoken(name, split)
+    prepare_tts(path, out, TtsOptions(kind=split, seed=seed))
+    return out
+
+
 def corpus_of(sample_id: str) -> str:
     """Which corpus a line of the test manifest comes from, by its id."""
     return next(name for name in CORPORA if sample_id.startswith(name))
@@ -89,7 +99,8 @@ def _some(items: Sequence[_T], count: int, rng: random.Random) -> list[_T]:
     return rng.sample(items, min(count, len(items)))
 
 
-def _sentence_lines(sentences: Iterable[Sentence]) -> list[dict[str, Any]]:
+def sentence_lines(sentences: Iterable[Sentence]) -> list[dict[str, Any]]:
+    """Lines for prepare-tts: the English text and its translations."""
     return [{"id": s.id, "en": s.text, **s.translations} for s in sentences]
 
 

@@ -126,7 +126,8 @@ class _Batches:
         return [collate_rows(batch, self._special[PAD]) for batch in batches]
 
     def _item(self, rng: random.Random) -> Item:
-        return rng.choice(self._items.passages if rng.random() < PASSAGE_SHARE else self._items.sentences)
+        passages = self._items.passages
+        return rng.choice(passages if rng.random() < PASSAGE_SHARE and passages else self._items.sentences)
 
     def _row(self, item: Item, rng: random.Random) -> Row:
         row = Row(noise=rng.uniform(0.0, MOST_NOISE) if rng.random() < NOISY_SHARE else 0.0)

@@ -84,17 +84,19 @@ class Texts:
 
     multi30k: list[Sentence]
     tatoeba: dict[str, list[Sentence]]
-    passages: list[Passage]
-    heard: list[Passage]
+    passages: list[Passage] = field(default_factory=list)
+    heard: list[Passage] = field(default_factory=list)
     """Of Spoken-SQuAD, the same articles as recognised: only read."""
-    test_multi30k: list[Sentence]
-    test_tatoeba: list[Sentence]
-    test_passages: list[Passage]
+    recorded: list[Sentence] = field(default_factory=list)
+    """What speakers of recordings read: without translations."""
+    test_multi30k: list[Sentence] = field(default_factory=list)
+    test_tatoeba: list[Sentence] = field(default_factory=list)
+    test_passages: list[Passage] = field(default_factory=list)
 
     @property
     def train_sentences(self) -> list[Sentence]:
-        """Of both corpora."""
-        return [*self.multi30k, *(sentence for part in self.tatoeba.values() for sentence in part)]
+        """Of all corpora."""
+        return [*self.multi30k, *(sentence for part in self.tatoeba.values() for sentence in part), *self.recorded]
 
     @property
     def test_sentences(self) -> list[Sentence]:
@@ -106,8 +108,7 @@ def read_texts(source: Path, sizes: TextSizes, *, seed: int = 0) -> Texts:
     """Read and split the texts in ``source``. Raises `ValueError` where a file is missing, wrong or too small."""
     rng = random.Random(f"real-text-{seed}")
     test_multi30k = _sample(_multi30k(source, "test2016", sizes), sizes.test_multi30k, rng, source, "Multi30k")
-    multi30k = [s for split in ("train", "val") for s in _multi30k(source, split, sizes)]
-    tatoeba = {language: list(_tatoeba(source, language, sizes)) for language in LANGUAGES}
+    multi30k, tatoeba = read_sentences(source, sizes)
     test_tatoeba = [
         sentence
         for language, part in tatoeba.items()
@@ -129,6 +130,12 @@ def read_texts(source: Path, sizes: TextSizes, *, seed: int = 0) -> Texts:
         test_tatoeba=test_tatoeba,
         test_passages=rng.sample(about_tested, min(sizes.test_passages, len(about_tested))),
     )
+
+
+def read_sentences(source: Path, sizes: TextSizes) -> tuple[list[Sentence], dict[str, list[Sentence]]]:
+    """Multi30k's for training, and Tatoeba's by language. Raises `ValueError` where a file is missing or wrong."""
+    multi30k = [s for split in ("train", "val") for s in _multi30k(source, split, sizes)]
+    return multi30k, {language: list(_tatoeba(source, language, sizes)) for language in LANGUAGES}
 
 
 @dataclass(frozen=True)
