@@ -37,8 +37,10 @@ bench: $(VENV)/.dev  ## Run the benchmarks; each prints one table
 lab: $(VENV)/.demo  ## Rebuild the lab's tiny encoder and LLM (about 40 minutes on 2 cores; continues if stopped)
 	$(BIN)/python -m ossicle.lab.build
 
-real: $(VENV)/.demo  ## Both stages on recorded speech: make real DATA=FOLDER
-	$(BIN)/python -m ossicle.lab.real $(or $(DATA),$(error say where the recordings are: make real DATA=FOLDER))
+real: $(VENV)/.demo  ## The paper's table on recorded speech: make real SPEECH=FOLDER TEXT=FOLDER
+	$(BIN)/python -m ossicle.lab.real \
+		$(or $(SPEECH),$(error say where the recordings are: make real SPEECH=FOLDER TEXT=FOLDER)) \
+		$(or $(TEXT),$(error say where the texts are: make real SPEECH=FOLDER TEXT=FOLDER))
 
 text: $(VENV)/.demo  ## Both stages on real text in generated voices: make text DATA=FOLDER (about 25 minutes)
 	$(BIN)/python -m ossicle.lab.real_text $(or $(DATA),$(error say where the texts are: make text DATA=FOLDER))

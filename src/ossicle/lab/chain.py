@@ -14,8 +14,8 @@ from typing import Any
 
 MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(4 << 30)}
 """glibc returns large blocks to the system after every step unless told not to: half of the time of a small step."""
-STUDIES = ("paper_table", "search")
-"""Files among the lab's recipes that are none, but name others: `ossicle study`."""
+STUDIES = ("paper_table", "search", "study")
+"""Files among the recipes that are none, but name others: `ossicle study`."""
 
 
 @dataclass(frozen=True)
