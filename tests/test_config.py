@@ -4,10 +4,10 @@ import pytest
 import yaml
 
 from ossicle.config import Config, ConfigError, load, parse, save, to_dict
+from ossicle.lab.chain import STUDIES
 from ossicle.models.projector import QFormerConfig
 from ossicle.objectives import Contrastive, NextToken, Sum
 
-STUDIES = {"paper_table"}  # grids of recipes: tests/study
 RECIPES = sorted(p for p in (Path(__file__).parents[1] / "recipes").rglob("*.yaml") if p.stem not in STUDIES)
 
 
