@@ -69,7 +69,7 @@ class _Judge:
         return Finding(self.mode, what, verdict, f"{_metric(column)} {describe(ours)} against {describe(other)}")
 
     def _close(self, column: str) -> Finding:
-        """Within so many points of WER of ASR pretraining: holds if the paired interval says so too."""
+        """Within so many points of WER of ASR pretraining: holds if the paired interval of several seeds says so too."""
         few, most = self.claim.fraction, self.claim.asr_within
         both = f"both with {100 * few:.3g}% of the data"
         what = f"{self.name} is within {most:g} points of {self.claim.asr} on recognition, {both}"
@@ -77,7 +77,8 @@ class _Judge:
         if ours is None or other is None:
             return Finding(self.mode, what, "not tested", self._missing(self.claim.asr, few))
         worse, interval = ours.mean - other.mean, interval_of(ours.draws - other.draws)
-        verdict: Verdict = "fails" if worse > most else "holds" if interval.high <= most else "partly"
+        sure = interval.high <= most and ours.sd is not None and other.sd is not None
+        verdict: Verdict = "fails" if worse > most else "holds" if sure else "partly"
         figures = (
             f"{_metric(column)} {describe(ours)} against {describe(other)}: {worse:+.1f}, "
             f"paired 95% interval {interval.low:+.1f} to {interval.high:+.1f}"
