@@ -49,8 +49,9 @@ def results(model: SpeechLLM, manifest: Path, indices: list[int], folder: Path) 
         yield {"loss": output.total.detach(), "gradient": gradient}
 
 
-def one_of_two(rank: int, port: int, model: SpeechLLM, manifest: Path, out: Path) -> None:
+def one_of_two(rank: int, port: int, folder: Path, manifest: Path, out: Path) -> None:
     torch.set_num_threads(1)
+    model = SpeechLLM.from_pretrained(folder).eval()
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     dist.init_process_group("gloo", rank=rank, world_size=2)
     rows = torch.arange(3 - rank)[:, None] + 10 * rank
@@ -79,8 +80,9 @@ def found(tmp_path_factory, manifest, folders):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = multiprocessing.get_context("fork")  # has everything imported
-    workers = [context.Process(target=one_of_two, args=(rank, port, model, manifest, out)) for rank in (0, 1)]
+    model.save(out / "model")
+    context = multiprocessing.get_context("spawn")  # a forked copy of a process that has used threads can hang
+    workers = [context.Process(target=one_of_two, args=(rank, port, out / "model", manifest, out)) for rank in (0, 1)]
     for worker in workers:
         worker.start()
     for worker in workers:

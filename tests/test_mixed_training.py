@@ -21,8 +21,9 @@ from ossicle.objectives import MixedContrastive, MixedNextToken
 from ossicle.train import train
 
 
-def train_share(rank: int, port: int, model: SpeechLLM, share: Batch, objective: MixedContrastive, out: Path) -> None:
-    """What one of two processes computes: its loss and the gradient of the projector."""
+def train_share(rank: int, port: int, folder: Path, share: Batch, objective: MixedContrastive, out: Path) -> None:
+    """What one of two processes computes with the model in ``folder``: its loss and the gradient of the projector."""
+    model = SpeechLLM.from_pretrained(folder).eval()
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     output = objective(model, share)
     output.total.backward()
@@ -40,8 +41,9 @@ def test_two_processes_are_one_on_the_joined_batch(model, utterances, tmp_path, 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = multiprocessing.get_context("fork")
-    arguments = [(rank, port, model, share, objective, tmp_path) for rank, share in enumerate(shares)]
+    context = multiprocessing.get_context("spawn")  # a forked copy of a process that has used threads can hang
+    model.save(tmp_path / "model")
+    arguments = [(rank, port, tmp_path / "model", share, objective, tmp_path) for rank, share in enumerate(shares)]
     processes = [context.Process(target=train_share, args=each) for each in arguments]
     for process in processes:
         process.start()

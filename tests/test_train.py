@@ -344,7 +344,7 @@ def test_two_processes_share_the_data_and_end_with_the_same_projector(config, ma
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = multiprocessing.get_context("fork")  # has everything imported
+    context = multiprocessing.get_context("spawn")  # a forked copy of a process that has used threads can hang
     workers = [context.Process(target=one_of_two, args=(rank, port, settings, tmp_path)) for rank in (0, 1)]
     for worker in workers:
         worker.start()
