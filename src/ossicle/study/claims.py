@@ -69,7 +69,7 @@ class _Judge:
         return Finding(self.mode, what, verdict, f"{_metric(column)} {describe(ours)} against {describe(other)}")
 
     def _close(self, column: str) -> Finding:
-        """Within so many points of WER of ASR pretraining: holds if the paired interval of several seeds says so too."""
+        """Within so many points of WER of ASR pretraining: holds if the paired interval over several seeds says so."""
         few, most = self.claim.fraction, self.claim.asr_within
         both = f"both with {100 * few:.3g}% of the data"
         what = f"{self.name} is within {most:g} points of {self.claim.asr} on recognition, {both}"
