@@ -122,7 +122,7 @@ def test_whole_study_in_miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for name, samples in a_few().items():
         write_manifest(speech / name / "manifest.jsonl", samples)
 
-    record = run(speech, SHARED / "text", tmp_path / "out", scale=TINY, processes=0, report=False)
+    record = run(speech, SHARED / "text", tmp_path / "out", scale=TINY, processes=0)
 
     assert record == json.loads((tmp_path / "out/study/results.json").read_text())
     assert record["cells"] == {"done": 4, "of": 4}
@@ -136,9 +136,7 @@ def test_whole_study_in_miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert not {sample.speaker for sample in test} & {sample.speaker for sample in train}
     done = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.safetensors")}
 
-    assert (
-        run(speech, SHARED / "text", tmp_path / "out", scale=TINY, processes=0, report=False)["rows"] == record["rows"]
-    )
+    assert run(speech, SHARED / "text", tmp_path / "out", scale=TINY, processes=0)["rows"] == record["rows"]
 
     assert {path: path.stat().st_mtime_ns for path in done} == done, "a finished part was run again"
     with pytest.raises(ValueError, match="holds a run of another size"):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -46,9 +45,7 @@ class Scale:
 FULL = Scale()
 
 
-def run(
-    speech: Path, text: Path, out: Path, *, scale: Scale = FULL, processes: int | None = None, report: bool = True
-) -> dict[str, Any]:
+def run(speech: Path, text: Path, out: Path, *, scale: Scale = FULL, processes: int | None = None) -> dict[str, Any]:
     """Train what the study stands on and run it, continuing what an earlier call left; returns its results.
 
     Args:
@@ -57,7 +54,6 @@ def run(
         out: where everything goes, encoder and LLM included; the study is in its folder ``study``.
         scale: how much of everything.
         processes: how many at a time; ``None``: one per core; 0: in this process.
-        report: print the study's table and verdicts.
 
     Raises `ValueError` where a folder lacks a corpus or ``out`` holds a run of another size.
     """
@@ -70,18 +66,15 @@ def run(
     console.print("[bold]Splitting recordings and texts, and speaking a part of them[/] …")
     corpus, texts = make_corpus(speech, text, out / "data", scale.sizes)
     console.print(f"[bold]Training the encoder on speech, and the LLM on text[/] … (logs in {out})", highlight=False)
-    seconds = _train_both(corpus, texts, out, scale, processes)
+    _train_both(corpus, texts, out, scale, processes)
     alone = {"encoder": ctc_scores(out / "encoder", corpus.test), "lab_encoder": _lab_scores(corpus)}
-    (out / "parts.json").write_text(json.dumps({**alone, "seconds": seconds, "scale": asdict(scale)}, indent=2) + "\n")
+    (out / "parts.json").write_text(json.dumps({**alone, "scale": asdict(scale)}, indent=2) + "\n")
     heard, lab = (alone[name]["wer"] for name in ("encoder", "lab_encoder"))
     console.print(f"  the encoder's own words: WER {heard:.1f} on unseen speakers; the lab's encoder: {lab:.1f}")
     config = load(recipes().parent / "real" / "study.yaml", [*study_overrides(corpus, out), *scale.study])
     record = run_study(config, processes=processes)
-    if report:
-        print_results(record, console)
-        console.print(
-            f"{config.folder / 'results.json'}; show it with: ossicle report {config.folder}", highlight=False
-        )
+    print_results(record, console)
+    console.print(f"{config.folder / 'results.json'}; show it with: ossicle report {config.folder}", highlight=False)
     return record
 
 
@@ -103,8 +96,8 @@ def study_overrides(corpus: RealCorpus, out: Path) -> list[str]:
     ]
 
 
-def train_encoder(corpus: RealCorpus, out: Path, scale: Scale) -> float:
-    """Train the lab's encoder further on recorded and generated speech into ``out/encoder``; returns the seconds.
+def train_encoder(corpus: RealCorpus, out: Path, scale: Scale) -> None:
+    """Train the lab's encoder further on recorded and generated speech into ``out/encoder``.
 
     Generated speech is a part of stage 1, and has words that the recordings lack.
     """
@@ -112,8 +105,7 @@ def train_encoder(corpus: RealCorpus, out: Path, scale: Scale) -> float:
     from ossicle.lab.ctc import CTCTraining, Phase, save_encoder, train_ctc
 
     if (out / "encoder" / "config.json").is_file():
-        return 0.0
-    started = time.perf_counter()
+        return
     samples = [s for path in (corpus.train, *corpus.spoken) for s in read_manifest(path)]
     phase = Phase(
         steps=scale.encoder_steps,
@@ -124,16 +116,13 @@ def train_encoder(corpus: RealCorpus, out: Path, scale: Scale) -> float:
     start = Path(resolve(LAB, "encoder"))
     dev = read_manifest(corpus.dev)
     save_encoder(train_ctc(samples, dev, out / "ctc", settings=settings, init_from=start), out / "encoder")
-    return time.perf_counter() - started
 
 
-def train_llm(texts: Texts, out: Path, scale: Scale) -> float:
-    """Train the LLM into ``out/llm``; returns the seconds."""
+def train_llm(texts: Texts, out: Path, scale: Scale) -> None:
+    """Train the LLM into ``out/llm``."""
     from ossicle.lab.text_llm import train_text_llm
 
-    started = time.perf_counter()
     train_text_llm(texts, out / "llm-training", out / "llm", steps=scale.llm_steps, rows=scale.llm_rows)
-    return time.perf_counter() - started
 
 
 def ctc_scores(encoder: Path, test: Path) -> dict[str, float]:
@@ -158,27 +147,29 @@ def _lab_scores(corpus: RealCorpus) -> dict[str, float]:
     return ctc_scores(Path(resolve(LAB, "encoder")), corpus.test)
 
 
-def _train_both(corpus: RealCorpus, texts: Texts, out: Path, scale: Scale, processes: int | None) -> dict[str, float]:
+def _train_both(corpus: RealCorpus, texts: Texts, out: Path, scale: Scale, processes: int | None) -> None:
     """Encoder and LLM, side by side where there are two cores."""
-    jobs: dict[str, tuple[Callable[..., float], tuple[Any, ...]]] = {
+    jobs: dict[str, tuple[Callable[..., None], tuple[Any, ...]]] = {
         "encoder": (train_encoder, (corpus, out, scale)),
         "llm": (train_llm, (texts, out, scale)),
     }
     if processes == 0:
-        return {name: train(*arguments) for name, (train, arguments) in jobs.items()}
+        for train, arguments in jobs.values():
+            train(*arguments)
+        return
     for name, value in MALLOC.items():  # glibc reads these when a process starts
         os.environ.setdefault(name, value)
     context = multiprocessing.get_context("spawn")
     workers = min(processes or os.cpu_count() or 1, len(jobs))
     with ProcessPoolExecutor(workers, mp_context=context, initializer=end_with, initargs=(os.getpid(),)) as pool:
-        running = {
-            name: pool.submit(_logged, train, arguments, out / f"{name}.log")
-            for name, (train, arguments) in jobs.items()
-        }
-        return {name: future.result() for name, future in running.items()}
+        running = [
+            pool.submit(_logged, train, arguments, out / f"{name}.log") for name, (train, arguments) in jobs.items()
+        ]
+        for future in running:
+            future.result()
 
 
-def _logged(train: Callable[..., float], arguments: tuple[Any, ...], log: Path) -> float:
+def _logged(train: Callable[..., None], arguments: tuple[Any, ...], log: Path) -> None:
     """Run in a process of its own, on one thread, with all output in ``log``."""
     import contextlib
 
@@ -186,7 +177,7 @@ def _logged(train: Callable[..., float], arguments: tuple[Any, ...], log: Path) 
 
     torch.set_num_threads(1)
     with log.open("a") as out, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
-        return train(*arguments)
+        train(*arguments)
 
 
 def main(

@@ -21,7 +21,7 @@ from ossicle.batch import Sample
 from ossicle.data.manifest import read_manifest, write_manifest
 from ossicle.data.prompts import ASR_INSTRUCTIONS
 from ossicle.evaluate.metrics import normalise_basic
-from ossicle.lab.text_corpus import TextCorpus, sentence_lines, speak
+from ossicle.lab.text_corpus import TextCorpus, sentence_lines, some, speak
 from ossicle.lab.text_llm import translate_instruction
 from ossicle.lab.texts import LANGUAGES, Sentence, Tested, Texts, TextSizes, read_sentences
 
@@ -159,13 +159,9 @@ def training_texts(source: Path, sizes: TextSizes, held_out: Collection[str], sa
 
 
 def _speak(texts: Texts, folder: Path, sizes: TextSizes, rng: random.Random) -> None:
-    tatoeba = [s for part in texts.tatoeba.values() for s in _some(part, sizes.tatoeba, rng)]
-    for name, sentences in zip(SPOKEN, (_some(texts.multi30k, sizes.multi30k, rng), tatoeba), strict=True):
+    tatoeba = [s for part in texts.tatoeba.values() for s in some(part, sizes.tatoeba, rng)]
+    for name, sentences in zip(SPOKEN, (some(texts.multi30k, sizes.multi30k, rng), tatoeba), strict=True):
         speak(folder, name, "train", sentence_lines(sentences))
-
-
-def _some(sentences: Sequence[Sentence], count: int, rng: random.Random) -> list[Sentence]:
-    return rng.sample(sentences, min(count, len(sentences)))
 
 
 def _translations_beside(transcripts: Path) -> list[Sample]:

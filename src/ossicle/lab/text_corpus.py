@@ -56,11 +56,11 @@ def make_corpus(texts: Texts, folder: Path, sizes: TextSizes, *, seed: int = 0) 
     """
     corpus = TextCorpus(folder)
     rng = random.Random(f"spoken-{seed}")
-    tatoeba = [s for part in texts.tatoeba.values() for s in _some(part, sizes.tatoeba, rng)]
+    tatoeba = [s for part in texts.tatoeba.values() for s in some(part, sizes.tatoeba, rng)]
     spoken: dict[tuple[str, Split], list[dict[str, Any]]] = {
-        ("multi30k", "train"): sentence_lines(_some(texts.multi30k, sizes.multi30k, rng)),
+        ("multi30k", "train"): sentence_lines(some(texts.multi30k, sizes.multi30k, rng)),
         ("tatoeba", "train"): sentence_lines(tatoeba),
-        ("xquad", "train"): _passage_lines(_some(texts.passages, sizes.passages, rng)),
+        ("xquad", "train"): _passage_lines(some(texts.passages, sizes.passages, rng)),
         ("multi30k", "test"): sentence_lines(texts.test_multi30k),
         ("tatoeba", "test"): sentence_lines(texts.test_tatoeba),
         ("xquad", "test"): _passage_lines(texts.test_passages),
@@ -95,7 +95,8 @@ def corpus_of(sample_id: str) -> str:
     return next(name for name in CORPORA if sample_id.startswith(name))
 
 
-def _some(items: Sequence[_T], count: int, rng: random.Random) -> list[_T]:
+def some(items: Sequence[_T], count: int, rng: random.Random) -> list[_T]:
+    """A draw of ``count`` items, or all where there are no more."""
     return rng.sample(items, min(count, len(items)))
 
 

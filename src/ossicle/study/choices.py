@@ -27,8 +27,9 @@ class Choices:
         """Length of stage 2: given, or where the development score has its plateau."""
         if fraction not in self.config.pretraining[name].plateau:
             return self.describe.finetune_steps(name, fraction)
-        scores = {steps: score for steps, score in self.plateau(name, fraction) if score is not None}
-        return None if len(scores) < len(self.plateau(name, fraction)) else max(scores, key=scores.__getitem__)
+        tried = self.plateau(name, fraction)
+        scores = {steps: score for steps, score in tried if score is not None}
+        return None if len(scores) < len(tried) else max(scores, key=scores.__getitem__)
 
     def plateau(self, name: str, fraction: float) -> list[tuple[int, float | None]]:
         """Lengths of stage 2 with their scores on the development split, up to the first that gained too little.
