@@ -4,11 +4,11 @@ import pytest
 import yaml
 
 from ossicle.config import Config, ConfigError, load, parse, save, to_dict
-from ossicle.lab.chain import STUDIES
+from ossicle.lab.chain import is_study
 from ossicle.models.projector import QFormerConfig
 from ossicle.objectives import Contrastive, NextToken, Sum
 
-RECIPES = sorted(p for p in (Path(__file__).parents[1] / "recipes").rglob("*.yaml") if p.stem not in STUDIES)
+RECIPES = sorted(p for p in (Path(__file__).parents[1] / "recipes").rglob("*.yaml") if not is_study(p))
 
 
 def written(tmp_path: Path, text: str) -> Path:

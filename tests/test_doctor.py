@@ -16,12 +16,12 @@ from ossicle.cli import app
 from ossicle.config import Config, load, parse
 from ossicle.doctor import Report, diagnose, step
 from ossicle.doctor.cost import Shapes
-from ossicle.lab.chain import STUDIES
+from ossicle.lab.chain import is_study
 from ossicle.models.speech_llm import ModelConfig
 from ossicle.testing import tiny_encoder, tiny_llm, tiny_manifest
 
 ROOT = Path(__file__).parents[1]
-RECIPES = sorted(path for path in (ROOT / "recipes").glob("*/*.yaml") if path.stem not in STUDIES)
+RECIPES = sorted(path for path in (ROOT / "recipes").glob("*/*.yaml") if not is_study(path))
 SMALL = {"name": "qformer", "width": 16, "heads": 2, "layers": 1, "ffn": 16, "dropout": 0.0}
 
 

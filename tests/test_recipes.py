@@ -13,19 +13,19 @@ from ossicle.data.align_files import align_manifest
 from ossicle.data.aligner import Aligner
 from ossicle.data.manifest import read_manifest
 from ossicle.data.words import words_of
-from ossicle.lab.chain import STUDIES
+from ossicle.lab.chain import is_study
 from ossicle.models.projector import QFormerConfig
 from ossicle.testing import tiny_encoder, tiny_llm
 from ossicle.tracking import read_metrics
 from ossicle.train import train
 
 ROOT = Path(__file__).parents[1]
-LAB = sorted(path for path in (ROOT / "recipes" / "lab").glob("*.yaml") if path.stem not in STUDIES)
+LAB = sorted(path for path in (ROOT / "recipes" / "lab").glob("*.yaml") if not is_study(path))
 PAPER = sorted((ROOT / "recipes" / "paper").glob("*.yaml"))
 STAGE_1 = [path for path in PAPER if not path.stem.startswith("finetune")]
 STAGE_2 = [path for path in PAPER if path.stem.startswith("finetune")]
 SMALLER = sorted(path for folder in ("small", "laptop") for path in (ROOT / "recipes" / folder).glob("*.yaml"))
-EVERY = sorted(path for path in (ROOT / "recipes").glob("*/*.yaml") if path.stem not in STUDIES)
+EVERY = sorted(path for path in (ROOT / "recipes").glob("*/*.yaml") if not is_study(path))
 LONGEST = 30
 WEIGHTS = ROOT / "src/ossicle/lab/weights"
 STEPS = 20

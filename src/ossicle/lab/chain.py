@@ -14,8 +14,13 @@ from typing import Any
 
 MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(4 << 30)}
 """glibc returns large blocks to the system after every step unless told not to: half of the time of a small step."""
-STUDIES = ("paper_table", "search", "study")
-"""Files among the recipes that are none, but name others: `ossicle study`."""
+
+
+def is_study(recipe: Path) -> bool:
+    """Whether a file among the recipes is none, but names others: `ossicle study`."""
+    from ossicle.config import read_tree
+
+    return "pretraining" in read_tree(recipe)
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ def claim(stamp_file: Path, scale: Any, recipes: Path) -> None:
 
     Raises `ValueError` where ``stamp_file`` tells of one.
     """
-    texts = {path.stem: path.read_text() for path in sorted(recipes.glob("*.yaml")) if path.stem not in STUDIES}
+    texts = {path.stem: path.read_text() for path in sorted(recipes.glob("*.yaml")) if not is_study(path)}
     stamp = json.loads(json.dumps({"scale": asdict(scale), "recipes": texts}))
     if stamp_file.is_file() and json.loads(stamp_file.read_text()) != stamp:
         fix = "delete it or give another --out"

@@ -15,7 +15,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ossicle.lab.chain import STUDIES, Chain, ChainResult
+from ossicle.lab.chain import Chain, ChainResult, is_study
 from ossicle.lab.corpus import make_corpus
 from ossicle.lab.demo import encode_splits, recipes
 from ossicle.lab.demo_report import scores_of
@@ -25,14 +25,13 @@ NONE = "none"
 TEST = 150
 """Passages, as many as in the demo."""
 FINETUNE = "finetune"
-NO_STAGE1 = (FINETUNE, *STUDIES)
-"""Files beside the recipes of stage 1: that of stage 2, and a study."""
+"""The recipe of stage 2."""
 COLUMNS = {"wer": "WER ↓", "bleu_de": "BLEU de ↑", "bleu_es": "BLEU es ↑", "em": "EM ↑", "f1": "F1 ↑"}
 
 
 def stage1_recipes() -> list[str]:
     """Names of the lab's recipes for stage 1."""
-    return sorted(path.stem for path in recipes().glob("*.yaml") if path.stem not in NO_STAGE1)
+    return sorted(path.stem for path in recipes().glob("*.yaml") if path.stem != FINETUNE and not is_study(path))
 
 
 def compare(
