@@ -17,7 +17,7 @@ from ossicle.config import ConfigError
 from ossicle.study.choices import Choices, development_score
 from ossicle.study.config import StudyConfig, load
 from ossicle.study.data import prepare_data
-from ossicle.study.job import StudyError
+from ossicle.study.job import StudyError, digest
 from ossicle.study.plan import Plan
 from ossicle.study.run import run_study
 from ossicle.study.watch import Watch
@@ -31,6 +31,11 @@ def records(folder: Path) -> dict[str, int]:
     # os.walk, unlike Path.rglob, bears with checkpoints that a running study deletes
     found = (Path(parent) / name for parent, _, files in os.walk(folder) for name in names.intersection(files))
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in found}
+
+
+def files(folder: Path, ending: str) -> dict[str, int]:
+    """Files whose path ends so, with the time when each was written."""
+    return {str(p): p.stat().st_mtime_ns for p in folder.rglob("*") if str(p).endswith(ending)}
 
 
 @pytest.fixture
@@ -92,6 +97,27 @@ def test_what_is_done_stays_unless_a_changed_setting_touches_it(done, study_file
     record = run_study(more, processes=0)
     assert before.items() <= records(config.folder).items()
     assert {row["name"] for row in record["rows"]} == {"none", "contr", "other"}
+
+
+def test_another_test_is_decoded_and_scored_without_training_again(done, study_file, study_tree):
+    config, record = done
+    before, trained = records(config.folder), files(config.folder, "run/projector.safetensors")
+    test = Path(study_tree["data"]["test"][0])
+    asr = [line for line in test.read_text().splitlines() if json.loads(line)["task"] == "asr"]
+    test.write_text("\n".join(line for line in test.read_text().splitlines() if line != asr[0]) + "\n")
+    digest.cache_clear()
+    with pytest.raises(StudyError, match=r"done with other settings; .*\n.*: test \("):
+        run_study(config, processes=0)
+    again = run_study(config, processes=0, rerun_changed=True)
+    after = records(config.folder)
+    assert {path for path in before if after[path] != before[path]} == CELLS | {"bound/bound.json"}
+    assert files(config.folder, "run/projector.safetensors") == trained
+    hypotheses = (config.folder / "cells/contr/3-steps/1/seed-1/hypotheses.jsonl").read_text().splitlines()
+    assert len(hypotheses) == len(test.read_text().splitlines())
+    cost = json.loads((config.folder / "cells/contr/3-steps/1/seed-1/cost.json").read_text())
+    cell = json.loads((config.folder / "cells/contr/3-steps/1/seed-1/cell.json").read_text())
+    assert cell["seconds"] > cost["seconds"] > 0  # what training took still counts
+    assert again["settings"] == record["settings"]  # the cost of a step, too
 
 
 def test_settings_are_chosen_on_the_development_split_and_time_is_matched(study_file):

@@ -26,8 +26,13 @@ RECORDS: dict[Kind, str] = {
     "cell": "cell.json",
     "bound": "bound.json",
 }
+PRETRAINED = RECORDS["pretraining"]
 STAMP, HYPOTHESES, UTTERANCES, LOG = "stamp.json", "hypotheses.jsonl", "utterances.json", "log.txt"
-RUN = "run"
+RUN, COST = "run", "cost.json"
+TRAINING = (RUN, COST, LOG)
+"""What training leaves in a job's folder; all else there is measured on its result."""
+MEASURED = ("test", "alignment", "decoding")
+"""Keys of a stamp that training does not depend on: where only they change, what is trained stays."""
 HASH_AT_MOST_BYTES = 200_000_000
 """Weights up to this size are told apart by their content, larger ones by their size."""
 
@@ -102,7 +107,7 @@ class Job:
         return {
             **trained,
             "models": {part: _weights(str(tree["model"][part]), part) for part in ("encoder", "llm")},
-            "start": None if self.start is None else _hash(read_record(self.start / RECORDS["pretraining"])["stamp"]),
+            "start": None if self.start is None else _hash(_trained(read_record(self.start / PRETRAINED)["stamp"])),
             "test": [digest(manifest) for manifest in self.test],
             "alignment": [digest(manifest) for manifest in self.alignment],
             "decoding": {"max_new_tokens": self.max_new_tokens} if self.test else {},
@@ -118,16 +123,20 @@ class Job:
 
     def changes(self) -> list[str]:
         """In what the settings that it was done with differ from those of today; empty if that cannot be told yet."""
-        unknown = self.start is not None and not (self.start / RECORDS["pretraining"]).is_file()
+        unknown = self.start is not None and not (self.start / PRETRAINED).is_file()
         if unknown or not self.is_done():
             return []
         return differences(self.record()["stamp"], _plain(self.stamp()))
 
     def prepare(self) -> None:
-        """Make the folder; what an unfinished run with other settings left there is deleted."""
+        """Make the folder; what is there from other settings is deleted, but for training that they do not touch."""
         stamp, path = _plain(self.stamp()), self.folder / STAMP
-        if self.folder.is_dir() and not (path.is_file() and _read_or_none(path) == stamp):
-            shutil.rmtree(self.folder)
+        before = _read_or_none(path) if path.is_file() else None
+        if self.folder.is_dir() and before != stamp:
+            keep = TRAINING if before is not None and _trained(before) == _trained(stamp) else ()
+            for entry in self.folder.iterdir():
+                if entry.name not in keep:
+                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(path, stamp)
 
@@ -171,6 +180,11 @@ def _weights(name: str, part: str) -> str:
 
 def _hash(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _trained(stamp: dict[str, Any]) -> dict[str, Any]:
+    """The part of a stamp that decides what training leaves."""
+    return {key: value for key, value in stamp.items() if key not in MEASURED}
 
 
 def _plain(content: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from ossicle.study.choices import Choices
 from ossicle.study.config import MODES, Mode, StudyConfig, StudyData
 from ossicle.study.describe import Description, Setting
-from ossicle.study.job import RECORDS, Job, StudyError
+from ossicle.study.job import PRETRAINED, Job, StudyError
 
 SAME_COST = 0.05
 """Steps that take as long as those of ``compute_like`` to within this share need no run of their own."""
@@ -113,7 +113,7 @@ class Plan:
 
 def is_ready(job: Job) -> bool:
     """Whether what it starts from is done."""
-    return job.start is None or (job.start / RECORDS["pretraining"]).is_file()
+    return job.start is None or (job.start / PRETRAINED).is_file()
 
 
 def _present(job: Job | None) -> list[Job]:

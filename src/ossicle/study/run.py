@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import multiprocessing
 import os
-import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -40,9 +39,9 @@ CHANGES_SHOWN = 5
 def run_study(config: StudyConfig, *, processes: int | None = None, rerun_changed: bool = False) -> dict[str, Any]:
     """Run or continue a study; returns what ``results.json`` holds.
 
-    ``processes``: how many at a time; None: one per core; 0: in this process. ``rerun_changed`` deletes and repeats
-    what was done with other settings, which is refused otherwise. Raises `StudyError`, also for jobs that failed: the
-    others are done by then, and ``results.json`` has them.
+    ``processes``: how many at a time; None: one per core; 0: in this process. ``rerun_changed`` repeats what was done
+    with other settings, which is refused otherwise; training that they do not touch stays. Raises `StudyError`, also
+    for jobs that failed: the others are done by then, and ``results.json`` has them.
     """
     console = Console(stderr=True)
     config.folder.mkdir(parents=True, exist_ok=True)
@@ -95,12 +94,12 @@ def _note(future: Future[float], job: Job, failed: dict[Path, str], watch: Watch
 
 
 def _clear_changed(jobs: list[Job], checked: set[Path], *, rerun: bool) -> bool:
-    """Deletes what was done with other settings, or raises `StudyError`. True if something was deleted."""
-    changed = {}
+    """Deletes records of what was done with other settings, or raises `StudyError`. True if one was deleted."""
+    changed: dict[Path, str] = {}
     for job in jobs:
         if job.folder not in checked and is_ready(job) and job.is_done():
             if changes := job.changes():
-                changed[job.folder] = f"{job.folder}: {'; '.join(changes)}"
+                changed[job.record_path] = f"{job.folder}: {'; '.join(changes)}"
             else:
                 checked.add(job.folder)
     if changed and not rerun:
@@ -108,8 +107,8 @@ def _clear_changed(jobs: list[Job], checked: set[Path], *, rerun: bool) -> bool:
         more = [f"... and {len(changed) - len(shown)} more"] if len(changed) > len(shown) else []
         head = "these were done with other settings; --rerun-changed repeats just them, name=... keeps both:"
         raise StudyError("\n".join([head, *shown, *more]))
-    for folder in changed:
-        shutil.rmtree(folder)
+    for record in changed:
+        record.unlink()
     return bool(changed)
 
 

@@ -11,16 +11,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ossicle.study.job import HYPOTHESES, LOG, STAMP, UTTERANCES, Job, read_record, write_json
+from ossicle.study.job import COST, HYPOTHESES, LOG, STAMP, UTTERANCES, Job, read_record, write_json
 
 CHECKPOINTS_PER_RUN = 8
 LOGS_PER_RUN = 60
 ONE_THREAD = 1
-COST = "cost.json"
 
 
 def run_job(job: Job) -> float:
-    """Do ``job`` with one thread; output goes to its ``log.txt``. Returns the seconds that it took.
+    """Do ``job`` with one thread; output goes to its ``log.txt``. Returns the seconds that it took, its training's too
+    where an earlier process did that.
 
     Raises:
         RuntimeError: it failed or was interrupted; the message names the log.
@@ -30,7 +30,7 @@ def run_job(job: Job) -> float:
     import torch
 
     torch.set_num_threads(ONE_THREAD)
-    started = time.perf_counter()
+    started, before = time.perf_counter(), _trained_before(job).get("seconds", 0.0)
     log = job.folder / LOG
     with log.open("a") as out, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
         try:
@@ -38,7 +38,7 @@ def run_job(job: Job) -> float:
         except Exception as error:
             traceback.print_exc()
             raise RuntimeError(f"{job.label}: {error} (see {log})") from error
-    seconds = round(time.perf_counter() - started, 1)
+    seconds = round(before + time.perf_counter() - started, 1)
     write_json(job.record_path, {"stamp": read_record(job.folder / STAMP), "seconds": seconds, **found})
     return seconds
 
@@ -69,15 +69,16 @@ _DO = {"pretraining": _pretraining, "cell": _cell, "trial": _cell, "bound": _bou
 
 
 def _train(job: Job) -> float | None:
-    """Train what is missing. Returns the seconds of a step (of this process on the CPU, on the wall elsewhere)."""
+    """Train what is missing. Returns the seconds of a step (of this process on the CPU, on the wall elsewhere); None
+    where a kill left no time of it.
+    """
     from ossicle.checkpoint import CHECKPOINTS, latest
     from ossicle.models.speech_llm import CONFIG_FILE
     from ossicle.train import train
 
     settings = job.settings()
-    paid = job.folder / COST
-    if (job.run_folder / CONFIG_FILE).is_file():  # by an earlier process that was killed afterwards
-        cost: float | None = read_record(paid)["s_per_step"] if paid.is_file() else None
+    if (job.run_folder / CONFIG_FILE).is_file():  # by an earlier process: killed afterwards, or measured otherwise
+        cost: float | None = _trained_before(job).get("s_per_step")
         return cost
     often = max(1, job.steps // CHECKPOINTS_PER_RUN)
     logged = max(1, min(settings.train.log_every, job.steps // LOGS_PER_RUN))
@@ -85,14 +86,19 @@ def _train(job: Job) -> float | None:
     checkpoint = latest(job.run_folder)
     first = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
     clock = time.process_time if job.device == "cpu" else time.perf_counter
-    started = clock()
+    started, begun = clock(), time.perf_counter()
     train(settings, resume=checkpoint is not None)
     if not (job.run_folder / CONFIG_FILE).is_file():
         raise RuntimeError("interrupted; the same command continues")
     cost = (clock() - started) / (job.steps - first) if job.steps > first else None
-    write_json(paid, {"s_per_step": cost})
+    write_json(job.folder / COST, {"s_per_step": cost, "seconds": time.perf_counter() - begun})
     shutil.rmtree(job.run_folder / CHECKPOINTS)  # the optimiser's state, of no use any more
     return cost
+
+
+def _trained_before(job: Job) -> dict[str, Any]:
+    path = job.folder / COST
+    return read_record(path) if path.is_file() else {}
 
 
 def _score(job: Job, model: Any, *, from_text: bool) -> dict[str, Any]:
