@@ -73,9 +73,13 @@ def attention(
     ``query`` (1, H, P, d), ``key`` and ``value`` (1, H_kv, P, d) -> (1, P, H, d).
     """
     packing: Packing | None = options.pop("packing", None)
-    if packing is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     window, scale = options.get("sliding_window"), options.get("scaling")
+    if packing is None:
+        if query.device.type == "cpu" and query.shape[2] == 1:  # a step of generation, slow with the fused kernel
+            groups = query.shape[1] // key.shape[1]
+            heads = query, repeat_kv(key, groups), repeat_kv(value, groups)
+            return attend(*heads, mask=attention_mask, scale=scale).transpose(1, 2), None
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     return checkpoint(
         _within, packing, query, key, value, window, scale, use_reentrant=False, preserve_rng_state=False
     ), None
