@@ -1,4 +1,5 @@
-"""Attention on a CPU, forward and backward: two plain matrix products beside PyTorch's fused kernel.
+"""Attention on a CPU, two plain matrix products beside PyTorch's fused kernel: forward and backward of whole
+sequences, and the forward pass of a step of generation.
 
 `ossicle.models.attention` takes the faster one of each precision. Runs alternate; the table gives the least process CPU
 time of each and the median of the paired ratios, with the distance between the outputs and between the gradients of
@@ -22,6 +23,8 @@ from torch import Tensor
 
 from ossicle.models.attention import attend
 
+STEPS = 20
+"""Of generation, timed together."""
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -51,6 +54,34 @@ def timed(attention: Attention, inputs: list[Tensor]) -> tuple[float, Tensor, Te
     seconds = time.process_time() - started
     assert leaves[1].grad is not None
     return seconds, out.detach(), leaves[1].grad
+
+
+def step_table(arguments: argparse.Namespace) -> Table:
+    """A step of generation: one query for each sequence, keys padded on the left."""
+    table = Table("type", "keys", "fused, CPU ms", "Ossicle's choice, CPU ms", "fused / chosen (median)", "output rel.")
+    for dtype in (torch.float32, torch.bfloat16):
+        for length in arguments.length:
+            generator = torch.Generator().manual_seed(0)
+            query, key, value = (
+                torch.randn(arguments.batch, arguments.heads, size, arguments.width, generator=generator).to(dtype)
+                for size in (1, length, length)
+            )
+            first = torch.arange(arguments.batch)[:, None] % max(length // 2, 1)
+            mask = (torch.arange(length) >= first)[:, None, None]
+            seconds: list[list[float]] = []
+            for _ in range(arguments.pairs + 1):
+                started = time.process_time()
+                for _ in range(STEPS):
+                    fused_out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+                between = time.process_time()
+                for _ in range(STEPS):
+                    out = attend(query, key, value, mask=mask)
+                seconds.append([between - started, time.process_time() - between])
+            theirs, ours = zip(*seconds[1:], strict=True)  # the first warms up
+            ratio = statistics.median(a / b for a, b in zip(theirs, ours, strict=True))
+            times = (f"{1000 * min(each) / STEPS:.2f}" for each in (theirs, ours))
+            table.add_row(str(dtype)[6:], str(length), *times, f"{ratio:.2f}", relative(out, fused_out))
+    return table
 
 
 def relative(ours: Tensor, theirs: Tensor) -> str:
@@ -98,6 +129,8 @@ def main() -> None:
         f"backward, {arguments.threads} thread(s)"
     )
     console.print(table)
+    console.print("A step of generation, forward")
+    console.print(step_table(arguments))
 
 
 if __name__ == "__main__":
