@@ -1,10 +1,12 @@
 import random
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from ossicle.batch import Sample, Skipped, Utterance
@@ -91,6 +93,16 @@ def test_what_cannot_be_aligned_says_why(aligner: Aligner, manifest: Path) -> No
     assert isinstance(results[0], Skipped) and "the text is not what is said" in results[0].reason
     assert isinstance(results[1], Alignment)
     assert isinstance(results[2], Skipped) and results[2].reason == "its text has no words"
+
+
+def test_a_model_without_its_head_is_refused(ctc_folder: Path, tmp_path: Path) -> None:
+    """transformers would make a random one."""
+    folder = tmp_path / "headless"
+    shutil.copytree(ctc_folder, folder)
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: w for name, w in weights.items() if "lm_head" not in name}, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=r"--model .*headless: the files lack 2 weights .*lm_head\.bias"):
+        Aligner.load(str(folder))
 
 
 def test_a_model_that_cannot_align_is_refused(folders: dict[str, Path]) -> None:

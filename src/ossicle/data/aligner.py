@@ -23,7 +23,7 @@ from ossicle.data.collate import pad
 from ossicle.data.words import WordTime, spoken_words, without_punctuation
 from ossicle.models.encoder import CONV_FAMILIES, FAMILIES, Encoder
 from ossicle.models.front_ends import ConvFront
-from ossicle.models.frozen import LAB, fingerprint, freeze, quiet_loading, resolve
+from ossicle.models.frozen import LAB, fingerprint, freeze, quiet_loading, refuse_missing, resolve
 
 MAX_MARGIN_S = 0.1
 """A word reaches at most this far beyond its outer peaks; what lies further is a pause and belongs to no word."""
@@ -130,7 +130,8 @@ class Aligner:
             )
         normalise = bool(AutoFeatureExtractor.from_pretrained(folder).do_normalize)
         with quiet_loading(folder):
-            model = AutoModelForCTC.from_pretrained(folder, dtype=torch.float32)
+            model, report = AutoModelForCTC.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+        refuse_missing(f"--model {name}", report)
         model = model.to("cuda" if torch.cuda.is_available() else "cpu")
         return cls(model, tokenizer, normalise=normalise, name=name)
 

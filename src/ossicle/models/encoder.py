@@ -178,7 +178,7 @@ def load_encoder(
             )
         family = FAMILIES[config.model_type]
         whole, report = AutoModel.from_pretrained(name, dtype=dtype, output_loading_info=True)
-    refuse_missing(name, "encoder", report)
+    refuse_missing(f"model.encoder={name}", report)
     model = whole.get_submodule(family.part)
     if config.to_dict().get("add_adapter"):
         model.adapter = None

@@ -79,15 +79,14 @@ LAB_WEIGHTS = Path(__file__).parent.parent / "lab" / "weights"
 def quiet_loading(name: str) -> Iterator[None]:
     """Spare the user what transformers says while it loads, where that only clutters.
 
-    The progress bar goes in a log file and for the lab's tiny models; the report of unused weights goes too for those,
-    whose CTC head is left out on purpose.
+    The report of weights goes: those that nothing uses are a head left out on purpose, and missing ones are refused
+    (`refuse_missing`). The progress bar goes in a log file and for the lab's tiny models.
     """
     from transformers.utils import logging
 
-    verbosity, ours = logging.get_verbosity(), Path(name).parent == LAB_WEIGHTS
-    if ours:
-        logging.set_verbosity_error()
-    if ours or not sys.stderr.isatty():
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    if Path(name).parent == LAB_WEIGHTS or not sys.stderr.isatty():
         logging.disable_progress_bar()
     try:
         yield
@@ -100,12 +99,12 @@ MASK_EMBEDDING = "masked_spec_embed"
 """What stands in for masked frames in pretraining, which many published encoders lack and no frozen one uses."""
 
 
-def refuse_missing(name: str, part: str, report: dict[str, Any]) -> None:
-    """Raise `ValueError` where transformers, by its ``report``, made up weights that the files of ``name`` lack."""
+def refuse_missing(setting: str, report: dict[str, Any]) -> None:
+    """Raise `ValueError` where transformers, by its ``report``, made up weights that the files of ``setting`` lack."""
     missing = sorted(key for key in report["missing_keys"] if not key.endswith(MASK_EMBEDDING))
     if missing:
         raise ValueError(
-            f"model.{part}={name}: the files lack {len(missing)} weights of its architecture, such as {missing[0]}, "
+            f"{setting}: the files lack {len(missing)} weights of its architecture, such as {missing[0]}, "
             "which would be random: check the folder and its config.json"
         )
 

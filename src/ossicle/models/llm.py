@@ -226,7 +226,7 @@ def load_llm(name: str, *, dtype: torch.dtype = torch.float32, bits: Bits | None
     options = {} if bits is None else _quantised(bits, dtype)
     with quiet_loading(name):
         model, report = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, output_loading_info=True, **options)
-    refuse_missing(name, "llm", report)
+    refuse_missing(f"model.llm={name}", report)
     return LLM(_language_model(model), tokenizer, name=name)
 
 
