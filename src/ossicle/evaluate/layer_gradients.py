@@ -21,6 +21,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
+from torch.nn.functional import cosine_similarity
 
 from ossicle import config as configuration
 from ossicle.batch import Batch
@@ -61,17 +62,14 @@ def layer_gradients(model: SpeechLLM, objective: Contrastive, batches: Iterable[
     singles = [replace(objective, layers=layer, layer_weights=[w]) for layer, w in zip(layers, weights, strict=True)]
     parameters = trainable(model)
     mean = torch.zeros(len(layers), 4)
-    summed, squares, count = torch.zeros(0), torch.zeros(len(layers)), 0
+    summed, squares, count = torch.zeros(()), torch.zeros(len(layers)), 0
     for batch in batches:
         losses, rows = zip(*(_gradient(model, single, batch, parameters) for single in singles), strict=True)
         gradients = torch.stack(rows)  # (K, P)
         norms, total = gradients.norm(dim=1), gradients.sum(0)
-        cosine = torch.nn.functional.cosine_similarity
-        columns = torch.stack(
-            [torch.stack(losses), norms, cosine(gradients, gradients[:1]), cosine(gradients, total[None])], 1
-        )
-        mean += columns
-        summed = gradients + (summed if count else 0)
+        cosines = cosine_similarity(gradients, gradients[:1]), cosine_similarity(gradients, total[None])
+        mean += torch.stack([torch.stack(losses), norms, *cosines], 1)
+        summed = summed + gradients
         squares += norms**2
         count += 1
     if count < 2:
