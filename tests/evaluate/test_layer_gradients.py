@@ -76,3 +76,8 @@ def test_other_objectives_are_refused(config):
     run = train(config(objective={"name": "next_token"}))
     with pytest.raises(ConfigError, match=r"objective\.name is next_token; only contrastive"):
         measure(run, [run], batches=2, overrides=[])
+
+
+def test_a_folder_that_is_no_run_gives_one_line(tmp_path):
+    with pytest.raises(SystemExit, match=r"error: .*has no config\.yaml; give the folder"):
+        main(tmp_path)

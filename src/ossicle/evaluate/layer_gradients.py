@@ -95,8 +95,10 @@ def _gradient(
 def measure(run: Path, checkpoints: list[Path], *, batches: int, overrides: list[str]) -> dict[str, Any]:
     """The untrained projector of ``run`` and then each checkpoint, all on the same training batches.
 
-    Raises `ConfigError` where the run's objective is not contrastive.
+    Raises `ConfigError` where ``run`` is no run, or its objective not contrastive.
     """
+    if not (run / CONFIG_FILE).is_file():
+        raise ConfigError(f"{run}: has no {CONFIG_FILE}; give the folder that a contrastive `ossicle train` wrote")
     config = configuration.load(run / CONFIG_FILE, overrides)
     objective = config.objective
     if not isinstance(objective, Contrastive):
@@ -139,7 +141,10 @@ def main(
     out: Annotated[Path | None, typer.Option("--out", "-o", help=f"Default: RUN/{RESULTS_FILE}.")] = None,
 ) -> None:
     """Show which way the contrastive loss of each layer pulls the projector, before training and after."""
-    record = measure(run, at or [run], batches=batches, overrides=overrides or [])
+    try:
+        record = measure(run, at or [run], batches=batches, overrides=overrides or [])
+    except (ValueError, OSError, RuntimeError) as error:
+        raise SystemExit(f"error: {error}") from error
     path = out or run / RESULTS_FILE
     path.write_text(json.dumps(record, indent=2) + "\n")
     show(record, Console())
