@@ -161,6 +161,13 @@ def test_metrics_by_task():
     assert metrics_for("time-first") is METRICS["qa"]
 
 
+def test_the_voice_beside_always_saying_the_most_frequent_answer():
+    said, right = ["the woman", "anna", "The man.", "the man"], ["the woman", "the man", "the man", "the man"]
+    scores = {name: metric(said, right, None).value for name, metric in metrics_for("voice").items()}
+    assert scores == {"em": 75, "majority": 75}
+    assert metrics_for("voice")["majority"](["the woman"] * 4, right, None).value == 75
+
+
 def test_importing_metrics_and_scores_does_not_import_torch():
     code = "import ossicle.evaluate.metrics, ossicle.evaluate.score, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -65,6 +65,19 @@ def test_questions_are_about_two_sentences(data):
     assert shortest > min(len(s.text.split()) for s in lines)
 
 
+def test_the_voice_is_asked_about_and_changes_no_other_line(data):
+    folder = Path(data.finetune[0]).parent
+    plain = StudyData(lab=CORPUS, tasks=["asr", "st/de", "qa", "voice"], unseen=["st/es", "persons"])
+    before = {sample.id: sample.instruction for sample in read_manifest(data.test[0])}
+    asked = read_manifest(make_lab_data(folder, plain, CORPUS).test[0])
+    make_lab_data(folder, replace(plain, tasks=["asr", "st/de", "qa"]), CORPUS)  # as the other tests have it
+    about = [sample for sample in asked if sample.task == "voice"]
+    women = {voice.name for voice in test_voices() if voice.gender == "female"}
+    assert len(about) == 8
+    assert all(s.answers == ("the woman" if s.speaker in women else "the man",) for s in about)
+    assert {sample.id: sample.instruction for sample in asked if sample.task != "voice"} == before
+
+
 def test_training_passages_have_the_lengths_that_are_asked_for(tmp_path):
     corpus = LabCorpus(train=40, dev=1, test=2, max_sentences=2, train_shares=[1000, 1])
     passages: list = []

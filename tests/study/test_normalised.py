@@ -37,3 +37,9 @@ def test_no_average_without_references_that_differ():
     assert references(None, figures(0, 80, 100), TASKS) is None
     assert references(figures(60, 0, 20), None, TASKS) is None
     assert references(figures(60, 0, 100), figures(0, 80, 100), TASKS) is None
+
+
+def test_what_no_transcript_answers_is_left_out():
+    lower, upper = figures(60, 0, 20), figures(0, 80, 100)
+    assert references(lower, upper, [*TASKS, "voice", "meta"]) == references(lower, upper, TASKS)
+    assert references(lower, upper, ["voice"]) is None

@@ -16,6 +16,9 @@ from ossicle.lab.world import Passage, Split, sample_passages
 FINETUNE_TASKS = ("asr", "st/de", "qa")
 """Stage 2 sees these. Spanish it never sees: what the test set's Spanish scores, the LLM brought along."""
 TEST_TASKS = ("asr", "st/de", "st/es", "qa")
+VOICE = "voice"
+"""Of the paper's META, the attribute that the lab's LLM has words for: no transcript answers it."""
+_SPEAKERS = {"female": "the woman", "male": "the man"}
 
 
 @dataclass(frozen=True)
@@ -60,17 +63,19 @@ def speak_passages(folder: Path, split: Split, passages: list[Passage], voices: 
 
 
 def task_lines(samples: list[Sample], passages: list[Passage], tasks: tuple[str, ...], seed: int) -> list[Sample]:
-    """One line per passage and task (``asr``, ``st/de``, ``qa``, ...), where the task applies."""
+    """One line per passage and task (``asr``, ``st/de``, ``qa``, ``voice``, ...), where the task applies."""
     rng = random.Random(f"tasks-{seed}")
     return [
         _line(sample, key, asked)
         for sample, passage in zip(samples, passages, strict=True)
         for key in tasks
-        if (asked := _ask(passage, key, rng)) is not None
+        if (asked := _ask(sample, passage, key, rng)) is not None
     ]
 
 
-def _ask(passage: Passage, key: str, rng: random.Random) -> Task | None:
+def _ask(sample: Sample, passage: Passage, key: str, rng: random.Random) -> Task | None:
+    if key == VOICE:  # draws nothing, so that the other tasks are the same with and without it
+        return Task(VOICE, "who said it", (_SPEAKERS[sample.extra["gender"]],))
     task, _, language = key.partition("/")
     return ask(passage, task, rng, "es" if language == "es" else "de")
 

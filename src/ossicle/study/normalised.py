@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 NORMALISED = "normalised"
 """Column: mean over the trained tasks of (score - lower) / (upper - lower), in percent."""
+ABOUT_THE_VOICE = frozenset({"meta", "voice"})
+"""Tasks that no transcript answers: what the LLM answers to it is not their 100, so they are left out."""
 
 
 def references(
@@ -25,8 +27,9 @@ def references(
     """Column of each task -> its scores that count as 0 and as 100; None while one is missing or they do not differ."""
     if lower is None or upper is None:
         return None
-    found = {column: (lower[column].mean, upper[column].mean) for column in map(column_of, tasks)}
-    return None if any(low == high for low, high in found.values()) else found
+    columns = [column_of(task) for task in tasks if task not in ABOUT_THE_VOICE]
+    found = {column: (lower[column].mean, upper[column].mean) for column in columns}
+    return None if not found or any(low == high for low, high in found.values()) else found
 
 
 def normalised(
