@@ -7,7 +7,7 @@ import pytest
 
 from ossicle.data.manifest import read_manifest
 from ossicle.data.prompts import task_key
-from ossicle.lab.corpus import speak_passages
+from ossicle.lab.corpus import speak_passages, task_lines
 from ossicle.lab.voices import test_voices
 from ossicle.lab.world import sample_passages
 from ossicle.study import lab_data
@@ -66,16 +66,14 @@ def test_questions_are_about_two_sentences(data):
 
 
 def test_the_voice_is_asked_about_and_changes_no_other_line(data):
-    folder = Path(data.finetune[0]).parent
-    plain = StudyData(lab=CORPUS, tasks=["asr", "st/de", "qa", "voice"], unseen=["st/es", "persons"])
-    before = {sample.id: sample.instruction for sample in read_manifest(data.test[0])}
-    asked = read_manifest(make_lab_data(folder, plain, CORPUS).test[0])
-    make_lab_data(folder, replace(plain, tasks=["asr", "st/de", "qa"]), CORPUS)  # as the other tests have it
-    about = [sample for sample in asked if sample.task == "voice"]
+    samples = read_manifest(data.alignment[0])
+    passages = sample_passages("test", len(samples), seed=CORPUS.seed, max_sentences=2)
+    plain, asked = (task_lines(samples, passages, tasks, 0) for tasks in (("asr", "qa"), ("asr", "voice", "qa")))
     women = {voice.name for voice in test_voices() if voice.gender == "female"}
-    assert len(about) == 8
-    assert all(s.answers == ("the woman" if s.speaker in women else "the man",) for s in about)
-    assert {sample.id: sample.instruction for sample in asked if sample.task != "voice"} == before
+    about = [line for line in asked if line.task == "voice"]
+    assert len(about) == len(samples) == 8
+    assert all(line.answers == ("the woman" if line.speaker in women else "the man",) for line in about)
+    assert [line for line in asked if line.task != "voice"] == plain
 
 
 def test_training_passages_have_the_lengths_that_are_asked_for(tmp_path):
