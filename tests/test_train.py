@@ -12,6 +12,7 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
+from ossicle import precision
 from ossicle.batch import Batch, LossOutput
 from ossicle.config import Config, ConfigError, load
 from ossicle.data.dataset import DataError
@@ -282,13 +283,24 @@ def test_gradient_checkpointing_gives_the_same_losses(config, objective):
     assert checkpointed == pytest.approx(plain, rel=1e-5)
 
 
-def test_mixed_precision_keeps_the_weights_in_float32(config):
+def test_mixed_precision_keeps_the_weights_in_float32(config, monkeypatch):
+    monkeypatch.setattr(precision, "multiplies", lambda *_: True)  # however slowly this machine does
     plain = losses(train(config(name="fp32")))
     AcceleratorState._reset_state(reset_partial_state=True)  # one precision a process
     folder = train(config(name="bf16", train={"precision": "bf16"}))
     assert losses(folder) == pytest.approx(plain, rel=0.05)
     assert losses(folder) != plain
     assert {tensor.dtype for tensor in weights(folder).values()} == {torch.float32}
+
+
+def test_a_cpu_without_half_precision_trains_in_float32_and_says_so(config, monkeypatch, capsys):
+    monkeypatch.setattr(precision, "multiplies", lambda dtype, _: dtype == torch.float32)
+    plain = losses(train(config(name="fp32")))
+    folder = train(config(name="bf16", model={"llm_dtype": "bfloat16"}, train={"precision": "bf16"}))
+    assert losses(folder) == plain
+    assert read_record(folder)["model"]["llm_dtype"] == "bfloat16"  # what a GPU will load it as
+    said = "float32 in place of model.llm_dtype=bfloat16, train.precision=bf16: this CPU has no instructions for half"
+    assert capsys.readouterr().err.count(said) == 1
 
 
 def test_accumulation_is_a_larger_batch(config):

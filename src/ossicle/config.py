@@ -19,6 +19,7 @@ from ossicle.data.augment import AugmentConfig
 from ossicle.models.speech_llm import ModelConfig
 from ossicle.objectives import Contrastive, ObjectiveConfig
 from ossicle.optim import OptimConfig
+from ossicle.precision import Precision
 from ossicle.section import section
 
 
@@ -77,8 +78,9 @@ class TrainConfig:
     """Optimiser steps."""
     accumulate: int = Field(default=1, ge=1)
     """Batches per optimiser step."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Automatic mixed precision; the projector's weights stay in float32."""
+    precision: Precision = "fp32"
+    """Automatic mixed precision; the projector's weights stay in float32. A CPU without instructions for it computes in
+    float32 all the same, as it does for ``model.llm_dtype`` (`ossicle.precision`)."""
     gradient_checkpointing: bool = False
     init_from: str | None = None
     """Checkpoint whose projector to start from (stage 2 after stage 1)."""
@@ -118,6 +120,16 @@ class Config:
     def folder(self) -> Path:
         """Where the run lives."""
         return Path(self.output_dir) / self.name
+
+    @property
+    def precisions(self) -> dict[str, str]:
+        """Each setting of a precision, with its value."""
+        model, train = self.model, self.train
+        return {
+            "model.encoder_dtype": model.encoder_dtype,
+            "model.llm_dtype": model.llm_dtype,
+            "train.precision": train.precision,
+        }
 
 
 _CONFIG = TypeAdapter(Config)

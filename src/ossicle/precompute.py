@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from rich.console import Console
 from rich.progress import track
 
@@ -16,8 +15,8 @@ from ossicle.data.dataset import SpeechDataset, subset
 from ossicle.data.loader import frame_cache, read_all
 from ossicle.models.speech_llm import SpeechLLM
 from ossicle.objectives import Contrastive, ObjectiveConfig, Sum
+from ossicle.precision import new_accelerator
 from ossicle.targets import TextCache
-from ossicle.train import PRECISION
 
 TEXTS_AT_ONCE = 64
 
@@ -29,8 +28,8 @@ def fill_caches(config: Config) -> None:
     """
     if not (config.data.cache_frames or config.data.cache_text):
         raise ConfigError("nothing to cache: set data.cache_text=true, data.cache_frames=true or both")
-    accelerator = Accelerator(mixed_precision=PRECISION[config.train.precision], cpu=config.train.cpu)
-    model = config.model.build().to(accelerator.device)
+    accelerator = new_accelerator(config.train.precision, cpu=config.train.cpu)
+    model = config.model.build(accelerator.device).to(accelerator.device)
     folder = Path(config.data.cache_dir)
     limits = {"min_duration_s": config.data.min_duration_s, "max_duration_s": config.data.max_duration_s}
     samples = subset(read_all(config.data.train), config.data.fraction, seed=config.data.seed)

@@ -29,11 +29,11 @@ from ossicle.evaluate import live
 from ossicle.models.speech_llm import SpeechLLM
 from ossicle.models.trainable import describe
 from ossicle.objectives import Objective
+from ossicle.precision import new_accelerator, replaced
 from ossicle.targets import TextCache
 from ossicle.tracking import Tracker, mean, write_provenance
 
 CONFIG_FILE = "config.yaml"
-PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
 def train(config: Config, *, objective: Objective | None = None, resume: bool = False) -> Path:
@@ -43,10 +43,10 @@ def train(config: Config, *, objective: Objective | None = None, resume: bool = 
     continues from its newest checkpoint with the losses it would have had. Ctrl-C saves and returns.
     """
     live.check_settings(config)
-    accelerator = Accelerator(mixed_precision=PRECISION[config.train.precision], cpu=config.train.cpu)
+    accelerator = new_accelerator(config.train.precision, cpu=config.train.cpu)
     _claim_folder(config, objective, resume=resume, first=accelerator.is_main_process)
     set_seed(config.train.seed)
-    model = _load_model(config)
+    model = _load_model(config, accelerator.device)
     chosen: Objective = objective or config.objective.build()
     data = Data.load(config.data, model, accelerator, objective=chosen)
     dev = Data.load_dev(config.data, model, accelerator, objective=chosen)
@@ -70,6 +70,8 @@ def train(config: Config, *, objective: Objective | None = None, resume: bool = 
     tracker = Tracker(config.folder, steps=steps, tensorboard=board, enabled=shown)
     with tracker, Interruptible() as interrupted:
         tracker.say(_summary(config, model, data, steps, progress.step))
+        if slow := replaced(config.precisions, accelerator.device):
+            tracker.say(slow)
         batches = data.stream(progress)
         model.train()
         while progress.step < steps and not interrupted():
@@ -228,8 +230,8 @@ def _values(output: LossOutput) -> dict[str, float]:
     }
 
 
-def _load_model(config: Config) -> SpeechLLM:
-    model = config.model.build()
+def _load_model(config: Config, device: torch.device) -> SpeechLLM:
+    model = config.model.build(device)
     if config.train.init_from is not None:
         model.load_projector(config.train.init_from)
     if config.train.gradient_checkpointing:

@@ -14,7 +14,7 @@ from ossicle.config import Config
 from ossicle.data.loader import Data
 from ossicle.models.speech_llm import SpeechLLM
 from ossicle.objectives import Objective
-from ossicle.train import PRECISION
+from ossicle.precision import new_accelerator
 
 SHOWN = 3
 
@@ -32,7 +32,7 @@ class Loaded:
 def load_batch(config: Config, model: SpeechLLM) -> Loaded:
     """The first batch of the run; caches are left alone. Raises `ConfigError`."""
     AcceleratorState._reset_state()
-    accelerator = Accelerator(mixed_precision=PRECISION[config.train.precision], cpu=config.train.cpu)
+    accelerator = new_accelerator(config.train.precision, cpu=config.train.cpu)
     objective = config.objective.build()
     quiet = replace(config.data, cache_frames=False, cache_text=False, on_error="skip", workers=0)
     data = Data.load(quiet, model, accelerator, objective=objective)

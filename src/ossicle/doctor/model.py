@@ -14,6 +14,7 @@ from ossicle.doctor.batch import Loaded
 from ossicle.doctor.finding import Report, listed
 from ossicle.models.speech_llm import ADAPTERS_FILE, WEIGHTS_FILE, SpeechLLM
 from ossicle.models.trainable import PROJECTOR, describe
+from ossicle.precision import CPU, replaced
 
 PARITY = 1e-3
 """Largest relative difference between an utterance's frames alone and in a batch that passes for rounding."""
@@ -23,8 +24,9 @@ SCALES = (0.1, 10.0)
 
 def build_model(config: Config, report: Report) -> SpeechLLM | None:
     """The model of the run, with the projector it starts from; None, and an error, where it cannot be had."""
+    device = CPU if config.train.cpu else None
     try:
-        model = config.model.build()
+        model = config.model.build(device)
         if config.train.init_from is not None:
             model.load_projector(config.train.init_from)
     except (ValueError, OSError, ImportError) as error:
@@ -37,6 +39,8 @@ def build_model(config: Config, report: Report) -> SpeechLLM | None:
         f"{config.model.projector.name} ({model.token_rate_hz:.1f} tokens/s) -> "
         f"{config.model.llm} ({model.llm.dim} wide, {model.llm.num_layers} layers)",
     )
+    if slow := replaced(config.precisions, device):
+        report.ok("precision", slow)
     return model
 
 

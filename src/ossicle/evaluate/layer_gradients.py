@@ -105,7 +105,7 @@ def measure(run: Path, checkpoints: list[Path], *, batches: int, overrides: list
         raise ConfigError(f"{run / CONFIG_FILE}: objective.name is {objective.name}; only contrastive compares layers")
     accelerator = Accelerator()
     set_seed(config.train.seed)  # as in training: the untrained projector is the one that it began with
-    model = config.model.build().to(accelerator.device).eval()
+    model = config.model.build(accelerator.device).to(accelerator.device).eval()
     data = Data.load(config.data, model, accelerator, objective=objective)
     found: dict[str, Any] = {}
     with bar() as progress:

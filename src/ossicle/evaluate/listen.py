@@ -15,7 +15,8 @@ def listen(
     files: list[Path], folder: Path, task: str, language: str | None = None, *, question: str = ""
 ) -> Iterator[tuple[Path, str]]:
     """Yield each recording with the model's answer to ``question``, or to the instruction it learned for ``task``."""
-    model = SpeechLLM.from_pretrained(folder).to(Accelerator().device)
+    device = Accelerator().device
+    model = SpeechLLM.from_pretrained(folder, device=device).to(device)
     instruction = question or instruction_for(model, task, language)
     for file in files:
         yield file, model.generate(file, instruction)[0]

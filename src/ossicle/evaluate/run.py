@@ -37,7 +37,7 @@ def evaluate(folder: Path, manifest: Path, out: Path, options: EvalOptions) -> l
     samples = subset(read_manifest(manifest), options.fraction)
     dataset = SpeechDataset(samples, on_error="skip" if options.skip_broken else "raise", max_duration_s=float("inf"))
     device = Accelerator().device
-    model = SpeechLLM.from_pretrained(folder).to(device)
+    model = SpeechLLM.from_pretrained(folder, device=device).to(device)
     plain = Collator(model.prompter())
     collate: Collator | CascadeCollator = plain
     source = fingerprint(model.projector)

@@ -24,6 +24,7 @@ from ossicle.lab.llm_model import answer_loss, new_model
 from ossicle.lab.tasks import TASKS, ask
 from ossicle.lab.tokenizer import ASSISTANT, BOS, END, PAD, USER, WordIds, train_tokenizer
 from ossicle.lab.world import sample_passages
+from ossicle.precision import CPU, usable
 
 SEED = 0
 STEPS = 2960
@@ -99,7 +100,7 @@ def _train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, work: Pa
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * float(np.interp(step, _RATE_STEPS, _RATE_SHARES))
         noise = torch.Generator().manual_seed(SEED + step)
-        loss = answer_loss(model, next(batches), noise, torch.bfloat16)
+        loss = answer_loss(model, next(batches), noise, usable(torch.bfloat16, CPU))
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:

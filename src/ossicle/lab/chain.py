@@ -105,6 +105,7 @@ def run_chain(chain: Chain, threads: int) -> ChainResult:
 
 def _run(chain: Chain) -> ChainResult:
     from ossicle.models.speech_llm import SpeechLLM
+    from ossicle.precision import CPU
 
     clock = _Clock()
     start: tuple[str, ...] = ()
@@ -115,7 +116,7 @@ def _run(chain: Chain) -> ChainResult:
     with clock.timed("stage2"):
         _train(chain, "finetune", "stage2", (*chain.overrides2, f"train.steps={chain.steps[1]}", *start))
     with clock.timed("evaluation"):
-        model = SpeechLLM.from_pretrained(chain.folder / "stage2")
+        model = SpeechLLM.from_pretrained(chain.folder / "stage2", device=CPU)
         scores = decode_and_score(model, chain.data, chain.folder / "hypotheses.jsonl")
         if chain.stage1 is not None:
             model.load_projector(chain.folder / "stage1")

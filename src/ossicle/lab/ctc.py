@@ -25,6 +25,7 @@ from transformers import HubertForCTC, Wav2Vec2Processor
 from ossicle.audio import SAMPLE_RATE_HZ, read_audio
 from ossicle.batch import Sample
 from ossicle.lab.tiny_hubert import ctc_processor, tiny_hubert
+from ossicle.precision import CPU, multiplies
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +162,7 @@ def _loss(
     labels = [processor.tokenizer(sample.text or "").input_ids for sample in batch]
     target_lengths = torch.tensor([len(label) for label in labels])
     model.train()
-    with torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16):
+    with torch.autocast("cpu", torch.bfloat16, enabled=settings.bf16 and multiplies(torch.bfloat16, CPU)):
         logits = model(**inputs).logits  # (B, T, V)
     total = F.ctc_loss(
         F.log_softmax(logits.float(), dim=-1).transpose(0, 1),

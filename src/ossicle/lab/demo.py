@@ -105,10 +105,11 @@ def _chain(name: str, out: Path, scale: Scale) -> Chain:
 
 def _text_bound(out: Path) -> list[dict[str, Any]]:
     from ossicle.models.speech_llm import SpeechLLM
+    from ossicle.precision import CPU
 
     folder = out / "text"
     folder.mkdir(exist_ok=True)
-    model = SpeechLLM.from_pretrained(out / BEST / "stage2")
+    model = SpeechLLM.from_pretrained(out / BEST / "stage2", device=CPU)
     return decode_and_score(model, out / "data", folder / "hypotheses.jsonl", from_text=True)
 
 

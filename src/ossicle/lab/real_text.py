@@ -163,9 +163,10 @@ def _chain(name: str, llm: Path, corpus: TextCorpus, out: Path, scale: Scale) ->
 def _read_transcripts(out: Path) -> None:
     """Decode the test set with transcripts in place of speech."""
     from ossicle.models.speech_llm import SpeechLLM
+    from ossicle.precision import CPU
 
     (out / TEXT).mkdir(exist_ok=True)
-    model = SpeechLLM.from_pretrained(out / "both" / "stage2")
+    model = SpeechLLM.from_pretrained(out / "both" / "stage2", device=CPU)
     decode_and_score(model, out / DATA, out / TEXT / "hypotheses.jsonl", from_text=True)
 
 

@@ -23,6 +23,7 @@ from ossicle.lab.llm_data import Row, RowBatch, collate_rows
 from ossicle.lab.llm_model import answer_loss, new_model
 from ossicle.lab.texts import Texts
 from ossicle.lab.tokenizer import ASSISTANT, BOS, END, PAD, USER, WordIds, train_tokenizer
+from ossicle.precision import CPU, usable
 
 VOCABULARY = 6000
 ASR_SHARE = 0.5
@@ -163,7 +164,8 @@ def _train(model: LlamaForCausalLM, batches: _Batches, work: Path, steps: int, s
             for optimizer in optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = group["initial_lr"] * rate_share(step, steps)
-            loss = answer_loss(model, next(source), torch.Generator().manual_seed(seed + step), torch.bfloat16)
+            noise = torch.Generator().manual_seed(seed + step)
+            loss = answer_loss(model, next(source), noise, usable(torch.bfloat16, CPU))
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             for optimizer in optimizers:

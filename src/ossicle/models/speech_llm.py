@@ -31,6 +31,7 @@ from ossicle.models.joining import interleave, join
 from ossicle.models.llm import LLM, PRECISIONS, load_llm
 from ossicle.models.projector import ProjectorConfig, QFormerConfig, project
 from ossicle.models.trainable import LoraConfig, adapter_dropouts, adapters, make_trainable
+from ossicle.precision import usable
 from ossicle.section import section
 from ossicle.targets import TextCache
 
@@ -61,15 +62,20 @@ class ModelConfig:
     llm_dtype: DType | Literal["int8", "int4"] = "float32"
     """``int8`` and ``int4`` (NF4) store the LLM's weights so with bitsandbytes and compute in bfloat16; GPU only."""
 
-    def build(self) -> SpeechLLM:
-        """Load the frozen parts and make a new projector."""
+    def build(self, device: torch.device | None = None) -> SpeechLLM:
+        """Load the frozen parts and make a new projector, on the CPU.
+
+        ``device`` is where they will run, an accelerator if there is one: a CPU may want float32 in place of half
+        precision (`ossicle.precision`).
+        """
         encoder = load_encoder(
             resolve(self.encoder, "encoder"),
-            dtype=getattr(torch, self.encoder_dtype),
+            dtype=usable(getattr(torch, self.encoder_dtype), device),
             layer=self.encoder_layer,
             context=self.encoder_context,
         )
-        llm = load_llm(resolve(self.llm, "llm"), **PRECISIONS[self.llm_dtype])
+        stored = PRECISIONS[self.llm_dtype]
+        llm = load_llm(resolve(self.llm, "llm"), **{**stored, "dtype": usable(stored["dtype"], device)})
         return SpeechLLM(encoder, llm, self)
 
 
@@ -92,7 +98,8 @@ class SpeechLLM(nn.Module):
         """Where states of transcripts are looked up and kept, if anywhere."""
         self.augment = AugmentConfig()
         """What is done to batches that come with seeds: those of the training data."""
-        make_trainable(self, config.trainable, config.lora)
+        dtypes = {"encoder": config.encoder_dtype, "llm": config.llm_dtype}
+        make_trainable(self, config.trainable, config.lora, dtypes)
 
     @property
     def token_rate_hz(self) -> float:
@@ -261,14 +268,23 @@ class SpeechLLM(nn.Module):
             here[name].copy_(tensor)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, *, encoder: str | None = None, llm: str | None = None) -> SpeechLLM:
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        *,
+        encoder: str | None = None,
+        llm: str | None = None,
+        device: torch.device | None = None,
+    ) -> SpeechLLM:
         """Load a saved model; ``encoder`` and ``llm`` say where the frozen parts are now, if they have moved.
+
+        It is on the CPU; ``device``, as in `ModelConfig.build`, is where it will run.
 
         Raises `FileNotFoundError` where ``folder`` holds no checkpoint and `ValueError` for a mismatched base model.
         """
         moved = {name: where for name, where in (("encoder", encoder), ("llm", llm)) if where is not None}
         config = TypeAdapter(ModelConfig).validate_python({**read_record(folder)["model"], **moved})
-        model = config.build()
+        model = config.build(device)
         model.load_projector(folder)
         return model.eval()
 

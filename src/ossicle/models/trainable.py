@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -35,10 +35,11 @@ class LoraConfig:
     """Of the adapter's input, in training."""
 
 
-def make_trainable(model: nn.Module, patterns: Iterable[str], lora: LoraConfig) -> None:
+def make_trainable(model: nn.Module, patterns: Iterable[str], lora: LoraConfig, dtypes: Mapping[str, str]) -> None:
     """Add adapters to the encoder and the LLM of ``model``, and let gradients reach what ``patterns`` name.
 
-    Raises `ValueError` for a pattern that names nothing, and for weights in half precision, which AdamW cannot train.
+    Raises `ValueError` for a pattern that names nothing, and for weights in half precision, which AdamW cannot train;
+    ``dtypes`` has what the recipe says of each part, whatever this machine loads it as (`ossicle.precision`).
     """
     adapted = _matching(_linear_layers(model), lora.modules, "model.lora.modules")
     for part in ("encoder.model.", "llm.model."):
@@ -47,9 +48,10 @@ def make_trainable(model: nn.Module, patterns: Iterable[str], lora: LoraConfig) 
         )
     parameters = {name.replace(WRAPPED, ""): p for name, p in model.named_parameters() if "lora_" not in name}
     for name in _matching(parameters, patterns, "model.trainable"):
-        if parameters[name].itemsize < 4:
+        part = name.partition(".")[0]
+        if dtypes.get(part, "float32") != "float32":
             raise ValueError(
-                f"model.trainable: {name} is loaded as {parameters[name].dtype}, too coarse to train: load it in "
+                f"model.trainable: {name} with model.{part}_dtype={dtypes[part]} is too coarse to train: load it in "
                 "float32 (train.precision=bf16 computes in half precision all the same)"
             )
         parameters[name].requires_grad_(True)

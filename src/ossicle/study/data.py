@@ -53,10 +53,10 @@ def _encode(config: StudyConfig, data: StudyData, console: Console) -> None:
     from ossicle.study.measure import fill_frames
 
     settings = recipes.load(config.finetuning.recipe, [*config.finetuning.overrides, "data.train=[none]"])
-    device = "cuda" if config.device == "auto" and torch.cuda.is_available() else "cpu"
+    device = torch.device("cuda" if config.device == "auto" and torch.cuda.is_available() else "cpu")
     console.print("Encoding it once with the frozen encoder …")
     manifests = [*data.pretrain, *data.extra, *data.finetune, *data.dev, *data.test, *data.alignment]
-    fill_frames(manifests, settings.model.build().to(device), config.folder / "cache")
+    fill_frames(manifests, settings.model.build(device).to(device), config.folder / "cache")
 
 
 def _read(manifests: Sequence[str]) -> list[Sample]:

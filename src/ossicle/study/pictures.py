@@ -18,6 +18,7 @@ def picture_tokens(plan: Plan) -> dict[str, str]:
     The first of the alignment manifests, the same for all rows; what is there already stays.
     """
     from ossicle.models.speech_llm import SpeechLLM
+    from ossicle.precision import CPU
 
     found: dict[str, str] = {}
     for name in plan.config.pretraining:
@@ -26,7 +27,7 @@ def picture_tokens(plan: Plan) -> dict[str, str]:
             continue
         path: Path = job.folder / TOKENS
         if not path.is_file():
-            model = SpeechLLM.from_pretrained(job.run_folder).eval()
+            model = SpeechLLM.from_pretrained(job.run_folder, device=CPU)
             write_json(path, measure.token_plans(model, read_manifest(job.alignment[0])[0]))
         found[name] = str(path.relative_to(plan.folder))
     return found

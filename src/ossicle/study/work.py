@@ -61,8 +61,9 @@ def _cell(job: Job) -> dict[str, Any]:
 
 def _bound(job: Job) -> dict[str, Any]:
     """What the LLM answers when it reads the transcripts: no speech result can be better."""
-    model = job.settings().model.build().eval()
-    return _score(job, model.to(_device(job)), from_text=True)
+    device = _device(job)
+    model = job.settings().model.build(device).eval()
+    return _score(job, model.to(device), from_text=True)
 
 
 _DO = {"pretraining": _pretraining, "cell": _cell, "trial": _cell, "bound": _bound}
@@ -122,7 +123,8 @@ def _score(job: Job, model: Any, *, from_text: bool) -> dict[str, Any]:
 def _load(job: Job, folder: Path) -> Any:
     from ossicle.models.speech_llm import SpeechLLM
 
-    return SpeechLLM.from_pretrained(folder).to(_device(job)).eval()
+    device = _device(job)
+    return SpeechLLM.from_pretrained(folder, device=device).to(device)
 
 
 def _device(job: Job) -> Any:
