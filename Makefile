@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 help:  ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
 
-demo: $(VENV)/.demo  ## The whole method on generated speech: both stages, a table, plots (under 12 minutes on 2 cores)
+demo: $(VENV)/.demo  ## The whole method on generated speech: both stages, a table, plots (10 minutes on 2 cores, 20 without AVX-512)
 	$(BIN)/ossicle demo
 
 quick: $(VENV)/.demo  ## The same, smaller (about 3 minutes once installed)
