@@ -10,6 +10,15 @@ from ossicle.testing import tiny_encoder, tiny_llm
 GPU = torch.device("cuda")
 
 
+def with_accelerator(monkeypatch, *, available: bool) -> None:
+    """As a CUDA build of PyTorch answers, with or without a GPU."""
+
+    def current(check_available: bool = False) -> torch.device | None:
+        return GPU if available or not check_available else None
+
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", current)
+
+
 @pytest.fixture
 def onednn(monkeypatch):
     """Decides what PyTorch says of this CPU; returns what sets it."""
@@ -18,7 +27,7 @@ def onednn(monkeypatch):
         monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: available)
         monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: bf16)
         monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_fp16_supported", lambda: fp16)
-        monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: None)
+        with_accelerator(monkeypatch, available=False)
 
     return says
 
@@ -42,7 +51,7 @@ def test_without_onednn_no_half_precision_is_fast(onednn):
 
 def test_an_accelerator_keeps_what_the_recipe_says(onednn, monkeypatch):
     onednn(bf16=False)
-    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: GPU)
+    with_accelerator(monkeypatch, available=True)
     assert multiplies(torch.bfloat16)
     assert usable(torch.float16, GPU) == torch.float16
     assert not multiplies(torch.bfloat16, CPU)  # train.cpu=true beside one

@@ -20,7 +20,8 @@ _HALF = {"bf16": torch.bfloat16, "bfloat16": torch.bfloat16, "fp16": torch.float
 
 def multiplies(dtype: torch.dtype, device: torch.device | None = None) -> bool:
     """Whether ``device`` has instructions to multiply matrices of ``dtype``; None: what models run on by default."""
-    device = device or torch.accelerator.current_accelerator() or CPU
+    # Unless it looks, PyTorch names the accelerator that it was built for: on a laptop too, with the usual CUDA build.
+    device = device or torch.accelerator.current_accelerator(check_available=True) or CPU
     if device.type != "cpu" or dtype not in _HALF.values():
         return True
     if not torch.backends.mkldnn.is_available():
