@@ -35,15 +35,15 @@ bench: $(VENV)/.dev  ## Run the benchmarks; each prints one table
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
 lab: $(VENV)/.demo  ## Rebuild the lab's tiny encoder and LLM (about 40 minutes on 2 cores; continues if stopped)
-	$(BIN)/python -m ossicle.lab.build
+	$(BIN)/python -m ossicle_lab.models.build
 
 real: $(VENV)/.demo  ## The paper's table on recorded speech: make real SPEECH=FOLDER TEXT=FOLDER
-	$(BIN)/python -m ossicle.lab.real \
+	$(BIN)/python -m ossicle_lab.real.speech \
 		$(or $(SPEECH),$(error say where the recordings are: make real SPEECH=FOLDER TEXT=FOLDER)) \
 		$(or $(TEXT),$(error say where the texts are: make real SPEECH=FOLDER TEXT=FOLDER))
 
 text: $(VENV)/.demo  ## Both stages on real text in generated voices: make text DATA=FOLDER (about 25 minutes)
-	$(BIN)/python -m ossicle.lab.real_text $(or $(DATA),$(error say where the texts are: make text DATA=FOLDER))
+	$(BIN)/python -m ossicle_lab.real.text $(or $(DATA),$(error say where the texts are: make text DATA=FOLDER))
 
 clean:  ## Delete the environment and caches, not the runs
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
@@ -54,7 +54,7 @@ $(VENV)/bin/python:
 $(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
 	@echo "Installing Ossicle and $(TORCH) into $(VENV) (once) ..."
 	@$(PIP) install $(TORCH)
-	@$(PIP) install -e '.[lab]'
+	@$(PIP) install -e '.[tts]' -e ./lab
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.demo

@@ -18,7 +18,7 @@ from rich.table import Table
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from ossicle.batch import Sequence
+from ossicle.batch import Padded
 from ossicle.doctor.saved import run_and_count
 from ossicle.models.llm import LLM
 from ossicle.testing import tiny_tokenizer
@@ -59,7 +59,7 @@ def main() -> None:
         measured["transformers, frozen"] = run_and_count(theirs, model)[1]
         llm = LLM(model, tiny_tokenizer(), name="benchmark")
 
-        def ours(llm: LLM = llm, sequence: Sequence = Sequence(values, mask)) -> object:  # noqa: B008 - evaluated here
+        def ours(llm: LLM = llm, sequence: Padded = Padded(values, mask)) -> object:  # noqa: B008 - evaluated here
             return llm.hidden_states(sequence, range(llm.num_layers + 1))
 
         measured["Ossicle, packed"] = run_and_count(ours, model)[1]

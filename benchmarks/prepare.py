@@ -47,7 +47,7 @@ def peak_mb() -> float:
 
 
 def measure(lines: int) -> dict[str, float]:
-    from ossicle.data.corpora.prepare import prepare
+    from ossicle.corpora.prepare import prepare
 
     with tempfile.TemporaryDirectory() as folder:
         source = make(Path(folder), lines)

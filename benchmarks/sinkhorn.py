@@ -26,8 +26,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from ossicle.losses import info_nce, wasserstein_similarity
+from ossicle.losses.contrastive import info_nce
 from ossicle.losses.products import inner_products
+from ossicle.losses.sinkhorn import wasserstein_similarity
 
 Clouds = tuple[Tensor, Tensor]
 EXACT_TEXTS = 2

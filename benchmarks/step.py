@@ -26,7 +26,7 @@ from rich.table import Table
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from ossicle.batch import Sequence
+from ossicle.batch import Padded
 from ossicle.losses.contrastive import info_nce, mean_pool
 from ossicle.models.llm import LLM
 from ossicle.testing import tiny_tokenizer
@@ -55,13 +55,13 @@ def checkpointed(model: LlamaForCausalLM) -> LlamaForCausalLM:
     return model
 
 
-def ragged(count: int, sigma: float, rate: float, width: int) -> Sequence:
+def ragged(count: int, sigma: float, rate: float, width: int) -> Padded:
     """Sequences whose lengths are lognormal, as utterances are: token efficiency 0.4 at the defaults."""
     generator = torch.Generator().manual_seed(1)
     seconds = torch.exp(torch.randn(count, generator=generator) * sigma) * 5
     lengths = (seconds * rate).long().clamp(min=2)
     mask = torch.arange(int(lengths.max())) < lengths[:, None]
-    return Sequence(torch.randn(*mask.shape, width, generator=generator) * 0.02, mask)
+    return Padded(torch.randn(*mask.shape, width, generator=generator) * 0.02, mask)
 
 
 def pooled(states: dict[int, Tensor], mask: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ def loss_of(texts: Tensor, utterances: Tensor) -> Tensor:
 def ours(llm: LLM, texts: Tensor, speech_mask: Tensor, autocast: bool) -> Step:
     def step(_: Tensor, speech: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            heard = llm.hidden_states(Sequence(speech, speech_mask), range(llm.num_layers + 1))
+            heard = llm.hidden_states(Padded(speech, speech_mask), range(llm.num_layers + 1))
             return loss_of(texts, pooled(heard.states, speech_mask))
 
     return step
@@ -94,7 +94,7 @@ def official(model: LlamaForCausalLM, text_mask: Tensor, speech_mask: Tensor) ->
     return step
 
 
-def timed(step: Step, text: Sequence, speech: Sequence, precision: str) -> tuple[float, float, Tensor]:
+def timed(step: Step, text: Padded, speech: Padded, precision: str) -> tuple[float, float, Tensor]:
     """CPU seconds, loss and gradient of the speech vectors."""
     speech_values = speech.values.clone().requires_grad_()
     text_values = text.values.clone().requires_grad_()  # the official code makes the embeddings' output require one

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from ossicle.audio import SAMPLE_RATE_HZ, AudioError, audio_duration_s, read_audio
+from ossicle.audio import SAMPLE_RATE_HZ, audio_duration_s, read_audio
+from ossicle.errors import AudioError
 
 
 def chirp(duration_s: float, rate_hz: int, channels: int = 1) -> np.ndarray:

@@ -18,7 +18,7 @@ from ossicle.data.manifest import read_manifest
 from ossicle.distributed import gather_columns, gather_ragged, gather_rows, world_size
 from ossicle.models.speech_llm import SpeechLLM
 from ossicle.objectives import Contrastive
-from ossicle.targets import TextCache
+from ossicle.train.cache import TextCache
 
 SHARES = ([0, 1, 2, 3, 4], [5, 6, 7])  # uneven, and of different longest texts
 CASES = [

@@ -19,20 +19,21 @@ import yaml
 from accelerate.state import AcceleratorState
 from typer.main import get_command
 
-from ossicle import config
-from ossicle.cli import app
+import ossicle_lab.models
+from ossicle.cli.main import app
 from ossicle.data.manifest import read_manifest
 from ossicle.evaluate import metrics
-from ossicle.models import frozen
 from ossicle.models.projector import QFormerConfig
 from ossicle.models.speech_llm import ModelConfig
 from ossicle.testing import tiny_encoder, tiny_llm, tiny_manifest
+from ossicle.train import recipe as config
+from places import CORE_RECIPES, ROOT
 
-ROOT = Path(__file__).parents[1]
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md")),
     *sorted((ROOT / "docs").glob("*.md")),
-    *sorted((ROOT / "recipes").glob("*/*.md")),
+    *sorted(CORE_RECIPES.glob("*/*.md")),
+    ROOT / "lab" / "README.md",
 ]
 FENCE = re.compile(r"^```(\S*)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PRINTS = re.compile(r"^ *print\(.*\)  # → (.*)$", re.MULTILINE)
@@ -96,9 +97,8 @@ def lab_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def workplace(tmp_path: Path, lab_weights: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The working directory of a reader who has run the demo and has two recordings and two manifests."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(frozen, "LAB_WEIGHTS", lab_weights)
+    monkeypatch.setattr(ossicle_lab.models, "weights", lambda part: str(lab_weights / part))
     monkeypatch.setattr(metrics, "METRICS", dict(metrics.METRICS))
-    shutil.copytree(ROOT / "recipes", "recipes")
     tiny_manifest(Path("my"), 8).rename("my/speech.jsonl")
     tiny_manifest(Path("my"), 6, tasks=("asr", "st", "qa"), seed=1).rename("my/tasks.jsonl")
     shutil.copy("my/0-0.wav", "recording.wav")
@@ -161,7 +161,7 @@ def test_files_that_the_page_names_exist(page: Path) -> None:
     for link in LINK.findall(text):
         assert (page.parent / link).exists(), f"{page_id(page)}: link to {link}"
     for name in CODE_PATH.findall(FENCE.sub("", text)):
-        places = (ROOT, ROOT / "src" / "ossicle", page.parent)
+        places = (ROOT, ROOT / "src" / "ossicle", ROOT / "lab" / "src" / "ossicle_lab", page.parent)
         assert name.startswith(MADE_BY_USE) or any((place / name).exists() for place in places), (
             f"{page_id(page)}: there is no {name}"
         )

@@ -7,8 +7,8 @@ import torch
 
 from ossicle.models.speech_llm import SpeechLLM
 from ossicle.testing import ENCODERS, LLMS, tiny_llm
-from ossicle.tracking import read_metrics
-from ossicle.train import train
+from ossicle.train.loop import train
+from ossicle.train.tracking import read_metrics
 
 STEP = {"steps": 1, "save_every": 100}
 

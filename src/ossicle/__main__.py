@@ -1,5 +1,5 @@
 """Run the command line with `python -m ossicle`."""
 
-from ossicle.cli import main
+from ossicle.cli.main import main
 
 main()

@@ -16,6 +16,8 @@ import numpy as np
 import soundfile
 import soxr
 
+from ossicle.errors import AudioError
+
 SAMPLE_RATE_HZ = 16_000
 """Every waveform inside Ossicle is mono float32 at this rate."""
 
@@ -31,10 +33,6 @@ UNKNOWN_LENGTH_FRAMES = 2**40
 
 UNKNOWN_SIZE_BYTES = 0x7FFF_F000
 """WAV writers that stream leave a data size from here up (sox, ffmpeg), which then says nothing about the length."""
-
-
-class AudioError(ValueError):
-    """A file that cannot be read, or should not be trusted; one sentence, path first."""
 
 
 def read_audio(path: str | Path, *, start_s: float = 0.0, end_s: float | None = None) -> np.ndarray:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ossicle.audio import SAMPLE_RATE_HZ
 
@@ -67,24 +68,24 @@ class Skipped:
 
 
 @dataclass(frozen=True)
-class Sequence:
+class Padded:
     """A padded batch of vectors or token ids with its mask."""
 
     values: Tensor  # (B, L, D) float or (B, L) long
     mask: Tensor  # (B, L) bool
 
-    def to(self, device: torch.device | str) -> Sequence:
+    def to(self, device: torch.device | str) -> Padded:
         """Moved to ``device``."""
-        return Sequence(self.values.to(device), self.mask.to(device))
+        return Padded(self.values.to(device), self.mask.to(device))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chat:
     """Token ids of one chat turn, cut at the place where the speech goes: ``before`` speech ``after`` ``answer``."""
 
-    before: Sequence  # (B, P) start of the user turn, up to the audio
-    after: Sequence  # (B, Q) the instruction, the end of the user turn and the assistant header
-    answer: Sequence  # (B, A) the answer and its end-of-turn token: the only labels
+    before: Padded  # (B, P) start of the user turn, up to the audio
+    after: Padded  # (B, Q) the instruction, the end of the user turn and the assistant header
+    answer: Padded  # (B, A) the answer and its end-of-turn token: the only labels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,13 +95,13 @@ class Mixed:
     The mixed sequence is ``text`` where ``written`` says so, with each span of speech before the token ``starts``.
     """
 
-    text: Sequence  # (B, N) BOS (where the LLM has one), the tokens of all words without punctuation, EOS
+    text: Padded  # (B, N) BOS (where the LLM has one), the tokens of all words without punctuation, EOS
     written: Tensor  # (B, N) bool, the tokens that stay text in the mixed sequence: text spans, BOS and EOS
     words: Tensor  # (B, N) bool, the tokens of words: all but BOS and EOS
-    waveforms: Sequence  # (K, S) the spans of speech, cut out of their utterances
+    waveforms: Padded  # (K, S) the spans of speech, cut out of their utterances
     rows: Tensor  # (K,) long, the utterance of each
     starts: Tensor  # (K,) long, the first of the tokens that it stands for
-    speech: Sequence | None = None  # (K, M, D_llm) projector output, once a sum of objectives has computed it
+    speech: Padded | None = None  # (K, M, D_llm) projector output, once a sum of objectives has computed it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,13 +109,13 @@ class Batch:
     """What one step sees: ``waveforms`` or precomputed ``frames``; ``text`` and ``chat`` as the data allows."""
 
     samples: list[Sample]
-    waveforms: Sequence | None = None  # (B, S) float32 at 16 kHz, mono, as read: the encoder normalises
-    frames: Sequence | None = None  # (B, T, D_encoder) cached encoder output
-    text: Sequence | None = None  # (B, N) transcript tokens alone: no BOS, no template, no EOS
+    waveforms: Padded | None = None  # (B, S) float32 at 16 kHz, mono, as read: the encoder normalises
+    frames: Padded | None = None  # (B, T, D_encoder) cached encoder output
+    text: Padded | None = None  # (B, N) transcript tokens alone: no BOS, no template, no EOS
     chat: Chat | None = None
     mixed: Mixed | None = None
     """For objectives on mixed speech-text sequences (``needs_mixed``), whose lines have word times."""
-    speech: Sequence | None = None  # (B, M, D_llm) projector output, once a sum of objectives has computed it
+    speech: Padded | None = None  # (B, M, D_llm) projector output, once a sum of objectives has computed it
     seeds: list[int] = field(default_factory=list)
     """One for each sample where something is drawn for it in this epoch (`ossicle.data.augment`), else none."""
     audio_s: float = 0.0
@@ -147,8 +148,20 @@ class LossOutput:
 
 
 def _to(value: Any, device: torch.device | str) -> Any:
-    if isinstance(value, Sequence | Tensor):
+    if isinstance(value, Padded | Tensor):
         return value.to(device)
     if isinstance(value, Chat | Mixed):
         return replace(value, **{f.name: _to(getattr(value, f.name), device) for f in fields(value)})
     return value
+
+
+def pad(rows: list[Tensor]) -> Padded:
+    """Stack ragged ``rows`` (L_i, ...) into (B, L, ...), zeros on the right, with the mask (B, L)."""
+    lengths = torch.tensor([len(row) for row in rows])
+    values = pad_sequence(rows, batch_first=True)
+    return Padded(values, torch.arange(values.shape[1]) < lengths[:, None])
+
+
+def pad_ids(rows: list[list[int]]) -> Padded:
+    """Stack ragged lists of token ids into (B, L), zeros on the right, with the mask (B, L)."""
+    return pad([torch.tensor(row, dtype=torch.long) for row in rows])

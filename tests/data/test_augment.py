@@ -3,16 +3,17 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from ossicle.batch import Sample, Sequence, Utterance
-from ossicle.config import ConfigError, parse
-from ossicle.data.augment import AugmentConfig, add_noise, change_speed, mask_frames, train_mode
-from ossicle.data.collate import pad
-from ossicle.data.loader import Data
+from ossicle.batch import Padded, Sample, Utterance, pad
+from ossicle.data.augment import AugmentConfig, add_noise, change_speed
+from ossicle.errors import ConfigError
 from ossicle.models.encoder import load_encoder
+from ossicle.models.spec_augment import mask_frames, train_mode
 from ossicle.objectives import Contrastive
-from ossicle.precompute import fill_caches
 from ossicle.testing import tiny_manifest
-from ossicle.train import train
+from ossicle.train.batches import Data
+from ossicle.train.cache_fill import fill_caches
+from ossicle.train.loop import train
+from ossicle.train.recipe import parse
 
 EVERYTHING = {
     "speed": [0.9, 1.1],
@@ -84,7 +85,7 @@ def test_noise_from_recordings_is_repeated_where_it_is_short(tmp_path):
 def test_masks_by_time_and_feature():
     torch.manual_seed(0)
     mask = torch.arange(50) < torch.tensor([[50], [20]])
-    frames = Sequence(torch.randn(2, 50, 40), mask)
+    frames = Padded(torch.randn(2, 50, 40), mask)
     config = AugmentConfig(time_masks=1, time_mask_s=0.2, feature_masks=1, feature_mask_share=0.25)
     masked = mask_frames(frames, [1, 2], config, frame_rate_hz=50.0)
     changed = (masked.values != frames.values) & mask[..., None]
@@ -94,7 +95,7 @@ def test_masks_by_time_and_feature():
         assert torch.equal(changed[row, :length], (times[:length, None] | features))
         mean = frames.values[row, :length].mean(0).expand(length, -1)
         torch.testing.assert_close(masked.values[row, :length][changed[row, :length]], mean[changed[row, :length]])
-    alone = mask_frames(Sequence(frames.values[1:, :20], mask[1:, :20]), [2], config, frame_rate_hz=50.0)
+    alone = mask_frames(Padded(frames.values[1:, :20], mask[1:, :20]), [2], config, frame_rate_hz=50.0)
     torch.testing.assert_close(alone.values[0], masked.values[1, :20])
     assert torch.equal(mask_frames(frames, [1, 2], config, frame_rate_hz=50.0).values, masked.values)
 

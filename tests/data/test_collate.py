@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ossicle.batch import Batch, Sample, Sequence, Skipped, Utterance
+from ossicle.batch import Batch, Padded, Sample, Skipped, Utterance
 from ossicle.data.collate import Collator, pad, padding_share
-from ossicle.data.prompts import Prompter
+from ossicle.prompts import Prompter
 from ossicle.testing import tiny_tokenizer
 
 
@@ -19,7 +19,7 @@ def utterance(text: str | None, samples: int, **fields) -> Utterance:
     return Utterance(Sample(id=f"u{samples}", audio=Path("u.wav"), text=text, **fields), waveform=torch.ones(samples))
 
 
-def rows_of(sequence: Sequence) -> list[list]:
+def rows_of(sequence: Padded) -> list[list]:
     return [values[mask].tolist() for values, mask in zip(sequence.values, sequence.mask, strict=True)]
 
 

@@ -8,7 +8,6 @@ from torch.utils.data import DataLoader
 
 from ossicle.batch import Sample
 from ossicle.data.dataset import (
-    DataError,
     Skipped,
     SpeechDataset,
     Utterance,
@@ -18,8 +17,10 @@ from ossicle.data.dataset import (
     within_duration,
 )
 from ossicle.data.manifest import read_manifest, write_manifest
+from ossicle.errors import DataError
+from places import SHARED
 
-REAL_SPEECH = Path(__file__).parents[3] / "shared" / "data" / "real_speech"
+REAL_SPEECH = SHARED / "data" / "real_speech"
 FIX = "Fix the file, remove the line, or set data.on_error: skip."
 
 

@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from ossicle.batch import Sample
-from ossicle.data.manifest import ManifestError, read_manifest, write_manifest
+from ossicle.data.manifest import read_manifest, write_manifest
+from ossicle.errors import ManifestError
 
 GOOD = {"id": "a", "audio": "a.wav"}
 

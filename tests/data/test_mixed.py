@@ -9,10 +9,10 @@ import torch
 
 from ossicle.batch import Mixed, Sample, Utterance
 from ossicle.data.collate import Collator
-from ossicle.data.manifest import ManifestError
 from ossicle.data.mixed import LEAST_SPAN_S, Mixing, mixable
-from ossicle.data.prompts import Prompter
 from ossicle.data.words import Span, WordTime, with_words
+from ossicle.errors import ManifestError
+from ossicle.prompts import Prompter
 from ossicle.testing import tiny_tokenizer
 
 TEXT = "One, two three – four five. six seven eight nine ten"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ossicle.batch import Sample
-from ossicle.data.manifest import ManifestError, read_manifest, write_manifest
+from ossicle.data.manifest import read_manifest, write_manifest
 from ossicle.data.words import (
     WordTime,
     mixed_spans,
@@ -18,6 +18,7 @@ from ossicle.data.words import (
     without_punctuation,
     words_of,
 )
+from ossicle.errors import ManifestError
 
 
 def words(count: int) -> list[WordTime]:

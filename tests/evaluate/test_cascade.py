@@ -6,17 +6,17 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from ossicle.cli import app
+from ossicle.cli.main import app
 from ossicle.data.collate import Collator
 from ossicle.data.dataset import SpeechDataset
 from ossicle.data.manifest import read_manifest
 from ossicle.evaluate.cascade import NOTHING_HEARD, CascadeCollator, Recogniser
 from ossicle.evaluate.metrics import wer
 from ossicle.models.speech_llm import ModelConfig
+from places import ENCODER, LLM
 
-WEIGHTS = Path(__file__).parents[2] / "src/ossicle/lab/weights"
 pytestmark = pytest.mark.skipif(
-    not all((WEIGHTS / part / "model.safetensors").exists() for part in ("encoder", "llm")),
+    not all((part / "model.safetensors").exists() for part in (ENCODER, LLM)),
     reason="the lab's encoder and LLM are not built: make lab",
 )
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(
 def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Recognition, German and questions about four passages."""
     pytest.importorskip("espeakng_loader", reason='needs pip install "ossicle[lab]"')
-    from ossicle.lab.corpus import make_corpus
+    from ossicle_lab.world.corpus import make_corpus
 
     return make_corpus(tmp_path_factory.mktemp("corpus"), train=4, dev=1, test=1, max_sentences=1).finetune
 

@@ -5,8 +5,9 @@ import sys
 
 import pytest
 
+from ossicle.errors import CometError
 from ossicle.evaluate import comet as module
-from ossicle.evaluate.comet import CometError, CometOptions, comet
+from ossicle.evaluate.comet import CometOptions, comet
 from ossicle.evaluate.hypotheses import Hypothesis
 
 LINES = [

@@ -2,8 +2,9 @@ import json
 
 import pytest
 
+from ossicle.errors import HypothesesError
 from ossicle.evaluate.compare import compare, normalised_average, normalised_interval, over_seeds
-from ossicle.evaluate.hypotheses import HypothesesError, Hypothesis
+from ossicle.evaluate.hypotheses import Hypothesis
 from ossicle.evaluate.score import Row, ScoreOptions, score, score_groups, units_of
 
 

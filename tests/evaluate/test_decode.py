@@ -7,8 +7,9 @@ import soundfile
 from ossicle.audio import SAMPLE_RATE_HZ
 from ossicle.batch import Batch, Sample
 from ossicle.data.dataset import SpeechDataset, Utterance
+from ossicle.errors import HypothesesError
 from ossicle.evaluate.decode import decode, meta_path, references_of
-from ossicle.evaluate.score import HypothesesError, read_hypotheses, score
+from ossicle.evaluate.score import read_hypotheses, score
 
 
 class Parrot:

@@ -1,5 +1,4 @@
 import json
-from pathlib import Path
 
 import pytest
 
@@ -17,8 +16,9 @@ from ossicle.evaluate.failures import (
     is_wrong_language,
 )
 from ossicle.evaluate.hypotheses import Hypothesis
+from places import SHARED
 
-TEXTS = Path(__file__).parents[2].parent / "shared" / "data" / "text" / "parallel"
+TEXTS = SHARED / "data" / "text" / "parallel"
 identifies = pytest.mark.skipif(not can_identify(), reason="py3langid is not installed")
 
 

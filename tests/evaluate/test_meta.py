@@ -1,6 +1,6 @@
 import pytest
 
-from ossicle.data.corpora import mls_descriptions
+from ossicle.corpora import mls_descriptions
 from ossicle.evaluate.meta import ATTRIBUTES, accuracy, attribute_metrics, attributes, majority
 
 REFERENCES = [

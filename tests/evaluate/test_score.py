@@ -4,7 +4,8 @@ import json
 import pytest
 from rich.console import Console
 
-from ossicle.evaluate.score import HypothesesError, Hypothesis, print_table, read_hypotheses, score, write_scores
+from ossicle.errors import HypothesesError
+from ossicle.evaluate.score import Hypothesis, print_table, read_hypotheses, score, write_scores
 
 LINES = [
     {"id": "1", "task": "asr", "language": "en", "hypothesis": "the car", "references": ["The car."]},

@@ -1,13 +1,13 @@
 import math
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from ossicle.losses.contrastive import info_nce, mean_pool, pooled_cosine, token_info_nce
+from places import SHARED
 
-FIXTURES = Path(__file__).parents[3] / "shared" / "fixtures"
+FIXTURES = SHARED / "fixtures"
 
 
 def ragged(lengths: list[int], longest: int, dim: int = 6, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,16 +1,18 @@
 import math
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from ossicle.losses import info_nce, sinkhorn_divergence, sinkhorn_torch, wasserstein_similarity
+from ossicle.losses import sinkhorn_torch
+from ossicle.losses.contrastive import info_nce
 from ossicle.losses.products import all_products, inner_products
+from ossicle.losses.sinkhorn import sinkhorn_divergence, wasserstein_similarity
 from ossicle.losses.sinkhorn_cloud import lay_out, make_schedule
+from places import SHARED
 
-FIXTURES = Path(__file__).parents[3] / "shared" / "fixtures"
+FIXTURES = SHARED / "fixtures"
 BACKENDS = ["torch", "numba"] if find_spec("numba") else ["torch"]
 Clouds = tuple[torch.Tensor, torch.Tensor]
 

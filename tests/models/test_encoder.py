@@ -13,7 +13,7 @@ from transformers import (
 )
 
 from ossicle.audio import SAMPLE_RATE_HZ
-from ossicle.data.collate import pad
+from ossicle.batch import pad
 from ossicle.models.encoder import load_encoder
 from ossicle.models.front_ends import normalise_waveforms
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ossicle.config import ConfigError
+from ossicle.errors import ConfigError
 from ossicle.models.frame_projectors import ConvConfig, ConvProjector, LinearConfig, MLPConfig, StackProjector
 from ossicle.models.projector import QFormerConfig
 
@@ -115,7 +115,7 @@ def test_an_even_kernel_is_refused():
 
 @pytest.mark.parametrize("projector", [{"name": "linear"}, {"name": "mlp", "width": 16}, {"name": "conv", "width": 16}])
 def test_a_recipe_chooses_by_name(tree, projector):
-    from ossicle.config import parse
+    from ossicle.train.recipe import parse
 
     assert parse(tree(model={"projector": projector})).model.projector.name == projector["name"]
     with pytest.raises(ConfigError, match=r"model\.projector\.heads: unknown field"):
@@ -136,7 +136,7 @@ def test_another_name_is_refused_and_none_is_the_papers():
 @pytest.mark.parametrize("projector", [{"name": "linear"}, {"name": "mlp", "width": 16}, {"name": "conv", "width": 16}])
 def test_it_trains_and_comes_back(config, collate, manifest, projector):
     from ossicle.models.speech_llm import SpeechLLM
-    from ossicle.train import train
+    from ossicle.train.loop import train
 
     folder = train(config(model={"projector": projector}, train={"steps": 1}))
     model, again = (SpeechLLM.from_pretrained(folder) for _ in range(2))

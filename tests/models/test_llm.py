@@ -2,7 +2,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from ossicle.batch import Sequence
+from ossicle.batch import Padded
 from ossicle.models.llm import LLM, load_llm
 from ossicle.models.packing import LONG
 from ossicle.testing import LLMS, tiny_llm
@@ -20,12 +20,12 @@ def llama(folders) -> LLM:
     return load_llm(str(folders["llama"]))
 
 
-def inputs(llm: LLM, lengths: list[int], seed: int = 0, *, left: bool = False) -> Sequence:
+def inputs(llm: LLM, lengths: list[int], seed: int = 0, *, left: bool = False) -> Padded:
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(0, 250, (len(lengths), max(lengths)), generator=generator)
     positions = torch.arange(max(lengths))
     mask = positions < torch.tensor(lengths)[:, None]
-    return Sequence(llm.embed(ids), mask.flip(1) if left else mask)
+    return Padded(llm.embed(ids), mask.flip(1) if left else mask)
 
 
 def calls_of(modules) -> list[int]:
@@ -78,7 +78,7 @@ def test_hidden_states_do_not_depend_on_earlier_calls(llm, order):
 def test_padding_does_not_reach_valid_positions(llm):
     embeds = inputs(llm, [9, 4])
     together = llm.hidden_states(embeds, [2, LAYERS]).states
-    alone = llm.hidden_states(Sequence(embeds.values[1:, :4], embeds.mask[1:, :4]), [2, LAYERS]).states
+    alone = llm.hidden_states(Padded(embeds.values[1:, :4], embeds.mask[1:, :4]), [2, LAYERS]).states
     for layer in (2, LAYERS):
         torch.testing.assert_close(together[layer][1, :4], alone[layer][0], atol=1e-6, rtol=1e-5)
 
@@ -112,7 +112,7 @@ def test_a_layer_that_is_not_there_is_an_error(llama, layers):
 def test_gradients_reach_the_input_and_no_weight(llm, lengths):
     embeds = inputs(llm, lengths)
     values = embeds.values.detach().requires_grad_()
-    hidden = llm.hidden_states(Sequence(values, embeds.mask), [LAYERS])
+    hidden = llm.hidden_states(Padded(values, embeds.mask), [LAYERS])
     hidden.states[LAYERS][hidden.mask].square().sum().backward()
     assert (values.grad[embeds.mask].abs().sum(-1) > 0).all()
     assert (values.grad[~embeds.mask] == 0).all()
@@ -151,7 +151,7 @@ def test_gradient_checkpointing_changes_memory_only(folders, layers):
         embeds = inputs(llm, [7, 4])
         values = embeds.values.detach().requires_grad_()
         counts = calls_of([llm.model.base_model.layers[0].self_attn])
-        states = llm.hidden_states(Sequence(values, embeds.mask), layers).states
+        states = llm.hidden_states(Padded(values, embeds.mask), layers).states
         loss = torch.stack([state[embeds.mask].square().mean() for state in states.values()]).sum()
         loss.backward()
         return loss.detach(), values.grad, counts[0]
@@ -183,7 +183,7 @@ def test_generating_in_a_batch_equals_one_by_one(llm):
     together = inputs(llm, [9, 4, 6], left=True)
     texts = llm.generate(together, max_new_tokens=12)
     for row, length in enumerate([9, 4, 6]):
-        alone = Sequence(together.values[row : row + 1, -length:], together.mask[row : row + 1, -length:])
+        alone = Padded(together.values[row : row + 1, -length:], together.mask[row : row + 1, -length:])
         assert llm.generate(alone, max_new_tokens=12) == [texts[row]]
     assert len(set(texts)) > 1
 
@@ -215,9 +215,9 @@ def counter(llama) -> LLM:
     return llama
 
 
-def after(llm: LLM, text: str) -> Sequence:
+def after(llm: LLM, text: str) -> Padded:
     ids = torch.tensor([llm.tokenizer(text, add_special_tokens=False).input_ids])
-    return Sequence(llm.embed(ids), torch.ones_like(ids, dtype=torch.bool))
+    return Padded(llm.embed(ids), torch.ones_like(ids, dtype=torch.bool))
 
 
 def test_the_counter_counts(counter):

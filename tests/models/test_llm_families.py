@@ -4,12 +4,12 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoTokenizer, Gemma3Config, Gemma3ForConditionalGeneration
 
-from ossicle.batch import Sample, Sequence, Utterance
+from ossicle.batch import Padded, Sample, Utterance
 from ossicle.data.collate import Collator
-from ossicle.data.prompts import ChatTemplate
 from ossicle.models.llm import LLM, load_llm
 from ossicle.models.projector import QFormerConfig
 from ossicle.models.speech_llm import IGNORE, ModelConfig
+from ossicle.prompts import ChatTemplate
 from ossicle.testing import LLMS, chat_of, tiny_llm
 from ossicle.testing.llms import WINDOW
 
@@ -34,9 +34,9 @@ def llm(own, family) -> LLM:
     return load_llm(str(own[family]))
 
 
-def ids_of(lengths: list[int]) -> Sequence:
+def ids_of(lengths: list[int]) -> Padded:
     ids = torch.randint(0, 250, (len(lengths), max(lengths)), generator=torch.Generator().manual_seed(0))
-    return Sequence(ids, torch.arange(max(lengths)) < torch.tensor(lengths)[:, None])
+    return Padded(ids, torch.arange(max(lengths)) < torch.tensor(lengths)[:, None])
 
 
 def test_the_family_is_what_it_says(llm, family):
@@ -66,7 +66,7 @@ def test_a_window_hides_what_is_before_it(llm, family):
     ids = ids_of([2 * WINDOW])
     other = ids.values.clone()
     other[0, 0] += 1
-    first, second = (llm.read(Sequence(values, ids.mask), [1]).states[1][0, -1] for values in (ids.values, other))
+    first, second = (llm.read(Padded(values, ids.mask), [1]).states[1][0, -1] for values in (ids.values, other))
     config = llm.model.config.to_dict()
     windowed = config.get("layer_types", ["sliding_attention" if config.get("sliding_window") else ""])[0]
     assert torch.equal(first, second) is (windowed == "sliding_attention")
@@ -85,7 +85,7 @@ def test_logits_are_capped_where_the_family_caps_them(llm, family):
 
 def test_generation_from_vectors_is_that_from_ids(llm, family):
     ids = ids_of([2 * WINDOW])
-    prompt = Sequence(llm.embed(ids.values), ids.mask)
+    prompt = Padded(llm.embed(ids.values), ids.mask)
     with torch.no_grad():
         expected = llm.model.generate(
             input_ids=ids.values, max_new_tokens=6, do_sample=False, eos_token_id=llm.stop_ids, pad_token_id=0
@@ -121,7 +121,7 @@ def test_exactly_the_answer_and_its_end_of_turn_are_labels(own, folders, family)
     assert model.llm.tokenizer.decode(labels[0][labelled]) == "fünf Vögel" + chat.end
     assert labelled.nonzero().flatten().tolist() == list(range(int(labels.shape[1] - labelled.sum()), labels.shape[1]))
     expected = [
-        model._embed(Sequence(torch.tensor([model.prompter().ids(text)]), torch.ones(1, 1, dtype=torch.bool))).values
+        model._embed(Padded(torch.tensor([model.prompter().ids(text)]), torch.ones(1, 1, dtype=torch.bool))).values
         if isinstance(text, str)
         else text.values
         for text in (chat.before, speech, f" say it{chat.header}")

@@ -1,15 +1,15 @@
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from ossicle.models import SpeechLLM, load_official_projector
-from ossicle.models.official import import_official
+from ossicle.models.official import import_official, load_official_projector
+from ossicle.models.speech_llm import SpeechLLM
 from ossicle.testing import tiny_encoder, tiny_llm
+from places import SHARED
 
-FIXTURES = Path(__file__).parents[3] / "shared" / "fixtures"
+FIXTURES = SHARED / "fixtures"
 PROJECTOR = FIXTURES / "mm_speech_projector.bin"
 needs_fixtures = pytest.mark.skipif(
     not PROJECTOR.is_file(), reason="the official code's projector is not beside this checkout (shared/fixtures)"

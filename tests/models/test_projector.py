@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from ossicle.batch import Sequence
+from ossicle.batch import Padded
 from ossicle.models.projector import QFormerConfig, QFormerProjector, project
 
 SMALL = QFormerConfig(width=16, heads=2, layers=2, ffn=24, queries=3)  # windows of 17 frames
@@ -104,7 +104,7 @@ def test_windows_are_whole_frames(frame_rate_hz, window_s, frames):
 
 def test_project_keeps_values_and_mask_together():
     projector, frames, mask = make(), torch.randn(2, 30, 8), mask_of([30, 9], 30)
-    projected = project(projector, Sequence(frames, mask))
+    projected = project(projector, Padded(frames, mask))
     tokens, token_mask = projector(frames, mask)
     assert torch.equal(projected.values, tokens)
     assert torch.equal(projected.mask, token_mask)

@@ -8,7 +8,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ossicle.audio import read_audio
-from ossicle.batch import Batch, Sample, Sequence, Utterance
+from ossicle.batch import Batch, Padded, Sample, Utterance
 from ossicle.data.collate import Collator
 from ossicle.data.manifest import read_manifest
 from ossicle.models.llm import LLM
@@ -43,14 +43,14 @@ TEMPLATES = {
 ANSWERS = ["red dog sees a cat", "fünf Vögel"]
 
 
-def sequence(*rows: list[float]) -> Sequence:
+def sequence(*rows: list[float]) -> Padded:
     """Rows of vectors of width 1, padded on the right with a value that must not be seen."""
     longest = max(len(row) for row in rows)
     values = torch.tensor([[*row, *[-9.0] * (longest - len(row))] for row in rows])[..., None]
-    return Sequence(values, torch.arange(longest) < torch.tensor([len(row) for row in rows])[:, None])
+    return Padded(values, torch.arange(longest) < torch.tensor([len(row) for row in rows])[:, None])
 
 
-def valid(joined: Sequence) -> list[list[float]]:
+def valid(joined: Padded) -> list[list[float]]:
     return [values[mask].flatten().tolist() for values, mask in zip(joined.values, joined.mask, strict=True)]
 
 
@@ -262,7 +262,7 @@ def test_the_upper_bound_reads_the_transcript_as_a_plain_chat(model, task_manife
         ids = model.llm.tokenizer.apply_chat_template(
             [message], add_generation_prompt=True, return_tensors="pt", return_dict=False
         )
-        chat = Sequence(model.llm.embed(ids), torch.ones_like(ids, dtype=torch.bool))
+        chat = Padded(model.llm.embed(ids), torch.ones_like(ids, dtype=torch.bool))
         assert model.llm.generate(chat, max_new_tokens=8) == [answer]
 
 

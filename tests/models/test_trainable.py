@@ -6,8 +6,8 @@ from safetensors.torch import load_file
 from ossicle import precision
 from ossicle.models.speech_llm import ADAPTERS_FILE, WEIGHTS_FILE, SpeechLLM
 from ossicle.models.trainable import adapters, describe
-from ossicle.targets import FrameCache, TextCache
-from ossicle.train import train
+from ossicle.train.cache import FrameCache, TextCache
+from ossicle.train.loop import train
 
 TOP = "encoder.model.encoder.layers.1.*"
 LORA = {"modules": ["llm.*.q_proj", "llm.*.v_proj", "encoder.*.k_proj"], "rank": 2, "alpha": 4.0}

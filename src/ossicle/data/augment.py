@@ -10,8 +10,6 @@ Shape legend: B utterances, S audio samples, T encoder frames, D width.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -20,16 +18,12 @@ import numpy as np
 import soxr
 import torch
 from pydantic import Field
-from torch import nn
 
 from ossicle.audio import SAMPLE_RATE_HZ, read_audio
-from ossicle.batch import Sample, Sequence, Utterance
+from ossicle.batch import Sample, Utterance
 from ossicle.data.manifest import read_manifest
 from ossicle.section import section
 
-TRAIN_MODE_LEAST_S = 0.5
-"""A batch without a longer utterance goes through the encoder as in evaluation: HuBERT's SpecAugment masks ten frames
-at once and fails where there are fewer."""
 QUIET = 1e-8
 Range = tuple[float, float]
 
@@ -122,55 +116,3 @@ def add_noise(waveform: np.ndarray, noise: np.ndarray, snr_db: float) -> np.ndar
     """Add ``noise`` (S,) so loud that the speech has ``snr_db`` times its power (in dB); silence stays silent."""
     power, noise_power = np.mean(np.square(waveform)), np.mean(np.square(noise))
     return waveform + noise * np.sqrt(power / max(noise_power, QUIET) / 10 ** (snr_db / 10))
-
-
-def mask_frames(frames: Sequence, seeds: list[int], config: AugmentConfig, *, frame_rate_hz: float) -> Sequence:
-    """SpecAugment (Park et al., 2019) on ``frames`` (B, T, D), each utterance by its own of ``seeds``.
-
-    What is masked becomes the mean of the utterance's valid frames, not zero: frames are not centred.
-    """
-    values, width = frames.values, frames.values.shape[-1]
-    lengths = frames.mask.sum(1).tolist()
-    longest_time = round(config.time_mask_s * frame_rate_hz)
-    longest_band = max(1, round(config.feature_mask_share * width))
-    hidden = torch.zeros(values.shape, dtype=torch.bool)  # (B, T, D)
-    for row, (seed, length) in enumerate(zip(seeds, lengths, strict=True)):
-        random = np.random.default_rng([seed, 1])  # not the stream that the waveform was changed by
-        for _ in range(config.time_masks):
-            start, stop = _stretch(random, length, longest_time)
-            hidden[row, start:stop] = True
-        for _ in range(config.feature_masks):
-            start, stop = _stretch(random, width, longest_band)
-            hidden[row, :, start:stop] = True
-    weights = frames.mask[..., None].to(values.dtype)
-    mean = (values * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True).clamp(min=1)  # (B, 1, D)
-    return Sequence(torch.where(hidden.to(values.device), mean, values), frames.mask)
-
-
-def _stretch(random: np.random.Generator, length: int, longest: int) -> tuple[int, int]:
-    """From 0 to ``longest`` of ``length`` places, anywhere."""
-    size = int(random.integers(min(longest, length) + 1))
-    start = int(random.integers(length - size + 1))
-    return start, start + size
-
-
-@contextmanager
-def train_mode(model: nn.Module, seeds: list[int]) -> Iterator[None]:
-    """Put ``model`` into training mode with random states of their own, drawn from ``seeds``, and back again.
-
-    Both states are needed: transformers draws dropout from torch and the masks of SpecAugment from numpy. Statistics of
-    batch norms stay as they are.
-    """
-    seed = int.from_bytes(hashlib.blake2b(repr(seeds).encode(), digest_size=4).digest(), "little")
-    before = np.random.get_state()
-    used = {parameter.device.index for parameter in model.parameters() if parameter.device.type == "cuda"}
-    with torch.random.fork_rng(devices=sorted(used)):
-        torch.manual_seed(seed)
-        np.random.seed(seed)
-        for module in model.modules():
-            module.training = not isinstance(module, nn.BatchNorm1d)
-        try:
-            yield
-        finally:
-            model.eval()
-            np.random.set_state(before)

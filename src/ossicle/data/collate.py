@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
-from ossicle.batch import Batch, Chat, Mixed, Sequence, Skipped, Utterance
+from ossicle.batch import Batch, Mixed, Padded, Skipped, Utterance, pad, pad_ids
 from ossicle.data.augment import Augmentation
-from ossicle.data.prompts import Prompter, answer_of
+from ossicle.prompts import Prompter
 
 Mixer = Callable[[list[Utterance], int], Mixed]
 """Makes the mixed sequences of utterances in an epoch: `ossicle.data.mixed.Mixing`."""
@@ -43,38 +41,17 @@ class Collator:
             samples=samples,
             waveforms=_pad([u.waveform for u in utterances if u.waveform is not None]),
             frames=_pad([u.frames for u in utterances if u.frames is not None]),
-            text=_pad_ids([self.prompter.ids(text) for text in texts if text]) if all(texts) else None,
-            chat=self._chat(utterances),
+            text=pad_ids([self.prompter.ids(text) for text in texts if text]) if all(texts) else None,
+            chat=self.prompter.chat(samples, self.epoch),
             mixed=self.mixer(utterances, self.epoch) if self.mixer is not None else None,
             seeds=[] if augment is None else [augment.seed_of(sample, self.epoch) for sample in samples],
             audio_s=sum(utterance.duration_s for utterance in utterances),
             skipped=skipped,
         )
 
-    def _chat(self, utterances: list[Utterance]) -> Chat:
-        turns = [
-            self.prompter.turn(self.prompter.instruction(u.sample, self.epoch), answer_of(u.sample)) for u in utterances
-        ]
-        return Chat(
-            before=_pad_ids([turn.before for turn in turns]),
-            after=_pad_ids([turn.after for turn in turns]),
-            answer=_pad_ids([turn.answer for turn in turns]),
-        )
 
-
-def _pad_ids(rows: list[list[int]]) -> Sequence:
-    return pad([torch.tensor(row, dtype=torch.long) for row in rows])
-
-
-def _pad(rows: list[Tensor]) -> Sequence | None:
+def _pad(rows: list[Tensor]) -> Padded | None:
     return pad(rows) if rows else None
-
-
-def pad(rows: list[Tensor]) -> Sequence:
-    """Stack ragged ``rows`` (L_i, ...) into (B, L, ...), zeros on the right, with the mask (B, L)."""
-    lengths = torch.tensor([len(row) for row in rows])
-    values = pad_sequence(rows, batch_first=True)
-    return Sequence(values, torch.arange(values.shape[1]) < lengths[:, None])
 
 
 def padding_share(batch: Batch) -> float:

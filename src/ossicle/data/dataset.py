@@ -20,8 +20,9 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ossicle.audio import SAMPLE_RATE_HZ, AudioError, audio_duration_s, read_audio
+from ossicle.audio import SAMPLE_RATE_HZ, audio_duration_s, read_audio
 from ossicle.batch import Sample, Skipped, Utterance
+from ossicle.errors import AudioError, DataError
 
 OnError = Literal["raise", "skip"]
 
@@ -33,10 +34,6 @@ PROBE_THREADS = 16
 
 PROBE_CHUNK = 256
 """Files a thread probes before it reports back."""
-
-
-class DataError(ValueError):
-    """An utterance that cannot be used; names the manifest line, the file, the reason and the fix."""
 
 
 def subset(samples: Sequence[Sample], fraction: float, *, seed: int = 0) -> list[Sample]:

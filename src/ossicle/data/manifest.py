@@ -20,15 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from ossicle.batch import Sample
+from ossicle.errors import ManifestError
 
 TEXT_FIELDS = ("text", "language", "speaker", "task", "instruction", "target_language")
 TEXT_OR_NULL = (str, type(None))
 SECONDS_FIELDS = ("duration_s", "start_s", "end_s")
 KNOWN_FIELDS = frozenset(("id", "audio", "answer", "answers", *TEXT_FIELDS, *SECONDS_FIELDS))
-
-
-class ManifestError(ValueError):
-    """A manifest that cannot be used; says ``file:line``, what is wrong and the fix."""
 
 
 def read_manifest(path: str | Path) -> list[Sample]:

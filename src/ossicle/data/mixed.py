@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 
 from ossicle.audio import SAMPLE_RATE_HZ
-from ossicle.batch import Mixed, Sample, Skipped, Utterance
-from ossicle.data.collate import pad
+from ossicle.batch import Mixed, Sample, Skipped, Utterance, pad
 from ossicle.data.dataset import DURATION_TOLERANCE_S, known_duration_s
-from ossicle.data.manifest import ManifestError
-from ossicle.data.prompts import Prompter
 from ossicle.data.words import SPEECH_SPAN_WORDS, Span, mixed_spans, span_rng, without_punctuation, words_of
+from ossicle.errors import ManifestError
+from ossicle.prompts import Prompter
 
 LEAST_WORDS = SPEECH_SPAN_WORDS[0] + 1
 """The shortest sentence that can have both kinds of span: the shortest one of speech, and a word left for text."""

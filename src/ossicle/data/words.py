@@ -16,7 +16,7 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from ossicle.batch import Sample
-from ossicle.data.manifest import ManifestError
+from ossicle.errors import ManifestError
 
 WORDS, WORDS_FROM = "words", "words_from"
 """Fields of a manifest line: the times, and what made them (absent: the corpus itself)."""

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ossicle.config import Config, ConfigError
 from ossicle.doctor.audio import check_audio
 from ossicle.doctor.batch import load_batch, show_samples
 from ossicle.doctor.finding import Finding, Report
@@ -20,6 +19,8 @@ from ossicle.doctor.model import build_model, check_checkpoint, check_padding, c
 from ossicle.doctor.step import check_step
 from ossicle.doctor.text import check_labels, check_spelling, check_template
 from ossicle.doctor.tiny import shrink
+from ossicle.errors import ConfigError
+from ossicle.train.recipe import Config
 
 __all__ = ["Finding", "Report", "diagnose"]
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 import soundfile
 
-from ossicle.audio import SAMPLE_RATE_HZ, AudioError, read_audio
+from ossicle.audio import SAMPLE_RATE_HZ, read_audio
 from ossicle.batch import Sample
-from ossicle.config import Config
-from ossicle.data.dataset import DataError, SpeechDataset, known_duration_s, subset
-from ossicle.data.loader import read_all
-from ossicle.data.manifest import ManifestError
+from ossicle.data.dataset import SpeechDataset, known_duration_s, subset
 from ossicle.doctor.finding import Report, listed
+from ossicle.errors import AudioError, DataError, ManifestError
+from ossicle.train.batches import read_all
+from ossicle.train.recipe import Config
 
 LISTENED = 64
 """Utterances that are decoded."""

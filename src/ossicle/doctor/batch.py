@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.text import Text
 
 from ossicle.batch import Batch
-from ossicle.config import Config
-from ossicle.data.loader import Data
 from ossicle.models.speech_llm import SpeechLLM
 from ossicle.objectives import Objective
 from ossicle.precision import new_accelerator
+from ossicle.train.batches import Data
+from ossicle.train.recipe import Config
 
 SHOWN = 3
 

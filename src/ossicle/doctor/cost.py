@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ossicle import checkpoint
-from ossicle.config import Config
 from ossicle.doctor.batch import Loaded
 from ossicle.doctor.finding import Report
 from ossicle.models.speech_llm import SpeechLLM
+from ossicle.train import checkpoint
+from ossicle.train.recipe import Config
 
 NORMS = {2: 4.4, 4: 2.2}
 """Widths of the LLM that norms and residuals keep for a token and layer, by bytes of a number: benchmarks/memory.py."""

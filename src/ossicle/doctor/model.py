@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from ossicle.batch import Sequence
-from ossicle.config import Config
+from ossicle.batch import Padded
 from ossicle.doctor.batch import Loaded
 from ossicle.doctor.finding import Report, listed
 from ossicle.models.speech_llm import ADAPTERS_FILE, WEIGHTS_FILE, SpeechLLM
 from ossicle.models.trainable import PROJECTOR, describe
 from ossicle.precision import CPU, replaced
+from ossicle.train.recipe import Config
 
 PARITY = 1e-3
 """Largest relative difference between an utterance's frames alone and in a batch that passes for rounding."""
@@ -100,7 +100,7 @@ def check_padding(model: SpeechLLM, loaded: Loaded, report: Report) -> None:
     model.eval()
     lengths = waveforms.mask.sum(1)
     row = int(lengths.argmin())
-    alone = Sequence(waveforms.values[row : row + 1, : lengths[row]], waveforms.mask[row : row + 1, : lengths[row]])
+    alone = Padded(waveforms.values[row : row + 1, : lengths[row]], waveforms.mask[row : row + 1, : lengths[row]])
     together, single = model.encoder(waveforms), model.encoder(alone)
     frames, reference = together.values[row][together.mask[row]].float(), single.values[0][single.mask[0]].float()
     if frames.shape != reference.shape:

@@ -8,14 +8,14 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from ossicle import checkpoint
 from ossicle.batch import LossOutput
-from ossicle.config import Config
 from ossicle.doctor.batch import Loaded
 from ossicle.doctor.cost import Measured, report_cost
 from ossicle.doctor.finding import Report, listed
 from ossicle.doctor.saved import run_and_count
 from ossicle.models.speech_llm import SpeechLLM
+from ossicle.train import checkpoint
+from ossicle.train.recipe import Config
 
 OVERFIT_STEPS, OVERFIT_S = 20, 20.0
 """Most steps, and seconds, to learn one batch by heart."""

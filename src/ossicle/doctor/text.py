@@ -6,11 +6,11 @@ import unicodedata
 from collections import Counter
 
 from ossicle.batch import Sample
-from ossicle.config import Config
-from ossicle.data.prompts import answer_of
 from ossicle.doctor.finding import Report, listed
 from ossicle.models.speech_llm import SpeechLLM
 from ossicle.objectives import ObjectiveConfig, Sum
+from ossicle.prompts import answer_of
+from ossicle.train.recipe import Config
 
 READ = 2000
 """Samples whose texts are spelled."""

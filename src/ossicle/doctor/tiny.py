@@ -8,11 +8,11 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ossicle.config import Config, DataConfig
 from ossicle.models.frozen import LAB
 from ossicle.models.speech_llm import ModelConfig
 from ossicle.objectives import ObjectiveConfig, Sum
 from ossicle.testing import EncoderFamily, LLMFamily, tiny_encoder, tiny_llm, tiny_manifest
+from ossicle.train.recipe import Config, DataConfig
 
 ENCODERS: tuple[tuple[str, EncoderFamily], ...] = (
     ("w2v-bert", "wav2vec2-bert"),

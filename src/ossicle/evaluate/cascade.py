@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from ossicle.batch import Batch, Skipped, Utterance
-from ossicle.data.aligner import Aligner
-from ossicle.data.collate import Collator, pad
+from ossicle.align.aligner import Aligner
+from ossicle.batch import Batch, Skipped, Utterance, pad
+from ossicle.data.collate import Collator
 from ossicle.models.frozen import resolve
 
 NOTHING_HEARD = "."

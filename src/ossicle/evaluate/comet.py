@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ossicle.errors import CometError
 from ossicle.evaluate.hypotheses import Hypothesis
 from ossicle.evaluate.parts import Score, mean_parts, score_of
 
@@ -30,10 +31,6 @@ HELP = (
     "Hugging Face hub; its package calls a model 'not supported' where the hub does not answer). Run this once where "
     "both can be reached, or give --comet-command a scorer of yours. BLEU and chrF, without --comet, need none of it"
 )
-
-
-class CometError(RuntimeError):
-    """COMET cannot be had here, or its scorer broke the protocol; the message says what it said."""
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ossicle.errors import HypothesesError
 from ossicle.evaluate.bootstrap import Interval, Paired, interval, paired, resample
-from ossicle.evaluate.hypotheses import HypothesesError, Hypothesis
+from ossicle.evaluate.hypotheses import Hypothesis
 from ossicle.evaluate.parts import Floats, Parts
 from ossicle.evaluate.score import Row, Scored, ScoreOptions, units_of
 

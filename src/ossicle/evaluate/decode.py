@@ -14,7 +14,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ossicle.batch import Batch, Sample
 from ossicle.data.dataset import Skipped, Utterance, known_duration_s
-from ossicle.evaluate.hypotheses import HypothesesError, Hypothesis, Key, parse_line
+from ossicle.errors import HypothesesError
+from ossicle.evaluate.hypotheses import Hypothesis, Key, parse_line
 
 MAX_NEW_TOKENS = 200
 """The paper's limit on the length of an answer."""

@@ -8,15 +8,13 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ossicle.errors import HypothesesError
+
 Key = tuple[str | None, ...]
 """Identity of a line: id, task, target language, instruction."""
 
 Group = tuple[str, str, str]
 """What gets a score of its own: task, language spoken, language of the answers; "" where the file names none."""
-
-
-class HypothesesError(ValueError):
-    """A hypotheses file cannot be scored; the message names the file, the line and the fix."""
 
 
 @dataclass(frozen=True, kw_only=True)

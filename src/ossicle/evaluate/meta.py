@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from ossicle.data.corpora import DESCRIPTION_ATTRIBUTES as ATTRIBUTES
+from ossicle.corpora import DESCRIPTION_ATTRIBUTES as ATTRIBUTES
 from ossicle.evaluate.normalise import normalise_basic
 from ossicle.evaluate.parts import Metric, References, Score, pairs, rate_parts, score_of
 

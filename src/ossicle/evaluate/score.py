@@ -15,10 +15,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from ossicle.errors import HypothesesError
 from ossicle.evaluate.bootstrap import RESAMPLES, Interval, intervals
 from ossicle.evaluate.comet import CometOptions, comet
 from ossicle.evaluate.failures import LANGUAGE_HELP, Failure, can_identify, failures
-from ossicle.evaluate.hypotheses import HypothesesError, Hypothesis, grouped, read_hypotheses
+from ossicle.evaluate.hypotheses import Hypothesis, grouped, read_hypotheses
 from ossicle.evaluate.meta import attribute_metrics
 from ossicle.evaluate.metrics import metrics_for
 from ossicle.evaluate.parts import Score

@@ -1,6 +1,1 @@
-"""The frozen encoder, the frozen LLM and the projector between them."""
-
-from ossicle.models.official import load_official_projector
-from ossicle.models.speech_llm import ModelConfig, SpeechLLM
-
-__all__ = ["ModelConfig", "SpeechLLM", "load_official_projector"]
+"""The frozen encoder and LLM, the projector between them, and their composition."""

@@ -8,8 +8,7 @@ Shape legend: B utterances, S audio samples, T frames, D width, N transformer la
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from collections.abc import Sequence as Many
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ossicle.batch import Sequence
+from ossicle.batch import Padded
 from ossicle.models.front_ends import Context, ConvFront, FrontEnd, KaldiFront, ParakeetFront, WhisperFront
 from ossicle.models.frozen import fingerprint, freeze, layer_outputs, quiet_loading, refuse_missing
 
@@ -68,7 +67,7 @@ class Encoder(nn.Module):
         cut = isinstance(self.front, WhisperFront) and self.front.context != "full"
         return f"{layer}-short" if cut else layer
 
-    def forward(self, waveforms: Sequence) -> Sequence:
+    def forward(self, waveforms: Padded) -> Padded:
         """Encode ``waveforms`` (B, S) to frames (B, T, D)."""
         with torch.no_grad():
             features = self.front(waveforms, self.model.dtype)
@@ -80,7 +79,7 @@ class Encoder(nn.Module):
                 frames = rows.flatten(1, 2)
         frames = frames[:, : max(1, int(features.lengths.max()))]
         frame_mask = torch.arange(frames.shape[1], device=frames.device) < features.lengths[:, None]
-        return Sequence(frames, frame_mask)
+        return Padded(frames, frame_mask)
 
     def _hidden_state(self, tensors: dict[str, Tensor]) -> Tensor:
         if self.layer == "last":
@@ -108,7 +107,7 @@ class LayerMix(nn.Module):
         super().__init__()
         self.weights = nn.Parameter(torch.zeros(count))
 
-    def forward(self, states: Many[Tensor]) -> Tensor:
+    def forward(self, states: Sequence[Tensor]) -> Tensor:
         """Mix ``states``, each (B, T, D): (B, T, D) float32."""
         mixed = torch.zeros_like(states[0], dtype=torch.float32)
         for share, state in zip(self.weights.softmax(0), states, strict=True):

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ossicle.audio import SAMPLE_RATE_HZ
-from ossicle.batch import Sequence
+from ossicle.batch import Padded
 
 Context = Literal["full", "audio"]
 WAVEFORM_VARIANCE_EPS = 1e-7
@@ -44,7 +44,7 @@ class FrontEnd(Protocol):
     frame_rate_hz: float
     pads_exactly: bool
 
-    def __call__(self, waveforms: Sequence, dtype: torch.dtype) -> Features:
+    def __call__(self, waveforms: Padded, dtype: torch.dtype) -> Features:
         """Features of ``waveforms`` (B, S), in the model's ``dtype``."""
         ...
 
@@ -75,7 +75,7 @@ class ConvFront:
             lengths = torch.div(lengths - kernel, stride, rounding_mode="floor") + 1
         return lengths.clamp(min=0)
 
-    def __call__(self, waveforms: Sequence, dtype: torch.dtype) -> Features:
+    def __call__(self, waveforms: Padded, dtype: torch.dtype) -> Features:
         """The waveforms themselves, long enough for one frame."""
         values, mask = waveforms.values, waveforms.mask
         if self.normalise:
@@ -110,7 +110,7 @@ class WhisperFront:
         self.chunk_samples = self.positions * self.hop
         self.pads_exactly = context == "full"
 
-    def __call__(self, waveforms: Sequence, dtype: torch.dtype) -> Features:
+    def __call__(self, waveforms: Padded, dtype: torch.dtype) -> Features:
         """Features of the chunks that hold audio."""
         values, samples = waveforms.values, waveforms.mask.sum(1)
         chunks = F.pad(values, (0, -values.shape[1] % self.chunk_samples)).unflatten(1, (-1, self.chunk_samples))
@@ -154,7 +154,7 @@ class KaldiFront(nn.Module):
         self.frame_rate_hz = SAMPLE_RATE_HZ / (KALDI_HOP * self.stride)
         self.pads_exactly = True
 
-    def forward(self, waveforms: Sequence, dtype: torch.dtype) -> Features:
+    def forward(self, waveforms: Padded, dtype: torch.dtype) -> Features:
         """Features (B, T, 80 * stride) with their mask."""
         least = KALDI_WINDOW + KALDI_HOP * (self.stride - 1)
         values = F.pad(waveforms.values, (0, max(0, least - waveforms.values.shape[1])))
@@ -209,7 +209,7 @@ class ParakeetFront(nn.Module):
         self.pads_exactly = True
         self.least = 2 * self.hop  # the variance of a single feature vector does not exist
 
-    def forward(self, waveforms: Sequence, dtype: torch.dtype) -> Features:
+    def forward(self, waveforms: Padded, dtype: torch.dtype) -> Features:
         """Features (B, F, mel bins) with their mask."""
         samples = waveforms.mask.sum(1)
         values = F.pad(waveforms.values.float(), (0, max(0, self.least - waveforms.values.shape[1])))

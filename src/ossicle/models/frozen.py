@@ -6,11 +6,14 @@ import hashlib
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from ossicle.errors import MissingPackageError
 
 FINGERPRINT_VALUES_PER_TENSOR = 1024
 
@@ -72,7 +75,7 @@ def layer_outputs(layers: nn.ModuleList, wanted: Iterable[int]) -> Iterator[dict
 
 
 LAB = "lab"
-LAB_WEIGHTS = Path(__file__).parent.parent / "lab" / "weights"
+"""Name of the laboratory's tiny encoder and LLM, which come with the package ossicle-lab."""
 
 
 @contextmanager
@@ -86,7 +89,7 @@ def quiet_loading(name: str) -> Iterator[None]:
 
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
-    if Path(name).parent == LAB_WEIGHTS or not sys.stderr.isatty():
+    if not _is_sharded(name) or not sys.stderr.isatty():
         logging.disable_progress_bar()
     try:
         yield
@@ -110,5 +113,22 @@ def refuse_missing(setting: str, report: dict[str, Any]) -> None:
 
 
 def resolve(name: str, part: str) -> str:
-    """Turn ``lab`` into the folder of the packaged tiny ``part`` (encoder or llm); leave hub ids and folders alone."""
-    return str(LAB_WEIGHTS / part) if name == LAB else name
+    """Return the folder of the packaged ``part`` (encoder or llm) called ``name``; leave hub ids and folders alone.
+
+    Packages add models by entry points of the group ``ossicle.models``. Raises `MissingPackageError` for ``lab``
+    where the laboratory is not installed.
+    """
+    for entry in entry_points(group="ossicle.models", name=name):
+        return str(entry.load()(part))
+    if name == LAB:
+        raise MissingPackageError(
+            "the models called 'lab' come with the package ossicle-lab, which is not installed: run pip install ./lab "
+            "in a checkout, or name your own models with model.encoder=... and model.llm=..."
+        )
+    return name
+
+
+def _is_sharded(name: str) -> bool:
+    """Return False for a local folder with its weights in one file, which loads at once."""
+    folder = Path(name)
+    return not folder.is_dir() or any(folder.glob("*.index.json"))

@@ -10,10 +10,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ossicle.batch import Mixed, Sequence
+from ossicle.batch import Mixed, Padded
 
 
-def join(parts: list[Sequence], *, pad: Literal["left", "right"] = "right") -> tuple[Sequence, Tensor]:
+def join(parts: list[Padded], *, pad: Literal["left", "right"] = "right") -> tuple[Padded, Tensor]:
     """Concatenate ragged sequences (B, L_k, D) along time with all padding on one side: (B, L, D).
 
     Also returns the order (B, L) in which positions of the plain concatenation were taken.
@@ -26,10 +26,10 @@ def join(parts: list[Sequence], *, pad: Literal["left", "right"] = "right") -> t
     else:
         order = torch.argsort(mask.byte(), dim=1, stable=True)[:, -length:]
     rows = torch.arange(len(mask), device=mask.device)[:, None]
-    return Sequence(values[rows, order], mask[rows, order]), order
+    return Padded(values[rows, order], mask[rows, order]), order
 
 
-def interleave(text: Sequence, spans: Sequence, mixed: Mixed) -> tuple[Sequence, Tensor]:
+def interleave(text: Padded, spans: Padded, mixed: Mixed) -> tuple[Padded, Tensor]:
     """Put each span of ``spans`` (K, M, D) before the token of ``text`` (B, N, D) where it starts: (B, L, D).
 
     Tokens that ``text`` masks are left out. Also returns the index (B, L) of each position in N, -1 for speech and
@@ -47,4 +47,4 @@ def interleave(text: Sequence, spans: Sequence, mixed: Mixed) -> tuple[Sequence,
     mask = torch.arange(int(lengths.max()), device=device) < lengths[:, None]  # (B, L)
     held = torch.cat([torch.full_like(starts, -1), tokens % length])[order]
     joined = values.new_zeros(*mask.shape, values.shape[-1]).masked_scatter(mask[..., None], values)
-    return Sequence(joined, mask), torch.full_like(mask, -1, dtype=torch.long).masked_scatter(mask, held)
+    return Padded(joined, mask), torch.full_like(mask, -1, dtype=torch.long).masked_scatter(mask, held)

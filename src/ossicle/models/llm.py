@@ -13,10 +13,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ossicle.batch import HiddenStates, Sequence
-from ossicle.data.prompts import ChatTemplate
+from ossicle.batch import HiddenStates, Padded
 from ossicle.models import packing
 from ossicle.models.frozen import fingerprint, freeze, layer_outputs, quiet_loading, refuse_missing
+from ossicle.prompts import ChatTemplate
 
 SCALE_TOKENS = 64
 """Token embeddings that are looked up to see whether the LLM scales them."""
@@ -85,12 +85,12 @@ class LLM(nn.Module):
         return self.model.get_input_embeddings()(ids)
 
     @torch.no_grad()
-    def read(self, ids: Sequence, layers: Iterable[int], *, bos: bool = False, start: int = 0) -> HiddenStates:
+    def read(self, ids: Padded, layers: Iterable[int], *, bos: bool = False, start: int = 0) -> HiddenStates:
         """Hidden states of token ids (B, N), as `hidden_states` of their embeddings, without a graph."""
-        return self.hidden_states(Sequence(self.embed(ids.values), ids.mask), layers, bos=bos, start=start)
+        return self.hidden_states(Padded(self.embed(ids.values), ids.mask), layers, bos=bos, start=start)
 
     def hidden_states(
-        self, embeds: Sequence, layers: Iterable[int], *, bos: bool = False, start: int = 0
+        self, embeds: Padded, layers: Iterable[int], *, bos: bool = False, start: int = 0
     ) -> HiddenStates:
         """Run ``embeds`` (B, L, D) and return the hidden states of ``layers``.
 
@@ -129,12 +129,12 @@ class LLM(nn.Module):
         states[0] = values
         return HiddenStates({layer: states[layer] for layer in wanted}, embeds.mask)
 
-    def _after_bos(self, embeds: Sequence) -> Sequence:
+    def _after_bos(self, embeds: Padded) -> Padded:
         if self.tokenizer.bos_token_id is None:
             raise ValueError(f"{self.name} has no begin-of-sequence token: leave 'bos' off")
         first = self.embed(torch.tensor([self.tokenizer.bos_token_id], device=embeds.values.device))
         values = torch.cat([first.to(embeds.values.dtype).expand(len(embeds.mask), 1, -1), embeds.values], 1)
-        return Sequence(values, torch.cat([embeds.mask.new_ones(len(embeds.mask), 1), embeds.mask], 1))
+        return Padded(values, torch.cat([embeds.mask.new_ones(len(embeds.mask), 1), embeds.mask], 1))
 
     def train(self, mode: bool = True) -> LLM:
         """Stay in evaluation mode; ``mode`` only turns the recomputation of `checkpoint_gradients` on and off."""
@@ -194,7 +194,7 @@ class LLM(nn.Module):
 
     @torch.no_grad()
     def generate(
-        self, prompt: Sequence, *, max_new_tokens: int = 200, temperature: float = 0.0, top_p: float = 1.0
+        self, prompt: Padded, *, max_new_tokens: int = 200, temperature: float = 0.0, top_p: float = 1.0
     ) -> list[str]:
         """Continue ``prompt`` (B, L, D), padded on the **left**, with the KV cache; greedy if ``temperature`` is 0."""
         sampling = (

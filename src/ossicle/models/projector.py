@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from pydantic import Discriminator, Field, Tag
 from torch import Tensor, nn
 
-from ossicle.batch import Sequence
+from ossicle.batch import Padded
 from ossicle.models.attention import attend
 from ossicle.models.frame_projectors import ConvConfig, LinearConfig, MLPConfig, match_output
 from ossicle.section import section
@@ -187,6 +187,6 @@ ProjectorConfig = Annotated[
 """Every projector that a recipe can name: a new one is added here."""
 
 
-def project(projector: nn.Module, frames: Sequence) -> Sequence:
-    """`Sequence` in, `Sequence` out."""
-    return Sequence(*projector(frames.values, frames.mask))
+def project(projector: nn.Module, frames: Padded) -> Padded:
+    """`Padded` in, `Padded` out."""
+    return Padded(*projector(frames.values, frames.mask))

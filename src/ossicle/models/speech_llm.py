@@ -6,9 +6,10 @@ Shape legend: B utterances, M speech tokens, L positions of a chat turn, D width
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -18,22 +19,20 @@ from torch import Tensor, nn
 
 from ossicle import __version__
 from ossicle.audio import SAMPLE_RATE_HZ, read_audio
-from ossicle.batch import Batch, Chat, HiddenStates, Mixed, Sample, Sequence
-from ossicle.data.augment import TRAIN_MODE_LEAST_S, AugmentConfig, mask_frames, train_mode
-from ossicle.data.collate import Collator
-from ossicle.data.dataset import Utterance
-from ossicle.data.prompts import Prompter
+from ossicle.batch import Batch, Chat, HiddenStates, Mixed, Padded, Sample, pad
 from ossicle.losses.contrastive import mean_pool
+from ossicle.models import spec_augment
 from ossicle.models.encoder import Encoder, Layer, load_encoder
 from ossicle.models.front_ends import Context
 from ossicle.models.frozen import resolve
 from ossicle.models.joining import interleave, join
 from ossicle.models.llm import LLM, PRECISIONS, load_llm
 from ossicle.models.projector import ProjectorConfig, QFormerConfig, project
+from ossicle.models.spec_augment import SpecAugment
 from ossicle.models.trainable import LoraConfig, adapter_dropouts, adapters, make_trainable
 from ossicle.precision import usable
+from ossicle.prompts import Prompter
 from ossicle.section import section
-from ossicle.targets import TextCache
 
 WEIGHTS_FILE, ADAPTERS_FILE, CONFIG_FILE = "projector.safetensors", "adapters.safetensors", "ossicle.json"
 IGNORE = -100
@@ -79,6 +78,22 @@ class ModelConfig:
         return SpeechLLM(encoder, llm, self)
 
 
+class TextStates(Protocol):
+    """Keeps the frozen LLM's states of transcripts: `ossicle.train.cache.TextCache` does."""
+
+    def pooled(self, ids: Padded, layers: Sequence[int], *, bos: bool) -> Tensor:
+        """Return the mean over the valid tokens of ``ids`` (B, N) at each of ``layers``: (K, B, D), float32."""
+
+    def tokens(self, ids: Padded, layers: Sequence[int], *, bos: bool) -> HiddenStates:
+        """Return the states of every token of ``ids`` (B, N) at ``layers``."""
+
+    def bank(self, count: int, layers: Sequence[int], *, bos: bool, without: Padded) -> Tensor:
+        """Return pooled states of up to ``count`` random texts that are not in ``without``: (K, count, D)."""
+
+    def flush(self) -> None:
+        """Write what waits in memory."""
+
+
 class SpeechLLM(nn.Module):
     """A frozen LLM that hears through a frozen encoder and a trained projector."""
 
@@ -94,9 +109,9 @@ class SpeechLLM(nn.Module):
         )
         self.instructions: dict[str, str] = {}
         """Wording of each task in the data it was trained on (``asr``, ``st/de``): what to ask it with."""
-        self.text_cache: TextCache | None = None
+        self.text_cache: TextStates | None = None
         """Where states of transcripts are looked up and kept, if anywhere."""
-        self.augment = AugmentConfig()
+        self.augment: SpecAugment | None = None
         """What is done to batches that come with seeds: those of the training data."""
         dtypes = {"encoder": config.encoder_dtype, "llm": config.llm_dtype}
         make_trainable(self, config.trainable, config.lora, dtypes)
@@ -119,7 +134,7 @@ class SpeechLLM(nn.Module):
         options = {"asr_instructions": asr_instructions} if asr_instructions else {}
         return Prompter(self.llm.tokenizer, self.llm.end_ids, **options)
 
-    def speech(self, batch: Batch) -> Sequence:
+    def speech(self, batch: Batch) -> Padded:
         """The speech of ``batch`` as vectors for the LLM (B, M, D); gradients reach the projector."""
         if batch.speech is not None:
             return batch.speech
@@ -128,22 +143,23 @@ class SpeechLLM(nn.Module):
             if batch.waveforms is None:
                 raise ValueError("the batch has neither waveforms nor frames")
             frames = self._encode(batch.waveforms, batch.seeds)
-        if batch.seeds and (self.augment.time_masks or self.augment.feature_masks):
-            frames = mask_frames(frames, batch.seeds, self.augment, frame_rate_hz=self.encoder.frame_rate_hz)
+        augment = self.augment
+        if batch.seeds and augment is not None and (augment.time_masks or augment.feature_masks):
+            frames = spec_augment.mask_frames(frames, batch.seeds, augment, frame_rate_hz=self.encoder.frame_rate_hz)
         return project(self.projector, frames)
 
-    def _encode(self, waveforms: Sequence, seeds: list[int]) -> Sequence:
+    def _encode(self, waveforms: Padded, seeds: list[int]) -> Padded:
         """Frames of ``waveforms`` (B, S), in the encoder's training mode where that is wanted and there are seeds."""
-        long_enough = waveforms.values.shape[1] >= TRAIN_MODE_LEAST_S * SAMPLE_RATE_HZ
-        if not (seeds and self.augment.train_mode_encoder and long_enough):
+        long_enough = waveforms.values.shape[1] >= spec_augment.TRAIN_MODE_LEAST_S * SAMPLE_RATE_HZ
+        if not (seeds and self.augment is not None and self.augment.train_mode_encoder and long_enough):
             return self.encoder(waveforms)
-        with train_mode(self.encoder.model, seeds):
+        with spec_augment.train_mode(self.encoder.model, seeds):
             return self.encoder(waveforms)
 
-    def text(self, batch: Batch) -> Sequence:
+    def text(self, batch: Batch) -> Padded:
         """The transcripts of ``batch`` as token embeddings (B, N, D), nothing added."""
         ids = _text_ids(batch)
-        return Sequence(self.llm.embed(ids.values), ids.mask)
+        return Padded(self.llm.embed(ids.values), ids.mask)
 
     def text_states(self, batch: Batch, layers: list[int], *, bos: bool = False, start: int = 0) -> HiddenStates:
         """The LLM's states of the transcripts of ``batch``, read alone; without a graph, cached if `text_cache` is set.
@@ -165,7 +181,7 @@ class SpeechLLM(nn.Module):
         _check_not_moved(start)
         return self.text_cache.pooled(ids, layers, bos=bos)
 
-    def chat_inputs(self, chat: Chat, speech: Sequence) -> tuple[Sequence, Tensor]:
+    def chat_inputs(self, chat: Chat, speech: Padded) -> tuple[Padded, Tensor]:
         """One sequence per turn, before + speech + after + answer (B, L, D), and its labels (B, L).
 
         Labels are the answer and its end of turn, -100 elsewhere; position l is predicted from l - 1.
@@ -176,23 +192,23 @@ class SpeechLLM(nn.Module):
         embeds, order = join([before, speech, after, answer])
         return embeds, labels.gather(1, order).masked_fill(~embeds.mask, IGNORE)
 
-    def spans(self, mixed: Mixed) -> Sequence:
+    def spans(self, mixed: Mixed) -> Padded:
         """The spans of speech (K, M, D), each encoded and projected by itself, in one call for the whole batch."""
         return mixed.speech or project(self.projector, self.encoder(mixed.waveforms))
 
-    def mixed_inputs(self, mixed: Mixed) -> tuple[Sequence, Tensor]:
+    def mixed_inputs(self, mixed: Mixed) -> tuple[Padded, Tensor]:
         """The mixed sequences (B, L, D): BOS + spans + EOS.
 
         Also returns which token of ``mixed.text`` each position holds (B, L), -1 for speech and padding.
         """
-        return interleave(Sequence(self.llm.embed(mixed.text.values), mixed.written), self.spans(mixed), mixed)
+        return interleave(Padded(self.llm.embed(mixed.text.values), mixed.written), self.spans(mixed), mixed)
 
-    def prompt(self, chat: Chat, speech: Sequence) -> Sequence:
+    def prompt(self, chat: Chat, speech: Padded) -> Padded:
         """The turn up to the answer (B, L, D), padded on the left as generation wants it."""
         return join([self._embed(chat.before), speech, self._embed(chat.after)], pad="left")[0]
 
-    def _embed(self, ids: Sequence) -> Sequence:
-        return Sequence(self.llm.embed(ids.values), ids.mask)
+    def _embed(self, ids: Padded) -> Padded:
+        return Padded(self.llm.embed(ids.values), ids.mask)
 
     @torch.no_grad()
     def generate_batch(self, batch: Batch, *, from_text: bool = False, **decoding: Any) -> list[str]:
@@ -213,12 +229,13 @@ class SpeechLLM(nn.Module):
         """
         recordings = audio if isinstance(audio, list) else [audio]
         instructions = instruction if isinstance(instruction, list) else [instruction] * len(recordings)
-        utterances = [
-            Utterance(Sample(id=str(i), audio=Path(), instruction=asked), waveform=_waveform(recording))
-            for i, (recording, asked) in enumerate(zip(recordings, instructions, strict=True))
+        samples = [
+            Sample(id=str(i), audio=Path(), instruction=asked)
+            for i, (_, asked) in enumerate(zip(recordings, instructions, strict=True))
         ]
-        device = next(self.projector.parameters()).device
-        return self.generate_batch(Collator(self.prompter())(list(utterances)).to(device), **decoding)
+        waveforms = pad([_waveform(recording) for recording in recordings])
+        batch = Batch(samples=samples, waveforms=waveforms, chat=self.prompter().chat(samples, 0))
+        return self.generate_batch(batch.to(next(self.projector.parameters()).device), **decoding)
 
     def save(self, folder: str | Path) -> None:
         """Write all that trained, the configuration and the fingerprints of the base models; never their weights."""
@@ -289,7 +306,7 @@ class SpeechLLM(nn.Module):
         return model.eval()
 
 
-def _text_ids(batch: Batch) -> Sequence:
+def _text_ids(batch: Batch) -> Padded:
     if batch.text is None:
         missing = [sample.source for sample in batch.samples if not sample.text]
         raise ValueError(f"this objective needs transcripts; add 'text' to {', '.join(missing[:3])}")

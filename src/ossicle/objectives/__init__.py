@@ -7,7 +7,7 @@ section itself, or a module where something of it trains.
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Many
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Literal
 
@@ -67,7 +67,7 @@ class Sum:
 class WeightedSum(nn.Module):
     """Sum of built objectives, each with its weight; holds the parameters of those that have any."""
 
-    def __init__(self, terms: Many[tuple[float, Objective]]) -> None:
+    def __init__(self, terms: Sequence[tuple[float, Objective]]) -> None:
         super().__init__()
         self.terms = list(terms)
         self.trained = nn.ModuleList(objective for _, objective in terms if isinstance(objective, nn.Module))

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from ossicle.batch import Batch, LossOutput, Mixed, Sequence
+from ossicle.batch import Batch, LossOutput, Mixed, Padded
 from ossicle.distributed import gather_columns, gather_ragged, gather_rows
 from ossicle.losses.contrastive import Direction, info_nce, mean_pool, token_info_nce
 from ossicle.losses.sinkhorn import wasserstein_similarity
@@ -121,9 +121,7 @@ class MixedContrastive:
         read = model.text_states(replace(batch, text=mixed.text), layers).states
         text_mask, mixed_mask = self._compared(mixed, embeds.mask, held)
         parts = {
-            f"mixed_contrastive/{layer}": self._loss(
-                Sequence(read[layer], text_mask), Sequence(heard[layer], mixed_mask)
-            )
+            f"mixed_contrastive/{layer}": self._loss(Padded(read[layer], text_mask), Padded(heard[layer], mixed_mask))
             for layer in layers
         }
         weights = self.layer_weights or [1.0] * len(layers)
@@ -137,7 +135,7 @@ class MixedContrastive:
         compared = mixed.written & mixed.words if self.pool == "spans" else mixed.written
         return compared, compared.gather(1, held.clamp(min=0)) & (held >= 0)
 
-    def _loss(self, text: Sequence, mixed: Sequence) -> Tensor:
+    def _loss(self, text: Padded, mixed: Padded) -> Tensor:
         """Of the states of one layer, (B, N, D) and (B, L, D)."""
         temperature = self.temperature or (0.5 if self.similarity == "subword" else 0.1)
         # The two sides differ little where they hold the same tokens: not in the precision of bfloat16.

@@ -7,13 +7,13 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from ossicle.batch import Batch, LossOutput, Sequence
+from ossicle.batch import Batch, LossOutput, Padded
 from ossicle.models.speech_llm import IGNORE, SpeechLLM
 from ossicle.objectives.base import detached
 from ossicle.section import section
 
 
-def states_before_labels(model: SpeechLLM, embeds: Sequence, labels: Tensor) -> Tensor:
+def states_before_labels(model: SpeechLLM, embeds: Padded, labels: Tensor) -> Tensor:
     """Final hidden states (K, D) of the positions of ``embeds`` (B, L, D) whose next token is one of the K labels.
 
     They come one sequence after the other, as ``labels[:, 1:][labels[:, 1:] != IGNORE]`` does.
@@ -23,7 +23,7 @@ def states_before_labels(model: SpeechLLM, embeds: Sequence, labels: Tensor) -> 
     return hidden[:, :-1][labels[:, 1:] != IGNORE]
 
 
-def token_losses(model: SpeechLLM, embeds: Sequence, labels: Tensor) -> Tensor:
+def token_losses(model: SpeechLLM, embeds: Padded, labels: Tensor) -> Tensor:
     """Negative log-probability (K,) of each of the K labels (B, L), in nats; -100 marks none."""
     logits = model.llm.logits(states_before_labels(model, embeds, labels))  # (K, vocabulary)
     targets = labels[:, 1:]

@@ -1,0 +1,1 @@
+"""Looking inside a trained model: alignment by layer, probes, plots."""

@@ -1,0 +1,1 @@
+"""`ossicle demo`: the whole method on generated speech."""

@@ -1,0 +1,8 @@
+"""The tiny encoder and LLM: how they are trained, and their weights."""
+
+from pathlib import Path
+
+
+def weights(part: str) -> str:
+    """Return the folder of the laboratory's ``encoder`` or ``llm``; the model name ``lab`` resolves to it."""
+    return str(Path(__file__).parent / "weights" / part)

@@ -1,0 +1,1 @@
+"""The method on recorded speech and on real text in generated voices."""

@@ -1,0 +1,1 @@
+"""Recipes and studies of the laboratory; `ossicle.recipes` finds them by name, such as ``lab/contr-cos-all``."""

@@ -1,0 +1,117 @@
+"""What a projector scores on task lines, and how its layers align: with encoder frames from the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ossicle.batch import Batch, Sample
+from ossicle.data.collate import Collator
+from ossicle.data.dataset import SpeechDataset
+from ossicle.data.manifest import read_manifest
+from ossicle.evaluate.decode import decode
+from ossicle.evaluate.score import score, write_scores
+from ossicle.inspect.alignment import alignment_report, similarity_matrix
+from ossicle.inspect.states import KeptStates, PooledStates, encoded, pooled_states
+from ossicle.models.frozen import fingerprint
+from ossicle.models.speech_llm import SpeechLLM
+from ossicle.train.cache import CachedDataset, FrameCache
+from ossicle.train.tracking import spread
+
+ALIGNMENT_BATCH = 50
+LAYERS_SHOWN = 3
+
+
+Dataset = SpeechDataset | CachedDataset
+
+
+def cached(manifests: Sequence[str | Path], model: SpeechLLM, cache: Path) -> Dataset:
+    """The utterances of ``manifests`` with frames from ``cache``, which is filled where it lacks some.
+
+    Where a part of the encoder trains, frames cannot be kept and the utterances come as waveforms.
+    """
+    samples = [sample for path in manifests for sample in read_manifest(path)]
+    dataset = SpeechDataset(samples, max_duration_s=float("inf"))
+    if model.encoder.trains:
+        return dataset
+    frames = FrameCache(cache, model.encoder)
+    frames.fill(dataset, model.llm.model.device)
+    return CachedDataset(dataset, frames)
+
+
+def fill_frames(manifests: Sequence[str | Path], model: SpeechLLM, cache: Path) -> None:
+    """Encode what ``cache`` lacks of ``manifests``, each stretch of audio once; nothing where the encoder trains."""
+    if model.encoder.trains:
+        return
+    samples = [sample for path in manifests for sample in read_manifest(path)]
+    unique = list({(sample.audio, sample.start_s, sample.end_s): sample for sample in samples}.values())
+    dataset = SpeechDataset(unique, max_duration_s=float("inf"))
+    FrameCache(cache, model.encoder).fill(dataset, model.llm.model.device)
+
+
+def decode_and_score(
+    model: SpeechLLM,
+    dataset: Dataset,
+    out: Path,
+    *,
+    from_text: bool = False,
+    batch_size: int = 64,
+    max_new_tokens: int = 80,
+) -> list[dict[str, Any]]:
+    """Decode ``dataset`` into ``out``, continuing a killed call, and score it; rows as in the score file."""
+    collate = Collator(model.prompter())
+    device = model.llm.model.device
+    decode(
+        model,
+        dataset,
+        lambda items: collate(items).to(device),
+        out,
+        fingerprint="text" if from_text else fingerprint(model.projector),
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        from_text=from_text,
+    )
+    rows = score(out)
+    write_scores(out, rows)
+    return [asdict(row) for row in rows]
+
+
+def align(model: SpeechLLM, dataset: Dataset, matrices: Path | None = None) -> list[dict[str, Any]]:
+    """Alignment per layer; the similarity matrices (layer, N, N) go to the ``.npy`` file ``matrices``, if given."""
+    states = _states(model, dataset)
+    if matrices is not None:
+        import numpy as np
+        import torch
+
+        similarities = [similarity_matrix(states.speech[layer], states.text[layer]) for layer in sorted(states.text)]
+        np.save(matrices, torch.stack(similarities).numpy())
+    return [asdict(row) for row in alignment_report(states.text, states.speech, texts=states.transcripts)]
+
+
+def token_plans(model: SpeechLLM, sample: Sample) -> dict[str, Any]:
+    """Which speech token of ``sample`` stands for which token of its transcript, by optimal transport, as plain values.
+
+    ``plans`` has, for an early, a middle and the last layer, N rows (text) of M shares (speech) that sum to 1.
+    """
+    kept = KeptStates([sample.id], spread(list(range(model.llm.num_layers + 1)), LAYERS_SHOWN))
+    batch = Collator(model.prompter())([SpeechDataset([sample], max_duration_s=float("inf"))[0]])
+    pooled_states(model, encoded(model, [batch.to(model.llm.model.device)]), watchers=[kept])
+    plans = kept.plans(sample.id).items()
+    return {
+        "text": sample.text,
+        "tokens": [model.llm.tokenizer.decode([token]).strip() for token in kept.tokens[sample.id]],
+        "token_s": 1 / model.token_rate_hz,
+        "plans": {str(layer): [[round(p, 3) for p in row] for row in plan.tolist()] for layer, plan in plans},
+    }
+
+
+def _states(model: SpeechLLM, dataset: Dataset) -> PooledStates:
+    collate = Collator(model.prompter())
+    device = model.llm.model.device
+
+    def batch(start: int) -> Batch:
+        return collate([dataset[i] for i in range(start, min(start + ALIGNMENT_BATCH, len(dataset)))]).to(device)
+
+    return pooled_states(model, (batch(start) for start in range(0, len(dataset), ALIGNMENT_BATCH)))

@@ -1,0 +1,63 @@
+"""What a study prints: its cells before it runs, its table and verdicts after."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from ossicle.evaluate.show import print_whole
+from ossicle_lab.study.config import MODE_NAMES, MODES, StudyConfig
+from ossicle_lab.study.interval import column_of
+from ossicle_lab.study.normalised import NORMALISED
+
+VERDICT_STYLES = {"holds": "green", "partly": "yellow", "fails": "red", "not tested": "dim"}
+
+
+def describe(config: StudyConfig, console: Console) -> None:
+    """How many cells and pretrainings of each kind, with their steps."""
+    table = Table(title=f"{config.name}, in {config.folder}", box=box.SIMPLE)
+    table.add_column("pretraining", no_wrap=True)
+    for title in ("seeds", *(f"cells, {MODE_NAMES[mode]}" for mode in MODES)):
+        table.add_column(title, justify="right")
+    total = 0
+    for name in config.pretraining:
+        seeds = len(config.seeds_of(name))
+        cells = [seeds * len(config.fractions(mode)) for mode in MODES]
+        total += sum(cells)
+        table.add_row(name, str(seeds), *map(str, cells))
+    print_whole(table, console)
+    steps = ", ".join(f"{fraction:.3g} for {n} steps" for fraction, n in sorted(config.finetuning.steps.items()))
+    console.print(f"{total} cells at most; stage 1: {config.stage1.steps} steps; fractions of stage 2: {steps}")
+
+
+def print_results(record: dict[str, Any], console: Console) -> None:
+    """The table of each mode (the deciding metric of each task; the file has all), then the verdicts."""
+    tasks = record["config"]["data"]["tasks"]
+    wanted = [*(column_of(task) for task in tasks), NORMALISED, "unseen"]
+    columns = [column for column in record["columns"] if column in wanted]
+    for mode in dict.fromkeys(row["mode"] for row in record["rows"]):
+        table = Table(title=f"{MODE_NAMES[mode]}: mean ± sd over seeds", box=box.SIMPLE)
+        table.add_column("pretraining", no_wrap=True)
+        for title in ("data", "seeds", *columns):
+            table.add_column(title, justify="right", no_wrap=True)
+        for row in record["rows"]:
+            if row["mode"] == mode:
+                figures = [_figure(row["scores"][column]) for column in columns]
+                table.add_row(row["name"], f"{row['fraction']:.3g}", str(len(row["seeds"])), *figures)
+        print_whole(table, console)
+    for claim in record["claims"]:
+        style = VERDICT_STYLES[claim["verdict"]]
+        console.print(
+            f"[{style}]{claim['verdict']:>10}[/]  {claim['claim']} ({MODE_NAMES[claim['mode']]})",
+            highlight=False,
+            soft_wrap=True,
+        )
+        console.print(f"            {claim['figures']}", style="dim", highlight=False, soft_wrap=True)
+
+
+def _figure(figure: dict[str, Any]) -> str:
+    spread = "" if figure["sd"] is None else f" ± {figure['sd']:.1f}"
+    return f"{figure['mean']:.1f}{spread}"

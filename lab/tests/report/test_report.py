@@ -1,0 +1,221 @@
+"""The page: charts with the right places, everything inside one file, and what a reader looks for."""
+
+import base64
+import io
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import soundfile
+
+from ossicle.cli.main import app
+from ossicle_lab.report.charts import HEIGHT, Axes, Line, Point, chart, nice_ticks, thin
+from ossicle_lab.report.failing import Failing
+from ossicle_lab.report.page import write_report
+from ossicle_lab.report.study_view import StudyView, column_title, percent
+from ossicle_lab.report.token_map import token_map
+from ossicle_lab.study.config import load
+from ossicle_lab.study.run import run_study
+
+
+class Page(HTMLParser):
+    """Tags that are closed in order, links to elsewhere, the text."""
+
+    VOID = frozenset({"meta", "link", "br", "img"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.outside: list[str] = []
+        self.ids: set[str] = set()
+        self.targets: set[str] = set()
+        self.audio: list[str] = []
+        self.words: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        values = dict(attrs)
+        if tag not in self.VOID:
+            self.open.append(tag)
+        self.ids |= {values["id"]} if "id" in values else set()
+        for name in ("src", "href"):
+            value = values.get(name) or ""
+            if value.startswith("#"):
+                self.targets.add(value[1:])
+            elif value.startswith("data:audio"):
+                self.audio.append(value)
+            elif value:
+                self.outside.append(value)
+
+    def handle_startendtag(self, tag, attrs):
+        pass
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+@pytest.fixture(scope="module")
+def finished() -> dict[str, Path]:
+    """The folder of the one study that was run, once there is one."""
+    return {}
+
+
+@pytest.fixture
+def study(finished, study_file, tmp_path) -> Path:
+    """A copy of a finished study."""
+    if not finished:
+        config = load(study_file)
+        run_study(config, processes=0)
+        finished["folder"] = config.folder
+    return Path(shutil.copytree(finished["folder"], tmp_path / "copy"))
+
+
+def test_the_page_of_a_study_needs_no_other_file(study, tmp_path):
+    page = Page(write_report([study], tmp_path / "page.html", recordings=2).read_text())
+    assert page.open == []
+    assert page.outside == []
+    assert page.targets <= page.ids
+    for word in ("The paper’s claim, part by part", "contr beats none", "50% of the fine-tuning data", "23.78"):
+        assert word.split()[0] in page.text
+    assert "Configuration" in page.text and "torch" in page.text
+    assert "Which speech token stands for which word" in page.text and "layer 3" in page.text
+    assert len(page.audio) == 2
+    waveform, rate = soundfile.read(io.BytesIO(base64.b64decode(page.audio[0].partition(",")[2])))
+    assert rate == 16_000 and 0.2 < len(waveform) / rate < 3
+    styles = re.findall(r"url\(|@import", (tmp_path / "page.html").read_text())
+    assert styles == []
+
+
+def test_a_recording_that_is_gone_and_an_evil_hypothesis_do_no_harm(study, tmp_path):
+    evil = {"hypothesis": "<script>alert(1)</script>", "audio": str(tmp_path / "gone.wav")}
+    for path in study.rglob("hypotheses.jsonl"):
+        lines = [json.loads(line) | evil for line in path.open()]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text = write_report([study], tmp_path / "page.html").read_text()
+    assert "The recording is not where it was." in text
+    assert "<script" not in text and "&lt;script&gt;" in text
+
+
+def test_failure_modes_are_shown_where_scoring_wrote_them_with_examples(study, tmp_path):
+    for path in study.rglob("hypotheses.scores.json"):
+        content = json.loads(path.read_text())
+        lines = [json.loads(line) for line in path.with_name("hypotheses.jsonl").open()]
+        lines[5]["hypothesis"] = "round and round"
+        path.with_name("hypotheses.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        for row, count in zip(content["rows"], (1, 2, 0, 0), strict=True):
+            examples = [lines[5]["id"], lines[6]["id"]][: count or 0]
+            row["failures"] = [{"name": "looping", "applicable": 4, "count": count, "examples": examples}]
+        path.write_text(json.dumps(content))
+    failing = StudyView(study, count=0).failing()
+    names, rows = failing.rates()
+    assert names == ["looping"]
+    assert dict(rows) == {"none": ["18.8"], "contr": ["18.8"]}  # 3 of 16
+    ((name, examples),) = failing.examples()
+    runs = [example.run for example in examples]
+    assert name == "looping" and sorted(runs[:2]) == ["contr", "none"] and runs[2] == runs[0]
+    assert examples[0].hypothesis == "round and round" and examples[0].reference
+    page = Page(write_report([study], tmp_path / "page.html").read_text())
+    assert page.open == [] and "Looping, for example" in page.text and "round and round" in page.text
+
+
+def test_runs_whose_answers_are_gone_fail_in_no_way(tmp_path):
+    failing = Failing({"gone": tmp_path / "hypotheses.jsonl"})
+    assert failing.rates() == ([], []) and failing.examples() == []
+
+
+def test_the_table_marks_the_best_of_a_fraction(study):
+    record = json.loads((study / "results.json").read_text())
+    for row in record["rows"]:
+        better = row["name"] == "contr"
+        row["scores"]["asr:wer"]["mean"] = 10.0 if better else 20.0
+        row["scores"]["qa:f1"]["mean"] = 10.0 if better else 20.0
+    (study / "results.json").write_text(json.dumps(record))
+    ((_, fractions),) = StudyView(study, count=0).tables()
+    assert [fraction for fraction, _ in fractions] == [0.5, 1.0]
+    marked = {name: [cell.best for cell in cells] for name, _, cells in fractions[0][1]}
+    wer, f1 = record["columns"].index("asr:wer"), record["columns"].index("qa:f1")
+    assert (marked["contr"][wer], marked["contr"][f1]) == (True, False)
+    assert (marked["none"][wer], marked["none"][f1]) == (False, True)
+
+
+def test_the_page_of_a_run(recipe, task_manifest, tmp_path):
+    from typer.testing import CliRunner
+
+    def ossicle(*arguments: object) -> str:
+        return (
+            CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False, standalone_mode=False).stdout
+        )
+
+    path = recipe(objective={"name": "next_token"}, data={"train": [str(task_manifest)]}, train={"steps": 3})
+    folder = Path(ossicle("train", path).strip())
+    ossicle("evaluate", folder, task_manifest, "--max-new-tokens", "3")
+    page = Page(Path(ossicle("report", folder, "--audio", "1").strip()).read_text())
+    assert page.outside == [] and len(page.audio) == 1
+    for word in ("Learning curve", "bleu", "wer", "objective:"):
+        assert word in page.text
+    shutil.rmtree(folder)
+    with pytest.raises(ValueError, match=r"holds neither results\.json .* nor config\.yaml"):
+        write_report([folder], tmp_path / "page.html")
+
+
+def test_points_lie_where_their_values_say():
+    line = Line("a <b>", 3, [Point(0, 0), Point(10, 50, 40, 60), Point(20, 100)])
+    figure = ElementTree.fromstring(str(chart([line], Axes("t", "x", [(0, "0"), (20, "20")], (0, 100)))))
+    (curve,) = figure.iterfind(".//g/path[@class='curve']")
+    assert curve.get("d") == "M40.0,198.0 L193.0,104.0 L346.0,10.0"
+    (bar,) = figure.iterfind(".//path[@class='bar']")
+    assert bar.get("d") == "M193.0,122.8V85.2"  # a point is 1.88 units
+    assert figure.find(".//g[@data-name='a <b>']") is not None
+    assert all(0 < float(text.get("y") or 0) <= HEIGHT for text in figure.iterfind(".//text"))
+    with pytest.raises(ValueError, match="chart 't' has no points"):
+        chart([Line("a", 0, [])], Axes("t", "x", []))
+
+
+def test_token_maps_shade_what_a_word_has_of_its_mass():
+    record = {"text": "a b", "tokens": ["a", "<b>"], "token_s": 0.2, "plans": {"0": [[1.0, 0, 0], [0.01, 0.3, 0.69]]}}
+    figure = ElementTree.fromstring(str(token_map("contr", 1, record)))
+    squares = [r for r in figure.iterfind(".//rect") if r.get("class") is None]
+    assert [(r.get("x"), r.get("y"), r.get("opacity")) for r in squares] == [
+        ("74.0", "18", "1.00"),
+        ("236.0", "31", "0.30"),  # 486 units for 3 tokens
+        ("398.0", "31", "0.69"),
+    ]
+    words = [text.text for text in figure.iterfind(".//text")]
+    assert words[:3] == ["a", "<b>", "layer 0"] and words[-1] == "0.6"
+
+
+def test_ticks_are_round_and_hold_the_values():
+    assert nice_ticks(0, 100) == [0, 25, 50, 75, 100]
+    assert nice_ticks(0, 7) == [0, 2, 4, 6, 8]
+    assert nice_ticks(0, 0.03) == [0, 0.01, 0.02, 0.03]
+    assert nice_ticks(-3, 9) == [-5, 0, 5, 10]
+
+
+def test_thinning_keeps_the_last_point():
+    points = [Point(i, i) for i in range(1000)]
+    kept = thin(points, 100)
+    assert (len(kept), kept[0], kept[-1]) == (101, points[0], points[-1])
+    assert thin(points[:5], 100) == points[:5]
+
+
+def test_names_of_columns():
+    titles = [column_title(c) for c in ("asr:wer", "st/de:bleu", "st/xx:bleu", "time_first:em", "unseen")]
+    assert titles == [
+        "Recognition, WER",
+        "German, BLEU",
+        "xx, BLEU",
+        "Time first, exact",
+        "Unseen tasks, mean",
+    ]
+    assert [percent(f) for f in (0.01, 0.1, 1.0, 0.125)] == ["1%", "10%", "100%", "12.5%"]

@@ -1,0 +1,1 @@
+"""Word times: a CTC aligner, and the files of other aligners."""

@@ -1,0 +1,95 @@
+"""CoVoST 2 (Wang et al., 2020): translations of the sentences of Common Voice 4, from and to English.
+
+``covost_v2.SOURCE_TARGET.tsv`` holds path, translation and split; CoVoST's own script makes a file for each split of
+it. Sentence and speaker come from ``validated.tsv``. Each clip is listed once with all its translations.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from ossicle.batch import Sample
+from ossicle.corpora import CORPORA
+from ossicle.corpora.common_voice import clip
+from ossicle.corpora.disk import DiskDict
+from ossicle.corpora.items import (
+    Dropped,
+    Item,
+    Options,
+    Reached,
+    Recording,
+    asr_line,
+    chosen,
+    clean,
+    expected,
+    read_tsv,
+    st_line,
+)
+from ossicle.errors import CorpusError
+
+SPLITS = ("train", "dev", "test")
+NAME = re.compile(r"covost_v2\.([\w-]+)_([\w-]+?)(?:\.(train|dev|test))?\.tsv")
+
+
+def read(source: Path, options: Options) -> Iterator[Item]:
+    """Manifests ``LANGUAGE.SPLIT`` (asr) and ``LANGUAGE.SPLIT.st-TARGET``."""
+    if not (source / "clips").is_dir():
+        raise expected(CORPORA["covost"], source, "has no folder clips")
+    pairs = sorted({match.group(1, 2) for path in source.iterdir() if (match := NAME.fullmatch(path.name))})
+    languages = sorted({spoken for spoken, _ in pairs})
+    if not pairs:
+        raise expected(CORPORA["covost"], source, "has no file covost_v2.en_de.tsv, ...")
+    language = chosen((options.language,) if options.language else (), languages, "language", source)[0]
+    if len(languages) > 1 and not options.language:
+        raise CorpusError(f"{source}: has translations from {', '.join(languages)}; name one with --language")
+    targets = chosen(options.targets, [target for spoken, target in pairs if spoken == language], "target", source)
+    splits = chosen(options.splits, list(SPLITS), "split", source)
+    sentences = source / "validated.tsv"
+    if not sentences.is_file():
+        raise expected(CORPORA["covost"], sentences, "there is no such file")
+    translations = DiskDict()
+    tables = [table for target in targets for table in _tables(source, language, target)]
+    for done, (path, target, split) in enumerate(tables):
+        for fraction in _keep(path, target, split, translations):
+            yield Reached((done + fraction) / len(tables) / 2)
+    for row, fraction in read_tsv(sentences, "path", "sentence", "client_id"):
+        sample = clip(source, row, language)
+        found = {target: translations.get(f"{target}\n{sample.id}") for target in targets}
+        yield from _clip(sample, found, splits, options)
+        yield Reached(0.5 + fraction / 2)
+
+
+def _tables(source: Path, language: str, target: str) -> list[tuple[Path, str, str | None]]:
+    """The file with all splits (its rows say which), or those of the splits; with their target and split."""
+    whole = source / f"covost_v2.{language}_{target}.tsv"
+    if whole.is_file():
+        return [(whole, target, None)]
+    parts = ((whole.with_suffix(f".{split}.tsv"), split) for split in SPLITS)
+    return [(path, target, split) for path, split in parts if path.is_file()]
+
+
+def _keep(path: Path, target: str, split: str | None, translations: DiskDict) -> Iterator[float]:
+    """Keep ``SPLIT<newline>translation`` by target and clip, for each row; yields the share of the file read."""
+    for row, fraction in read_tsv(path, "path", "translation", *(() if split else ("split",))):
+        clip_id = row["path"].removesuffix(".mp3")
+        translations.add(f"{target}\n{clip_id}", f"{split or row['split']}\n{clean(row['translation'])}")
+        yield fraction
+
+
+def _clip(sample: Sample, found: dict[str, str | None], splits: list[str], options: Options) -> Iterator[Item]:
+    """One recording with the lines of every target whose chosen splits hold it; the asr line in the first one's."""
+    lines: list[tuple[str, Sample]] = []
+    for target, entry in found.items():
+        split, _, translation = (entry or "").partition("\n")
+        if split not in splits:
+            continue
+        if options.wants("asr") and sample.text and not lines:
+            lines.append((f"{sample.language}.{split}", asr_line(sample, options)))
+        if options.wants("st") and translation:
+            lines.append((f"{sample.language}.{split}.st-{target}", st_line(sample, target, translation, options)))
+        elif options.wants("st"):
+            yield Dropped(f"{sample.id}-{target}", "no translation")
+    if lines:
+        yield Recording(tuple(lines))

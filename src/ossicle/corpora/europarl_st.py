@@ -1,0 +1,108 @@
+"""Europarl-ST (Iranzo-Sánchez et al., ICASSP 2020): speeches in the European Parliament, translated into each other's
+languages. The corpus comes as M4A, which libsndfile does not read: it has to be converted once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import zip_longest
+from pathlib import Path
+
+from ossicle.batch import Sample
+from ossicle.corpora import CORPORA
+from ossicle.corpora.disk import DiskDict
+from ossicle.corpora.items import (
+    Dropped,
+    Item,
+    Options,
+    Reached,
+    Recording,
+    asr_line,
+    chosen,
+    clean,
+    expected,
+    find_audio,
+    read_lines,
+    st_line,
+)
+from ossicle.errors import CorpusError
+
+SPLITS = ("train", "dev", "test", "train-noisy")
+USUAL = SPLITS[:3]
+CONVERT = "for f in *.m4a; do ffmpeg -i $f -ac 1 -ar 16000 ${f%.m4a}.flac; done"
+
+
+def read(source: Path, options: Options) -> Iterator[Item]:
+    """Manifests ``en.train`` (each segment once, whatever it is translated to), ``en.train.st-de``, ..."""
+    if (source / "audios").is_dir():
+        languages, source = [source.name], source.parent
+    else:
+        languages = sorted(path.parent.name for path in source.glob("*/audios"))
+    if not languages:
+        raise expected(CORPORA["europarl-st"], source, "has no en/audios, de/audios, ...")
+    parts = []
+    for language in chosen((options.language,) if options.language else (), languages, "language", source):
+        folder = source / language
+        _check_audio(folder / "audios")
+        pairs = sorted(path.parent.parent.name for path in folder.glob("*/train/segments.lst")) or sorted(
+            path.name for path in folder.iterdir() if path.is_dir() and path.name != "audios"
+        )
+        for target in chosen(options.targets, pairs, "target", folder):
+            there = [split for split in SPLITS if (folder / target / split / "segments.lst").is_file()]
+            usual = [split for split in USUAL if split in there]
+            splits = chosen(options.splits, there, "split", folder / target) if options.splits else usual
+            parts += [(language, target, folder / target / split) for split in splits]
+    if not parts:
+        raise expected(CORPORA["europarl-st"], source, "has no segments.lst")
+    seen = DiskDict()
+    for done, (language, target, folder) in enumerate(parts):
+        for item in _read_split(folder, language, target, seen, options):
+            yield Reached((done + item.fraction) / len(parts)) if isinstance(item, Reached) else item
+
+
+def _check_audio(folder: Path) -> None:
+    suffixes = {path.suffix for path, _ in zip(folder.iterdir(), range(1000), strict=False)}
+    if suffixes == {".m4a"}:
+        raise CorpusError(f"{folder}: holds .m4a files, which cannot be read; convert them there once: {CONVERT}")
+
+
+def _read_split(folder: Path, language: str, target: str, seen: DiskDict, options: Options) -> Iterator[Item]:
+    index, spoken, foreign = (folder / f"segments.{suffix}" for suffix in ("lst", language, target))
+    for path in (spoken, foreign):
+        if not path.is_file():
+            raise expected(CORPORA["europarl-st"], path, "there is no such file")
+    audios = folder.parent.parent / "audios"
+    for rows in zip_longest(read_lines(index), read_lines(spoken), read_lines(foreign)):
+        if None in rows:
+            number = next(row[0] for row in rows if row is not None)
+            raise CorpusError(f"{index}:{number}: {spoken.name}, {foreign.name} and it must have a line each; one ends")
+        (number, entry, fraction), (_, text, _), (_, translation, _) = rows
+        try:
+            name, start_s, end_s = (cast(cell) for cast, cell in zip((str, float, float), entry.split(), strict=True))
+        except ValueError as error:
+            raise CorpusError(
+                f"{index}:{number}: is not a recording, its start and end in seconds: {entry!r}"
+            ) from error
+        sample = Sample(
+            id=f"{name}-{start_s:.2f}-{end_s:.2f}",
+            audio=find_audio(audios / name) or audios / f"{name}.flac",
+            text=clean(text) or None,
+            language=language,
+            start_s=start_s,
+            end_s=end_s,
+        )
+        yield _item(sample, f"{language}.{folder.name}", target, translation, seen, options)
+        yield Reached(fraction)
+
+
+def _item(sample: Sample, name: str, target: str, translation: str, seen: DiskDict, options: Options) -> Item:
+    if sample.text is None:
+        return Dropped(sample.id, "no transcript")
+    if sample.end_s is None or sample.end_s <= sample.start_s:
+        return Dropped(sample.id, "segment without length")
+    lines = []
+    if options.wants("asr") and seen.add(f"{name}\n{sample.id}"):
+        lines.append((name, asr_line(sample, options)))
+    if options.wants("st") and clean(translation):
+        lines.append((f"{name}.st-{target}", st_line(sample, target, translation, options)))
+    return Recording(tuple(lines)) if lines else Dropped(sample.id, "nothing new to say")

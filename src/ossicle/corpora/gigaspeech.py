@@ -1,0 +1,75 @@
+"""GigaSpeech (Chen et al., Interspeech 2021): segments of long recordings, listed in one JSON file of gigabytes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ossicle.batch import Sample
+from ossicle.corpora import CORPORA
+from ossicle.corpora.disk import read_json_array
+from ossicle.corpora.items import Dropped, Item, Options, Reached, Recording, asr_line, chosen, clean, expected
+from ossicle.errors import CorpusError
+
+SUBSETS = ("XS", "S", "M", "L", "XL", "DEV", "TEST")
+USUAL = ("M", "DEV", "TEST")
+"""What the paper adds to MuST-C is M, 1000 hours."""
+PUNCTUATION = {"<COMMA>": ",", "<PERIOD>": ".", "<QUESTIONMARK>": "?", "<EXCLAMATIONPOINT>": "!"}
+NO_SPEECH = frozenset(("<SIL>", "<NOISE>", "<MUSIC>", "<OTHER>"))
+TAG = re.compile(r"<[A-Z]+>")
+
+
+def read(source: Path, options: Options) -> Iterator[Item]:
+    """Manifests ``M``, ``DEV``, ...: one for each subset, XS within S within M and so on."""
+    index = source / "GigaSpeech.json"
+    if not index.is_file():
+        raise expected(CORPORA["gigaspeech"], index, "there is no such file")
+    subsets = chosen(options.subsets, list(SUBSETS), "subset", source) if options.subsets else list(USUAL)
+    for number, (audio, fraction) in enumerate(read_json_array(index, "audios"), start=1):
+        yield Reached(fraction)
+        try:
+            yield from _segments(audio, source, subsets, options)
+        except KeyError as error:
+            raise CorpusError(f"{index}: recording {number} ({audio.get('aid')}) has no {error}") from error
+
+
+def _segments(audio: dict[str, Any], source: Path, subsets: list[str], options: Options) -> Iterator[Item]:
+    for segment in audio["segments"]:
+        names = {name.strip("{}") for name in segment["subsets"]}
+        manifests = [name for name in subsets if name in names]
+        if not manifests:
+            continue
+        text = plain_text(segment["text_tn"])
+        if isinstance(text, Dropped):
+            yield Dropped(segment["sid"], text.reason, text.detail)
+            continue
+        speaker = segment.get("speaker", "N/A")
+        sample = Sample(
+            id=segment["sid"],
+            audio=source / audio["path"],
+            text=text,
+            language="en",
+            speaker=None if speaker == "N/A" else speaker,
+            start_s=float(segment["begin_time"]),
+            end_s=float(segment["end_time"]),
+            extra={"domain": audio["source"]} if "source" in audio else {},
+        )
+        yield Recording(tuple((name, asr_line(sample, options)) for name in manifests))
+
+
+def plain_text(tagged: str) -> str | Dropped:
+    """``AND <COMMA> SO ON <PERIOD>`` -> ``AND, SO ON.``; `Dropped` (without id) where no speech is left."""
+    words: list[str] = []
+    for token in tagged.split():
+        if token in PUNCTUATION and words:
+            words[-1] += PUNCTUATION[token]
+        elif token in NO_SPEECH or token in PUNCTUATION:
+            continue
+        elif TAG.fullmatch(token):
+            return Dropped("", "unknown tag", token)
+        else:
+            words.append(token)
+    text = clean(" ".join(words))
+    return text or Dropped("", "no speech", tagged)

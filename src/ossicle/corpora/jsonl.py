@@ -1,0 +1,71 @@
+"""Manifests of other toolkits: NeMo's ``audio_filepath, duration, text`` and SLAM-LLM's ``key, source, target``.
+
+NeMo's lines for translation (``source_lang`` other than ``target_lang``) hold the translation in ``text``. SLAM-LLM's
+``target`` is the transcript, unless the line has a ``task`` other than ASR: then the answer to its ``prompt``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ossicle.corpora import CORPORA
+from ossicle.corpora.items import (
+    Dropped,
+    Item,
+    Options,
+    Reached,
+    Recording,
+    beside,
+    expected,
+    parse_record,
+    read_lines,
+)
+from ossicle.corpora.records import fields_of, lines_of, sample_of
+from ossicle.errors import CorpusError
+
+
+def read(source: Path, options: Options) -> Iterator[Item]:
+    """Manifests by the name of the file and the task."""
+    files = [source] if source.is_file() else sorted((*source.glob("*.jsonl"), *source.glob("*.json")))
+    if not files:
+        raise expected(CORPORA["jsonl"], source, "holds no .jsonl or .json file")
+    for done, path in enumerate(files):
+        for number, line, fraction in read_lines(path):
+            if line.strip():
+                yield _item(parse_record(line, f"{path}:{number}", CORPORA["jsonl"].layout), path, number, options)
+            yield Reached((done + fraction) / len(files))
+
+
+def _item(record: dict[str, Any], path: Path, number: int, options: Options) -> Item:
+    record = _plain(record)
+    fields = fields_of(record, options, f"{path}:{number}")
+    if "audio" not in fields or not isinstance(record[fields["audio"]], str):
+        problem = "names no audio file (audio_filepath, source, ...; or say --column audio=...)"
+        raise CorpusError(f"{path}:{number}: {problem}; it has {', '.join(record)}")
+    audio = beside(path.parent, record[fields["audio"]])
+    name = f"{Path(record[fields['audio']]).stem}"
+    try:
+        sample = sample_of(record, fields, name, audio, options)
+    except (TypeError, ValueError) as error:
+        raise CorpusError(f"{path}:{number}: {error}; duration and offset are seconds") from error
+    if sample.start_s and "id" not in fields:  # several segments of one file
+        sample = replace(sample, id=f"{name}-{sample.start_s:g}")
+    lines = lines_of(record, fields, sample, path.stem, options)
+    return lines if isinstance(lines, Dropped) else Recording(lines)
+
+
+def _plain(record: dict[str, Any]) -> dict[str, Any]:
+    """The record with a translation, or the answer of a task, in ``answer`` rather than in ``text`` or ``target``."""
+    spoken, target_language = record.get("source_lang"), record.get("target_lang")
+    if target_language and spoken and "answer" not in record:
+        if target_language == spoken:
+            return {key: value for key, value in record.items() if key != "target_lang"}
+        return {("answer" if key == "text" else key): value for key, value in record.items()}
+    if "key" in record and "target" in record:
+        is_asr = str(record.get("task", "asr")).lower() == "asr"
+        plain = {("text" if is_asr else "answer") if key == "target" else key: value for key, value in record.items()}
+        return {key: value for key, value in plain.items() if not (is_asr and key == "prompt")}
+    return record

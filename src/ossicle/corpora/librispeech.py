@@ -1,0 +1,77 @@
+"""LibriSpeech (Panayotov et al., ICASSP 2015): read English; one transcript file for each chapter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from ossicle.batch import Sample
+from ossicle.corpora import CORPORA
+from ossicle.corpora.items import (
+    Dropped,
+    Item,
+    Options,
+    Reached,
+    Recording,
+    asr_line,
+    chosen,
+    expected,
+    find_audio,
+    read_lines,
+    subfolder,
+)
+from ossicle.errors import CorpusError
+
+FULL = ("train-clean-100", "train-clean-360", "train-other-500", "dev-clean", "dev-other", "test-clean", "test-other")
+MINI = ("train-clean-5", "dev-clean-2")
+"""Mini LibriSpeech: the same layout, less of it."""
+SPLITS = FULL + MINI
+
+
+def read(source: Path, options: Options) -> Iterator[Item]:
+    """One manifest for each split."""
+    source = subfolder(source, "LibriSpeech") if (source / "LibriSpeech").is_dir() else source
+    there = [split for split in SPLITS if (source / split).is_dir()]
+    if not there:
+        raise expected(CORPORA["librispeech"], source, f"has no folder {', '.join(SPLITS)}")
+    genders = _genders(source / "SPEAKERS.TXT")
+    splits = chosen(options.splits, there, "split", source)
+    for done, split in enumerate(splits):
+        chapters = sorted((source / split).glob("*/*"))
+        if not chapters:
+            raise expected(CORPORA["librispeech"], source / split, "holds no chapters")
+        for number, chapter in enumerate(chapters, start=1):
+            yield from _chapter(chapter, split, genders, options)
+            yield Reached((done + number / len(chapters)) / len(splits))
+
+
+def _chapter(folder: Path, split: str, genders: dict[str, str], options: Options) -> Iterator[Item]:
+    speaker = folder.parent.name
+    transcripts = folder / f"{speaker}-{folder.name}.trans.txt"
+    if not transcripts.is_file():
+        raise expected(CORPORA["librispeech"], transcripts, "there is no such file")
+    for number, line, _ in read_lines(transcripts):
+        name, _, text = line.partition(" ")
+        if not name.startswith(f"{speaker}-{folder.name}-"):
+            raise CorpusError(f"{transcripts}:{number}: begins with {name!r}, not {speaker}-{folder.name}-0000")
+        if not text.strip():
+            yield Dropped(name, "no transcript")
+            continue
+        sample = Sample(
+            id=name,
+            audio=find_audio(folder / name) or folder / f"{name}.flac",
+            text=text,
+            language="en",
+            speaker=speaker,
+            extra={"gender": genders[speaker]} if speaker in genders else {},
+        )
+        yield Recording(((split, asr_line(sample, options)),))
+
+
+def _genders(path: Path) -> dict[str, str]:
+    """Speaker -> female, male, from lines such as ``14 | F | train-clean-360 | 25.03 | Kristin LeMoine``."""
+    if not path.is_file():
+        return {}
+    rows = (line.split("|") for _, line, _ in read_lines(path) if not line.startswith(";"))
+    names = {"F": "female", "M": "male"}
+    return {row[0].strip(): names[row[1].strip()] for row in rows if len(row) > 1 and row[1].strip() in names}

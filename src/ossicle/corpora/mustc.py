@@ -1,0 +1,126 @@
+"""MuST-C v1 (Di Gangi et al., NAACL 2019): TED talks, segments by ``SPLIT.yaml``, one text file for each language.
+
+Every language pair brings its own copy of the talks and cuts them a little differently. Transcripts (stage 1) are
+therefore taken from one pair only: the first of ``targets``, else of those there.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ossicle.batch import Sample
+from ossicle.corpora import CORPORA
+from ossicle.corpora.items import (
+    Dropped,
+    Item,
+    Options,
+    Reached,
+    Recording,
+    asr_line,
+    chosen,
+    clean,
+    expected,
+    read_lines,
+    st_line,
+)
+from ossicle.errors import CorpusError
+
+try:  # ten times as fast, where PyYAML was built with it
+    from yaml import CSafeLoader as Loader
+except ImportError:
+    from yaml import SafeLoader as Loader  # type: ignore[assignment]
+
+TARGETS = ("de", "es", "fr", "it", "nl", "pt", "ro", "ru")
+SPLITS = ("train", "dev", "tst-COMMON", "tst-HE")
+FIELDS = ("duration", "offset", "speaker_id", "wav")
+
+
+def read(source: Path, options: Options) -> Iterator[Item]:
+    """Manifests ``train`` (asr), ``train.st-de``, ...; ``source``: the folder of en-de, en-es, ..., or one of them."""
+    only = source.name.removeprefix("en-")
+    if only in TARGETS and (source / "data").is_dir():
+        pairs, source = [only], source.parent
+    else:
+        pairs = [target for target in TARGETS if (source / f"en-{target}" / "data").is_dir()]
+    if not pairs:
+        raise expected(CORPORA["mustc"], source, "has no en-de/data, en-es/data, ...")
+    targets = chosen(options.targets, pairs, "language pair en to", source)
+    there = [split for split in SPLITS if any(_folder(source, target, split).is_dir() for target in targets)]
+    splits = chosen(options.splits, there, "split", source)
+    parts = [(target, split) for target in targets for split in splits if _folder(source, target, split).is_dir()]
+    for done, (target, split) in enumerate(parts):
+        names = {"st": f"{split}.st-{target}"} | ({"asr": split} if target == targets[0] else {})
+        wanted = {task: name for task, name in names.items() if options.wants(task)}
+        for item in _read_split(_folder(source, target, split), target, wanted, options):
+            yield Reached((done + item.fraction) / len(parts)) if isinstance(item, Reached) else item
+
+
+def _folder(source: Path, target: str, split: str) -> Path:
+    return source / f"en-{target}" / "data" / split
+
+
+def _read_split(folder: Path, target: str, names: dict[str, str], options: Options) -> Iterator[Item]:
+    index, texts = folder / "txt" / f"{folder.name}.yaml", folder / "txt" / folder.name
+    english, foreign = (texts.with_name(f"{folder.name}.{language}") for language in ("en", target))
+    for path in (index, english, foreign):
+        if not path.is_file():
+            raise expected(CORPORA["mustc"], path, "there is no such file")
+    counts: Counter[str] = Counter()
+    for rows in zip_longest(read_lines(index), read_lines(english), read_lines(foreign)):
+        if None in rows:
+            number = next(row[0] for row in rows if row is not None)
+            raise CorpusError(
+                f"{index}:{number}: {english.name}, {foreign.name} and it must have a line each; one ends"
+            )
+        (number, entry, fraction), (_, text, _), (_, translation, _) = rows
+        segment = _segment(entry, f"{index}:{number}")
+        talk = Path(segment["wav"]).stem
+        counts[talk] += 1
+        sample = Sample(
+            id=f"{talk}-{counts[talk]:04d}",
+            audio=folder / "wav" / segment["wav"],
+            text=text,
+            language="en",
+            speaker=segment["speaker_id"],
+            start_s=segment["offset"],
+            end_s=round(segment["offset"] + segment["duration"], 6),
+        )
+        yield _item(sample, target, translation, names, options)
+        yield Reached(fraction)
+
+
+def _item(sample: Sample, target: str, translation: str, names: dict[str, str], options: Options) -> Item:
+    if sample.end_s is None or sample.end_s <= sample.start_s:
+        return Dropped(sample.id, "segment without length")
+    if not clean(sample.text):
+        return Dropped(sample.id, "no transcript")
+    lines = [(names["asr"], asr_line(sample, options))] if "asr" in names else []
+    if "st" in names and clean(translation):
+        lines.append((names["st"], st_line(sample, target, translation, options)))
+    return Recording(tuple(lines)) if lines else Dropped(sample.id, "no translation")
+
+
+def _segment(entry: str, where: str) -> dict[str, Any]:
+    """One line of the index: ``- {duration: 3.5, offset: 16.08, rW: 9, uW: 0, speaker_id: spk.7, wav: ted_7.wav}``."""
+    try:
+        found = yaml.load(entry, Loader)
+    except yaml.YAMLError as error:
+        raise CorpusError(f"{where}: is not YAML; fetch the file again") from error
+    if not (isinstance(found, list) and len(found) == 1 and isinstance(found[0], dict)):
+        raise CorpusError(
+            f"{where}: is not a segment; expected - {{duration: .., offset: .., speaker_id: .., wav: ..}}"
+        )
+    missing = [name for name in FIELDS if name not in found[0]]
+    if missing:
+        raise CorpusError(f"{where}: has no {missing[0]!r}; a segment has {', '.join(FIELDS)}")
+    try:
+        seconds = {name: float(found[0][name]) for name in ("duration", "offset")}
+    except ValueError as error:
+        raise CorpusError(f"{where}: {error}; duration and offset are seconds") from error
+    return found[0] | seconds

@@ -1,0 +1,1 @@
+"""Measurements of hidden states, used by training and evaluation."""

@@ -1,1 +1,0 @@
-"""The embedded world: a grammar, synthetic voices, and a tiny encoder and LLM that ship with the package."""

@@ -1,0 +1,225 @@
+"""Reuse of the frozen side: encoder frames and the LLM's states of transcripts are computed once and kept on disk.
+
+A cache folder belongs to one encoder or LLM: its name is a fingerprint of the weights and of all else that decides the
+values, so those of other weights are never found.
+
+Shape legend: B utterances, T frames, N text tokens, K layers, D width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ossicle.batch import HiddenStates, Padded, Sample, pad
+from ossicle.data.dataset import Skipped, SpeechDataset, Utterance
+from ossicle.losses.contrastive import mean_pool
+from ossicle.models.encoder import Encoder
+from ossicle.models.llm import LLM
+from ossicle.train.cache_store import Store
+
+CACHE_DTYPE = torch.bfloat16
+SHARD_FRAMES = 200_000
+"""Frames per file, about an hour of audio: what a killed run loses at most."""
+SHARD_TEXTS, SHARD_TOKENS = 1_000, 100_000
+"""Pooled texts, and tokens, per file."""
+
+Kind = Literal["mean", "tokens"]
+
+
+class FrameCache:
+    """Encoder frames by utterance. Raises `ValueError` for an encoder of which a part trains."""
+
+    def __init__(self, folder: Path, encoder: Encoder) -> None:
+        if encoder.trains:
+            raise ValueError(
+                "data.cache_frames keeps what a frozen encoder puts out, but a part of this one trains "
+                "(model.encoder_layer: mix, model.trainable or model.lora): set data.cache_frames=false"
+            )
+        self.encoder = encoder
+        self.folder = folder / f"frames-{encoder.fingerprint}{encoder.variant}"
+        about = {"encoder": encoder.fingerprint + encoder.variant, "values": "frames (T, D)"}
+        self._store = Store(self.folder, about, shard_rows=SHARD_FRAMES)
+
+    def __contains__(self, sample: Sample) -> bool:
+        return key_of(sample) in self._store
+
+    def __getitem__(self, sample: Sample) -> Tensor:
+        """Frames (T, D) of ``sample``, bfloat16."""
+        return self._store[key_of(sample)]
+
+    def fill(self, dataset: SpeechDataset, device: torch.device, *, batch_s: float = 60.0) -> None:
+        """Encode what is missing of ``dataset``, sorted by length; skipped utterances stay missing."""
+        missing = [i for i, sample in enumerate(dataset.samples) if sample not in self]
+        if not missing:
+            return
+        durations = dataset.durations_s
+        missing.sort(key=lambda i: durations[i])
+        self.encoder.to(device)
+        console = Console(stderr=True)
+        with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
+            task = progress.add_task("Encoding speech", total=sum(durations[i] for i in missing))
+            for indices in _chunks(missing, durations, batch_s):
+                self._store.add(self._encode([dataset[i] for i in indices], dataset, device))
+                progress.advance(task, sum(durations[i] for i in indices))
+            self._store.flush()
+
+    def _encode(
+        self, items: list[Utterance | Skipped], dataset: SpeechDataset, device: torch.device
+    ) -> Iterable[tuple[str, Tensor]]:
+        dataset.record(item for item in items if isinstance(item, Skipped))
+        utterances = [item for item in items if isinstance(item, Utterance)]
+        if not utterances:
+            return []
+        waveforms = pad([u.waveform for u in utterances if u.waveform is not None])
+        frames = self.encoder(waveforms.to(device))
+        lengths = frames.mask.sum(1).tolist()
+        values = frames.values.to(CACHE_DTYPE).cpu()
+        return [(key_of(u.sample), row[:n]) for u, row, n in zip(utterances, values, lengths, strict=True)]
+
+
+class CachedDataset(Dataset[Utterance | Skipped]):
+    """The utterances of a `SpeechDataset` with frames instead of waveforms."""
+
+    def __init__(self, dataset: SpeechDataset, cache: FrameCache) -> None:
+        self.cache = cache
+        self.samples = [sample for sample in dataset.samples if sample in cache]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Utterance:
+        sample = self.samples[index]
+        return Utterance(sample, frames=self.cache[sample].float())
+
+
+class TextCache:
+    """The frozen LLM's states of transcripts, by their token ids; filled as training meets them.
+
+    Mean-pooled states are kept for all texts. States of single tokens are kept up to ``limit_gb``, those of further
+    texts are computed again each time; layer 0 is always a lookup in the embeddings. Values have the precision that
+    they were computed in, so a cache changes no loss. Raises `ValueError` for an LLM of which a part trains.
+    """
+
+    def __init__(self, folder: Path, llm: LLM, *, limit_gb: float = 50.0) -> None:
+        if llm.trains:
+            raise ValueError(
+                "data.cache_text keeps the states of a frozen LLM, but a part of this one trains (model.trainable or "
+                "model.lora): set data.cache_text=false"
+            )
+        self.folder, self.llm, self.limit_gb = folder, llm, limit_gb
+        self._stores: dict[Any, Store] = {}
+
+    def pooled(self, ids: Padded, layers: Sequence[int], *, bos: bool) -> Tensor:
+        """Mean over the valid tokens of ``ids`` (B, N) at each of ``layers``: (K, B, D), float32."""
+        store, keys = self._store("mean", layers, bos), text_keys(ids)
+        if missing := _first_of_each(keys, store):
+            hidden = self.llm.read(_rows(ids, missing), layers, bos=bos)
+            means = torch.stack([mean_pool(hidden.states[layer], hidden.mask) for layer in layers], 1)  # (B, K, D)
+            store.add(zip([keys[i] for i in missing], means[:, None], strict=True))
+        return torch.cat([store[key] for key in keys]).transpose(0, 1).to(ids.values.device)
+
+    def tokens(self, ids: Padded, layers: Sequence[int], *, bos: bool) -> HiddenStates:
+        """States of every token of ``ids`` (B, N) at ``layers``."""
+        deep = [layer for layer in layers if layer > 0]
+        states = {0: self.llm.embed(ids.values)} if 0 in layers else {}
+        if deep:
+            states |= self._deep(ids, deep, bos)
+        return HiddenStates({layer: states[layer] for layer in layers}, ids.mask)
+
+    def bank(self, count: int, layers: Sequence[int], *, bos: bool, without: Padded) -> Tensor:
+        """Pooled states of up to ``count`` random texts that are not among ``without`` (B, N): (K, count, D)."""
+        store, present = self._store("mean", layers, bos), set(text_keys(without))
+        keys = store.keys
+        drawn = [keys[i] for i in torch.randperm(len(keys))[: count + len(present)].tolist()]
+        chosen = [key for key in drawn if key not in present][:count]
+        if not chosen:
+            return torch.zeros(len(layers), 0, self.llm.dim, device=without.values.device)
+        return torch.cat([store[key] for key in chosen]).transpose(0, 1).to(without.values.device)
+
+    def flush(self) -> None:
+        """Write what waits in memory."""
+        for store in self._stores.values():
+            store.flush()
+
+    def _deep(self, ids: Padded, layers: list[int], bos: bool) -> dict[int, Tensor]:
+        store, keys = self._store("tokens", layers, bos), text_keys(ids)
+        lengths = ids.mask.sum(1).tolist()
+        rows: dict[str, Tensor] = {key: store[key] for key in keys if key in store}
+        if missing := _first_of_each(keys, rows):
+            hidden = self.llm.read(_rows(ids, missing), layers, bos=bos)
+            computed = torch.stack([hidden.states[layer] for layer in layers], 2)  # (B, N, K, D)
+            fresh = {keys[i]: row[: lengths[i]] for i, row in zip(missing, computed, strict=True)}
+            if store.size_bytes < self.limit_gb * 1e9:
+                store.add(fresh.items())
+            rows |= fresh
+        values = pad([rows[key].to(ids.values.device) for key in keys]).values  # (B, N, K, D)
+        short = ids.values.shape[1] - values.shape[1]
+        values = torch.nn.functional.pad(values, (0, 0, 0, 0, 0, short))
+        return {layer: values[:, :, k] for k, layer in enumerate(layers)}
+
+    def _store(self, kind: Kind, layers: Sequence[int], bos: bool) -> Store:
+        # Autocast decides the precision of the states, as the LLM's own type does.
+        precision = [str(self.llm.model.dtype), str(_autocast_dtype(self.llm.model.device.type))]
+        about = {
+            "llm": self.llm.fingerprint,
+            "layers": list(layers),
+            "states": kind,
+            "bos": bos,
+            "precision": precision,
+        }
+        name = hashlib.blake2b(repr(about).encode(), digest_size=8).hexdigest()
+        if name not in self._stores:
+            rows = SHARD_TEXTS if kind == "mean" else SHARD_TOKENS
+            self._stores[name] = Store(self.folder / f"text-{name}", about, shard_rows=rows)
+        return self._stores[name]
+
+
+def key_of(sample: Sample) -> str:
+    """Identity of a stretch of audio: file, size, time of change and segment. A file that changes is encoded anew."""
+    stat = sample.audio.stat()
+    parts = (sample.audio.resolve(), stat.st_size, stat.st_mtime_ns, sample.start_s, sample.end_s)
+    return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
+
+
+def text_keys(ids: Padded) -> list[str]:
+    """Identity of each row of token ids (B, N): another tokenizer makes other ids of the same text."""
+    rows = ids.values.cpu().numpy()
+    lengths = ids.mask.sum(1).tolist()
+    return [
+        hashlib.blake2b(row[:n].tobytes(), digest_size=16).hexdigest() for row, n in zip(rows, lengths, strict=True)
+    ]
+
+
+def _first_of_each(keys: list[str], known: Store | dict[str, Tensor]) -> list[int]:
+    """Where each key that is not ``known`` stands for the first time."""
+    first = {key: i for i, key in reversed(list(enumerate(keys)))}
+    return sorted(i for key, i in first.items() if key not in known)
+
+
+def _rows(ids: Padded, rows: list[int]) -> Padded:
+    return Padded(ids.values[rows], ids.mask[rows])
+
+
+def _autocast_dtype(device: str) -> torch.dtype | None:
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+
+
+def _chunks(indices: list[int], durations_s: list[float], batch_s: float) -> Iterator[list[int]]:
+    """Runs of ``indices`` (sorted by duration) of at most ``batch_s`` padded seconds, or a single longer one."""
+    chunk: list[int] = []
+    for index in indices:
+        if chunk and (len(chunk) + 1) * durations_s[index] > batch_s:
+            yield chunk
+            chunk = []
+        chunk.append(index)
+    if chunk:
+        yield chunk

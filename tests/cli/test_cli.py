@@ -1,0 +1,189 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from ossicle import __version__
+from ossicle.cli.main import app, main
+from ossicle.data.manifest import read_manifest
+from ossicle.evaluate.score import read_hypotheses
+from ossicle.testing import ENCODERS, LLMS
+from ossicle.train.tracking import METRICS_FILE, read_metrics
+
+
+@pytest.fixture
+def ossicle():
+    """``ossicle("train", ...)``: run a command here and return what it printed; a failure is raised."""
+
+    def run(*arguments: object) -> str:
+        return (
+            CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False, standalone_mode=False).stdout
+        )
+
+    return run
+
+
+@pytest.fixture
+def fails(monkeypatch, capsys):
+    """``fails("train", ...)``: the message of a command that is expected to fail."""
+
+    def run(*arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["ossicle", *(str(argument) for argument in arguments)])
+        monkeypatch.delenv("OSSICLE_DEBUG", raising=False)
+        with pytest.raises(SystemExit) as caught:
+            main()
+        assert caught.value.code == 1
+        said = capsys.readouterr().err
+        assert "Traceback" not in said
+        return " ".join(said.split())
+
+    return run
+
+
+def test_help_imports_no_torch():
+    program = (
+        "import sys; from typer.testing import CliRunner; from ossicle.cli.main import app\n"
+        "result = CliRunner().invoke(app, ['--help'])\n"
+        "assert result.exit_code == 0 and 'transcribe' in result.output, result.output\n"
+        "print([name for name in ('torch', 'transformers', 'numpy', 'pydantic') if name in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "train",
+        "cache",
+        "evaluate",
+        "analyze",
+        "align",
+        "import-official",
+        "transcribe",
+        "translate",
+        "ask",
+        "demo",
+        "version",
+    ],
+)
+def test_every_command_explains_itself(command):
+    result = CliRunner().invoke(app, [command, "--help"])
+    assert result.exit_code == 0
+    assert "Usage" in result.output
+
+
+def test_version(ossicle):
+    assert ossicle("version").strip() == __version__
+
+
+@pytest.mark.parametrize("llm", LLMS)
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_every_pair_of_families_trains_and_decodes(ossicle, recipe, folders, task_manifest, encoder, llm):
+    path = recipe(objective={"name": "next_token"}, data={"train": [str(task_manifest)]})
+    models = [f"model.encoder={folders[encoder]}", f"model.llm={folders[llm]}"]
+    folder = Path(ossicle("train", path, "train.steps=2", f"name={encoder}-{llm}", *models).strip())
+    assert folder.name == f"{encoder}-{llm}"
+    ossicle("evaluate", folder, task_manifest, "--max-new-tokens", "4")
+    out = folder / "eval" / f"{task_manifest.stem}.jsonl"
+    assert {hypothesis.id for hypothesis in read_hypotheses(out)} == {s.id for s in read_manifest(task_manifest)}
+
+
+@pytest.fixture
+def trained(ossicle, recipe, task_manifest) -> str:
+    path = recipe(objective={"name": "next_token"}, data={"train": [str(task_manifest)]}, train={"steps": 1})
+    return ossicle("train", path).strip()
+
+
+def test_evaluate_scores_each_task_and_the_upper_bound(ossicle, trained, task_manifest, tmp_path):
+    ossicle("evaluate", trained, task_manifest, "--max-new-tokens", "4", "--batch-size", "2")
+    ossicle("evaluate", trained, task_manifest, "--max-new-tokens", "4", "--from-text")
+    folder = tmp_path / "runs" / "run" / "eval"
+    speech, text = (read_hypotheses(folder / f"{task_manifest.stem}{kind}.jsonl") for kind in ("", "-text"))
+    assert {hypothesis.task for hypothesis in speech} == {"asr", "st", "qa"}
+    assert [h.hypothesis for h in speech] != [h.hypothesis for h in text]
+    for kind in ("", "-text"):
+        scores = json.loads((folder / f"{task_manifest.stem}{kind}.scores.json").read_text())
+        assert {row["task"] for row in scores["rows"]} == {"asr", "st", "qa"}
+
+
+def test_transcribe_translate_and_ask(ossicle, trained, task_manifest):
+    files = [sample.audio for sample in read_manifest(task_manifest)[:2]]
+    several = ossicle("transcribe", *files, "--model", trained)
+    one = ossicle("transcribe", files[0], "--model", trained)
+    assert several.splitlines()[0].startswith(f"{files[0]}: ")
+    assert not one.startswith(str(files[0]))
+    assert several.startswith(f"{files[0]}: {one.splitlines()[0] if one.strip() else ''}")
+    translated = ossicle("translate", files[0], "--to", "de", "--model", trained)
+    asked = ossicle("ask", "translate to german", files[0], "--model", trained)
+    assert translated == asked  # the wording it learned for st/de
+    assert translated != one
+
+
+def test_a_typo_in_a_field_is_named(fails, recipe):
+    said = fails("train", recipe(), "train.stepz=3")
+    assert said.startswith("error: ")
+    assert "recipe.yaml: train.stepz: unknown field; did you mean 'steps'?" in said
+
+
+def test_errors_keep_their_brackets(fails, recipe):
+    assert "override 'train.steps=[1'" in fails("train", recipe(), "train.steps=[1")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("data.train=[nowhere.jsonl]", "nowhere.jsonl"),
+        ("model.llm=nowhere/at/all", "nowhere/at/all"),
+        ("objective.layers=9", "layers [9] are not all in 0..3"),
+    ],
+)
+def test_what_is_wrong_with_a_run_is_said_without_a_traceback(fails, recipe, change, message):
+    assert message in fails("train", recipe(objective={"name": "contrastive"}), change)
+
+
+def test_a_folder_that_is_no_run_is_named(fails, tmp_path, task_manifest):
+    assert "is not a checkpoint of Ossicle" in fails("evaluate", tmp_path, task_manifest)
+    assert "is not a checkpoint of Ossicle" in fails("transcribe", "a.wav", "--model", tmp_path)
+
+
+def test_a_missing_recording_is_named(fails, trained):
+    assert "gone.wav" in fails("transcribe", "gone.wav", "--model", trained)
+
+
+def test_a_second_run_of_the_same_name_is_refused(fails, trained, recipe, task_manifest):
+    assert "continue it with --resume" in fails("train", recipe())
+
+
+def test_resume_with_other_settings_is_refused(fails, trained, recipe):
+    assert "was started with other settings" in fails("train", recipe(), "optim.lr=0.5", "--resume")
+
+
+def test_a_filled_cache_leaves_nothing_to_compute(ossicle, recipe, tmp_path, monkeypatch):
+    """Frames and texts: a training run after `ossicle cache` gives the losses that it has without caches."""
+    plain = recipe(objective={"name": "contrastive", "layers": [0, 2]}, train={"steps": 3})
+    caches = [f"data.cache_dir={tmp_path / 'cache'}", "data.cache_text=true"]
+    ossicle("cache", plain, *caches)
+    stored = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.safetensors")}
+    assert stored
+    read = []
+    monkeypatch.setattr("ossicle.models.llm.LLM.read", lambda *_, **__: read.append(1))
+    ossicle("train", plain, *caches, "name=cached")
+    monkeypatch.undo()
+    ossicle("train", plain, "name=plain")
+    assert read == []
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.safetensors")} == stored
+    cached, without = (
+        [record["loss"] for record in read_metrics(tmp_path / "runs" / name / METRICS_FILE)]
+        for name in ("cached", "plain")
+    )
+    assert cached == pytest.approx(without, rel=1e-6)
+
+
+def test_a_cache_of_nothing_is_refused(fails, recipe):
+    assert "set data.cache_text=true" in fails("cache", recipe())
+    wrong = recipe(objective={"name": "next_token"}, data={"cache_text": True})
+    assert "compares nothing" in fails("cache", wrong)

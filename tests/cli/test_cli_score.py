@@ -1,0 +1,115 @@
+import json
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from ossicle.cli.main import app, main
+
+
+def line(task, identifier, hypothesis, reference, **about):
+    entry = {"id": identifier, "task": task, "language": "en", "hypothesis": hypothesis, "references": [reference]}
+    return {**entry, **about}
+
+
+def run_of(path, car, german, who):
+    """One line of each task."""
+    lines = [
+        line("asr", "1", car, "the red car", speaker="anna"),
+        line("asr", "2", "it is late", "it is late", speaker="ben"),
+        line("st", "1", german, "das rote Auto ist alt", target_language="de", text="the red car is old"),
+        line("qa", "1", who, "Anna", instruction="who saw it"),
+    ]
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in lines))
+    return path
+
+
+@pytest.fixture
+def files(tmp_path):
+    return (
+        run_of(tmp_path / "none.jsonl", "a red bar", "the red car is old", "ben"),
+        run_of(tmp_path / "middle.jsonl", "the red bar", "das rote Auto ist", "anna saw"),
+        run_of(tmp_path / "text.jsonl", "the red car", "das rote Auto ist alt", "anna"),
+    )
+
+
+def said(*arguments):
+    command = ["score", *map(str, arguments)]
+    return CliRunner().invoke(app, command, catch_exceptions=False, standalone_mode=False).stdout
+
+
+@pytest.fixture
+def fails(monkeypatch, capsys):
+    """The message of a command that is expected to fail."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["ossicle", "score", *map(str, arguments)])
+        monkeypatch.delenv("OSSICLE_DEBUG", raising=False)
+        with pytest.raises(SystemExit):
+            main()
+        return capsys.readouterr().err
+
+    return run
+
+
+def test_one_file(files):
+    text = " ".join(said(files[1]).split())
+    assert "asr en 2 wer 16.67 0.00 – 33.33" in text  # 1 of 6 words; anna 1 of 3, ben 0 of 3
+    assert "bootstrap over 2 speakers" in text
+    assert "nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp" in text
+    assert "failures" not in text
+    assert "failures, st en → de: untranslated 100.0%" in " ".join(said(files[0]).split())
+
+
+def test_several_files_are_compared_with_the_first(files):
+    found = json.loads(said(*files, "--json", "--resamples", "100"))
+    assert set(found["runs"]) == set(map(str, files))
+    assert list(found["differences"]) == [str(files[1]), str(files[2])]
+    asr = found["differences"][str(files[2])][0]
+    assert asr["metrics"]["wer"]["difference"] == pytest.approx(-100 * 2 / 6)
+    assert asr["metrics"]["wer"]["interval"]["low"] == pytest.approx(-100 * 4 / 6)
+    failures = {each["name"]: each for each in found["runs"][str(files[0])][2]["failures"]}
+    assert failures["untranslated"]["examples"] == ["1"]
+    text = " ".join(said(*files[:2]).split())
+    assert f"{files[1]} minus {files[0]}" in text
+    assert "wer -16.67" in text
+
+
+def test_seeds(files):
+    text = " ".join(said(*files, "--seeds").split())
+    assert "over 3 seeds" in text
+    assert "asr en wer 16.67 ± 16.67" in text  # 2, 1 and 0 errors of 6 words
+    assert "minus" not in text
+
+
+def test_normalised_average_by_name_and_by_file(files, fails):
+    by_name = json.loads(said(*files, "--json", "--lower", "none", "--upper", "text"))["normalised"]
+    middle = by_name[str(files[1])]
+    assert middle["tasks"]["asr/wer"] == pytest.approx(50)
+    assert middle["tasks"]["qa/f1"] == pytest.approx(200 / 3)  # 1 of 2 words said, 1 of 1 wanted
+    assert middle["value"] == pytest.approx(sum(middle["tasks"].values()) / 3)
+    by_file = json.loads(said(files[1], "--json", "--lower", files[0], "--upper", files[2]))["normalised"]
+    assert by_file == {str(files[1]): middle}
+    assert "normalised average" in said(files[1], "--lower", files[0], "--upper", files[2])
+    assert "'nune' is no file, and none of the files given is called so: none" in fails(
+        files[0], "--lower", "nune", "--upper", files[2]
+    )
+    assert "needs both --lower and --upper" in fails(files[0], "--lower", "none")
+
+
+def test_whisper_says_that_it_has_no_spelling_map(files, fails):
+    assert "norm:whisper-english|spelling:none" in said(files[0], "--normalise", "whisper")
+    assert "--spelling is read by --normalise whisper only" in fails(files[0], "--spelling", "x.json")
+
+
+def test_comet_that_cannot_be_had(files, fails):
+    message = fails(files[0], "--comet-command", "/nowhere/scorer")
+    assert "No such file" in message
+    assert "COMET runs in an environment of its own" in " ".join(message.split())
+
+
+def test_a_broken_line_is_named(files, fails):
+    with files[0].open("a") as file:
+        file.write('{"id": "3"}\n')
+    assert f'{files[0]}:5: "hypothesis" must be a string' in fails(files[0])
+    assert "a file is given twice" in fails(files[1], files[1])

@@ -1,0 +1,47 @@
+"""What preparing a miniature corpus gives."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ossicle.corpora.items import Options
+from ossicle.corpora.prepare import prepare
+from ossicle.corpora.report import Report
+from ossicle.data.manifest import read_manifest
+from ossicle.errors import CorpusError
+
+
+@pytest.fixture
+def prepared(tmp_path: Path) -> Callable[..., tuple[dict[str, list[dict[str, Any]]], Report]]:
+    """``prepared("mustc", source, targets=("de",))``: the lines of each manifest, and the report."""
+
+    def run(name: str, source: Path, **options: Any) -> tuple[dict[str, list[dict[str, Any]]], Report]:
+        out = tmp_path / "out"
+        report = prepare(name, source, out, Options(**options), jobs=2, show=False)
+        files = {path.name.removesuffix(".jsonl"): path for path in sorted(out.glob("*.jsonl"))}
+        for manifest in report.manifests:
+            read_manifest(files[manifest])  # every line is one that Ossicle understands
+        return {
+            name: [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            for name, path in files.items()
+        }, report
+
+    return run
+
+
+@pytest.fixture
+def refused(tmp_path: Path) -> Callable[..., str]:
+    """``refused("mustc", source, splits=("dev",))``: what the error says; nothing may be written."""
+
+    def run(name: str, source: Path, **options: Any) -> str:
+        with pytest.raises(CorpusError) as caught:
+            prepare(name, source, tmp_path / "refused", Options(**options), jobs=2, show=False)
+        assert not list(tmp_path.glob("refused/*.jsonl"))
+        return str(caught.value)
+
+    return run
