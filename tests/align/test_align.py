@@ -13,7 +13,7 @@ BLANK = 0
 
 
 def brute_force(log_probs: Tensor, labels: list[int]) -> tuple[float, tuple[int, ...]]:
-    """Score and path of the best of all V^T paths that spell ``labels``."""
+    """Return score and path of the best of all V^T paths that spell ``labels``."""
     values = log_probs.tolist()
 
     def spells(path: tuple[int, ...]) -> bool:
@@ -98,5 +98,5 @@ def test_an_impossible_text_and_a_blank_target_are_errors() -> None:
     log_probs[1, :, 2] = -torch.inf
     with pytest.raises(AlignmentError, match="utterance 1 of the batch: no path"):
         ctc_align(log_probs, lengths, targets, mask)
-    with pytest.raises(ValueError, match="hold the blank"):
+    with pytest.raises(ValueError, match="contain the blank"):
         ctc_align(log_probs, lengths, targets, mask, blank=1)

@@ -96,7 +96,7 @@ def test_what_cannot_be_aligned_says_why(aligner: Aligner, manifest: Path) -> No
 
 
 def test_a_model_without_its_head_is_refused(ctc_folder: Path, tmp_path: Path) -> None:
-    """transformers would make a random one."""
+    """transformers would initialise it at random."""
     folder = tmp_path / "headless"
     shutil.copytree(ctc_folder, folder)
     weights = load_file(folder / "model.safetensors")
@@ -115,7 +115,7 @@ def test_an_interrupted_call_continues(
 ) -> None:
     out, heard = tmp_path / "out.jsonl", []
     samples = read_manifest(manifest)
-    twin = replace(samples[0], id="twin")  # another task on the same speech
+    twin = replace(samples[0], id="twin")  # another task with the same speech
     write_manifest(tmp_path / "in.jsonl", [*samples, twin])
     whole = align_manifest(tmp_path / "in.jsonl", tmp_path / "whole.jsonl", aligner, batch_size=3)
     plain = Aligner.align
@@ -132,13 +132,13 @@ def test_an_interrupted_call_continues(
     assert not out.exists()
     monkeypatch.setattr(Aligner, "align", plain)
     report = align_manifest(tmp_path / "in.jsonl", out, aligner, batch_size=3)
-    assert len(heard) == 4 and report.already_there in (4, 5)
+    assert len(heard) == 4 and report.already_aligned in (4, 5)
     assert out.read_text() == (tmp_path / "whole.jsonl").read_text()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl", "whole.jsonl"]
     assert [sample.id for sample in report.samples] == [*(sample.id for sample in samples), "twin"]
     assert words_of(report.samples[-1]) == words_of(report.samples[0])
-    assert whole.already_there == 0 and report.samples[0].extra["words_from"] == aligner.source
-    assert align_manifest(tmp_path / "in.jsonl", out, aligner).already_there == 9
+    assert whole.already_aligned == 0 and report.samples[0].extra["words_from"] == aligner.source
+    assert align_manifest(tmp_path / "in.jsonl", out, aligner).already_aligned == 9
 
 
 def test_broken_audio_and_wrong_texts_are_named_or_left_out(aligner: Aligner, manifest: Path, tmp_path: Path) -> None:
@@ -176,8 +176,8 @@ def lab() -> Aligner:
 
 @pytest.fixture(scope="module")
 def spoken(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """40 utterances in voices that the encoder never heard, with espeak-ng's own word times."""
-    pytest.importorskip("espeakng_loader", reason='needs pip install "ossicle[lab]"')
+    """40 utterances in held-out voices, with the word times of espeak-ng."""
+    pytest.importorskip("espeakng_loader", reason="needs pip install espeakng-loader")
     from ossicle.corpora.voices import test_voices
     from ossicle_lab.world.passages import sample_passages
     from ossicle_lab.world.synthesise import synthesise
@@ -188,7 +188,7 @@ def spoken(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def boundary_errors_ms(found: list[WordTime], true: list[WordTime]) -> list[float]:
-    """Of the starts of all words but the first: where an utterance begins needs no aligner."""
+    """Return the errors of the starts of all words but the first, which starts with the utterance."""
     return [1000 * (f.start_s - t.start_s) for f, t in zip(found[1:], true[1:], strict=True)]
 
 

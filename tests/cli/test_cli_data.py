@@ -1,4 +1,4 @@
-"""The commands of `ossicle.cli.data` as a user types them."""
+"""The commands of `ossicle.cli.data`, called as a user calls them."""
 
 import json
 import subprocess
@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import typer
 from typer.testing import CliRunner
 
 from ossicle.cli.main import app
@@ -58,7 +59,7 @@ def test_prepare(recordings, tmp_path):
     ]
     assert ["speech.jsonl", "2", "2", "0.00"] in [line.split() for line in said.splitlines()]
     assert "left out, too long: 1 (first: c: " in said
-    assert "was done before, nothing to do" in run(
+    assert "was prepared before" in run(
         "prepare", "folder", recordings, tmp_path / "out", "--language", "en", "--lower", "--max-duration", 45
     )
 
@@ -75,7 +76,7 @@ def test_relative_paths_count_from_the_working_directory(recordings, tmp_path, m
 def test_prepare_options_that_are_wrong(recordings, tmp_path):
     with pytest.raises(ValueError, match="the corpus folder has no option --target; its own options: --language"):
         run("prepare", "folder", recordings, tmp_path / "out", "--target", "de")
-    with pytest.raises(ValueError, match="--column text: write FIELD=COLUMN"):
+    with pytest.raises(typer.BadParameter, match="--column text: write FIELD=COLUMN"):
         run("prepare", "jsonl", recordings, tmp_path / "out", "--column", "text")
 
 

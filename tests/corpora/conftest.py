@@ -1,4 +1,4 @@
-"""What preparing a miniature corpus gives."""
+"""Fixtures that prepare a miniature corpus."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from ossicle.errors import CorpusError
 
 @pytest.fixture
 def prepared(tmp_path: Path) -> Callable[..., tuple[dict[str, list[dict[str, Any]]], Report]]:
-    """``prepared("mustc", source, targets=("de",))``: the lines of each manifest, and the report."""
+    """``prepared("mustc", source, targets=("de",))`` returns the lines of each manifest and the report."""
 
     def run(name: str, source: Path, **options: Any) -> tuple[dict[str, list[dict[str, Any]]], Report]:
         out = tmp_path / "out"
         report = prepare(name, source, out, Options(**options), jobs=2, show=False)
         files = {path.name.removesuffix(".jsonl"): path for path in sorted(out.glob("*.jsonl"))}
         for manifest in report.manifests:
-            read_manifest(files[manifest])  # every line is one that Ossicle understands
+            read_manifest(files[manifest])  # every line is valid
         return {
             name: [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
             for name, path in files.items()
@@ -36,7 +36,7 @@ def prepared(tmp_path: Path) -> Callable[..., tuple[dict[str, list[dict[str, Any
 
 @pytest.fixture
 def refused(tmp_path: Path) -> Callable[..., str]:
-    """``refused("mustc", source, splits=("dev",))``: what the error says; nothing may be written."""
+    """``refused("mustc", source, splits=("dev",))`` returns the error message, and checks that nothing is written."""
 
     def run(name: str, source: Path, **options: Any) -> str:
         with pytest.raises(CorpusError) as caught:

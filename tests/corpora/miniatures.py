@@ -1,4 +1,4 @@
-"""Files of miniature corpora."""
+"""Create the files of miniature corpora."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ RATE_HZ = 16_000
 
 
 def tone(path: Path, seconds: float = 1.0, rate_hz: int = RATE_HZ, *, hz: float = 440.0) -> Path:
-    """A sine of so many seconds; the suffix says the format."""
+    """Write a sine wave; the suffix determines the format."""
     path.parent.mkdir(parents=True, exist_ok=True)
     times = np.arange(round(seconds * rate_hz)) / rate_hz
     wave = (0.3 * np.sin(2 * np.pi * hz * times)).astype(np.float32)
@@ -21,7 +21,7 @@ def tone(path: Path, seconds: float = 1.0, rate_hz: int = RATE_HZ, *, hz: float 
 
 
 def text(path: Path, content: str) -> Path:
-    """A UTF-8 file."""
+    """Write a UTF-8 file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(content, encoding="utf-8")
     return path

@@ -1,4 +1,4 @@
-"""Common Voice, and CoVoST 2 on top of it."""
+"""Tests of Common Voice and CoVoST 2."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ def row(number: int, sentence: str, gender: str = "") -> str:
 
 @pytest.fixture
 def voices(tmp_path: Path) -> Path:
-    """A locale with three clips, in validated.tsv and by split, and the translations of CoVoST."""
+    """A locale with its clips in validated.tsv and in the splits, and with the translations of CoVoST."""
     root = tmp_path / "cv" / "en"
     text(root / "train.tsv", HEAD + row(1, '"Yes, he said.', "female") + row(2, ""))
     text(root / "dev.tsv", HEAD + row(3, "A dog."))
@@ -38,7 +38,7 @@ def test_common_voice(voices, prepared):
     lines, _ = prepared("common-voice", voices.parent)
     assert lines.keys() == {"en.train", "en.dev", "dropped"}  # validated.tsv repeats them
     line = lines["en.train"][0]
-    assert line.pop("duration_s") == pytest.approx(1.0, abs=0.1)  # MP3 comes in frames
+    assert line.pop("duration_s") == pytest.approx(1.0, abs=0.1)  # MP3 rounds up to whole frames
     assert line == {
         "id": "common_voice_en_1",
         "audio": str(voices / "clips/common_voice_en_1.mp3"),
@@ -56,14 +56,14 @@ def test_common_voice_split_and_language(voices, prepared):
 
 
 def test_common_voice_broken(voices, refused):
-    assert "has no locale 'de'; it has en" in refused("common-voice", voices.parent, language="de")
+    assert "has no locale 'de'; choose from en" in refused("common-voice", voices.parent, language="de")
     text(voices / "dev.tsv", HEAD.replace("sentence", "text") + row(3, "A dog."))
     assert "dev.tsv:1: has no column 'sentence'; its columns are client_id, path, text" in refused(
         "common-voice", voices, splits=("dev",)
     )
     text(voices / "dev.tsv", HEAD + row(3, "A\tdog."))
-    assert "dev.tsv:2: has 11 cells where line 1 has 10" in refused("common-voice", voices, splits=("dev",))
-    assert "has no folder with clips in it; expected de/{train.tsv" in refused("common-voice", voices / "clips")
+    assert "dev.tsv:2: has 11 cells, line 1 has 10" in refused("common-voice", voices, splits=("dev",))
+    assert "contains no folder with clips; expected de/{train.tsv" in refused("common-voice", voices / "clips")
 
 
 def test_covost(voices, prepared):
@@ -90,8 +90,8 @@ def test_covost_choices(voices, prepared):
 
 
 def test_covost_broken(voices, refused):
-    assert "has no target 'fr'; it has de, tr" in refused("covost", voices, targets=("fr",))
-    assert "has no language 'de'; it has en" in refused("covost", voices, language="de")
+    assert "has no target 'fr'; choose from de, tr" in refused("covost", voices, targets=("fr",))
+    assert "has no language 'de'; choose from en" in refused("covost", voices, language="de")
     text(voices / "covost_v2.en_de.tsv", "path\ttranslation\nx\ty\n")
     assert "covost_v2.en_de.tsv:1: has no column 'split'" in refused("covost", voices)
     (voices / "validated.tsv").unlink()

@@ -87,12 +87,11 @@ def test_tags():
 
 
 def test_the_index_is_read_in_pieces(giga, prepared, monkeypatch):
-    monkeypatch.setattr(disk, "CHUNK_CHARACTERS", 64)  # the head ends within it, a recording does not
+    monkeypatch.setattr(disk, "CHUNK_CHARACTERS", 64)  # shorter than a recording
     assert [line["text"] for line in prepared("gigaspeech", giga)[0]["M"]] == ["AND, SO ON.", "WHY?"]
 
 
 def test_only_the_recordings_asked_for_are_parsed(tmp_path):
-    """The rest of the file may be gigabytes."""
     path = text(tmp_path / "index.json", '{"audios": [{"aid": 1}, {"aid": 2}, broken')
     assert next(disk.read_json_array(path, "audios"))[0] == {"aid": 1}
 
@@ -101,12 +100,14 @@ def test_another_folder_or_a_broken_index_is_refused(giga, refused):
     index = giga / "GigaSpeech.json"
     content = index.read_text()
     index.write_text(content[:-40])
-    assert 'GigaSpeech.json: breaks off within "audios"' in refused("gigaspeech", giga)
+    assert 'GigaSpeech.json: is cut off within "audios"' in refused("gigaspeech", giga)
     index.write_text(content.replace('"sid"', '"id"'))
     assert "GigaSpeech.json: recording 1 (AUD1) has no 'sid'" in refused("gigaspeech", giga)
     index.write_text('{"words": []}')
     assert 'has no array "audios" near its start' in refused("gigaspeech", giga)
-    assert "has no subset 'HUGE'; it has XS, S, M, L, XL, DEV, TEST" in refused("gigaspeech", giga, subsets=("HUGE",))
+    assert "has no subset 'HUGE'; choose from XS, S, M, L, XL, DEV, TEST" in refused(
+        "gigaspeech", giga, subsets=("HUGE",)
+    )
     index.unlink()
     assert "GigaSpeech.json: there is no such file; expected GigaSpeech.json and audio/" in refused("gigaspeech", giga)
 

@@ -92,7 +92,7 @@ def test_a_segment_after_the_end_of_its_talk_is_left_out(mustc, prepared):
     ("file", "content", "message"),
     [
         ("train.de", None, "train.de: there is no such file; expected en-de/data/train/"),
-        ("train.de", "Danke.\n", "train.yaml:2: train.en, train.de and it must have a line each"),
+        ("train.de", "Danke.\n", "train.yaml:2: train.en, train.de and this file differ in length"),
         ("train.yaml", "wav: a\n" * 3, "train.yaml:1: is not a segment; expected - {duration: .."),
         ("train.yaml", "- {wav: a, offset: 1, speaker_id: b}\n" * 3, "train.yaml:1: has no 'duration'"),
         ("train.yaml", INDEX.replace("0.250000", "soon"), "train.yaml:1: could not convert string to float: 'soon'"),
@@ -118,7 +118,7 @@ def test_another_folder_is_refused_with_what_was_expected(tmp_path, refused):
 
 
 def test_a_choice_that_is_not_there_is_named(mustc, refused):
-    assert "has no language pair en to 'ru'; it has de, fr" in refused("mustc", mustc, targets=("ru",))
-    assert "has no split 'dev'; it has train, tst-COMMON" in refused("mustc", mustc, splits=("dev",))
+    assert "has no language pair en to 'ru'; choose from de, fr" in refused("mustc", mustc, targets=("ru",))
+    assert "has no split 'dev'; choose from train, tst-COMMON" in refused("mustc", mustc, splits=("dev",))
     said = refused("mustc", mustc, subsets=("XS",))
     assert said == "the corpus mustc has no option --subset; its own options: --split, --target, --task"

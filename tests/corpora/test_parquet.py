@@ -1,4 +1,4 @@
-"""Parquet tables with audio: any, and the MLS speaker descriptions."""
+"""Tests of parquet tables with audio and of the MLS speaker descriptions."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def cell(tmp_path: Path, name: str, seconds: float = 1.0) -> dict:
     return {"bytes": tone(tmp_path / "cells" / name, seconds).read_bytes(), "path": name}
 
 
-def test_audio_bytes_are_written_as_they_are(tmp_path, prepared):
+def test_audio_bytes_are_written_unchanged(tmp_path, prepared):
     rows = [
         {"id": "a/1", "audio": cell(tmp_path, "1.flac"), "sentence": "One.", "translation": "Eins.", "speaker_id": 7},
         {"id": "2", "audio": cell(tmp_path, "2.wav", 2.0), "sentence": "Two.", "translation": "Zwei.", "speaker_id": 8},
@@ -57,10 +57,10 @@ def test_audio_bytes_are_written_as_they_are(tmp_path, prepared):
         "audio cannot be used": 1,
         "no audio in the row": 1,
     }
-    assert "4: is no WAV, FLAC, Ogg or MP3" in report.dropped["audio cannot be used"].first
+    assert "4: is not WAV, FLAC, Ogg or MP3" in report.dropped["audio cannot be used"].first
 
 
-def test_the_layout_of_the_official_code(tmp_path, prepared):
+def test_the_layout_of_the_papers_code(tmp_path, prepared):
     audio = cell(tmp_path, "1.wav", 3.0)
     row = {"audio": audio, "duration": 3.0, "question": "Who fell?\n<audio>", "answer": "rome"}
     table(tmp_path / "squad/spoken_squad_train.parquet", [row])
@@ -79,7 +79,7 @@ def test_the_layout_of_the_official_code(tmp_path, prepared):
     }
 
 
-def test_columns_can_be_named_and_audio_lie_beside(tmp_path, prepared):
+def test_columns_can_be_named_and_audio_can_be_a_path(tmp_path, prepared):
     tone(tmp_path / "set/clips/1.wav")
     table(tmp_path / "set/train.parquet", [{"sound": "clips/1.wav", "words": "Hello", "reply": "Hi", "ask": "Greet!"}])
     columns = {"audio": "sound", "text": "words", "answer": "reply", "instruction": "ask"}
@@ -89,16 +89,16 @@ def test_columns_can_be_named_and_audio_lie_beside(tmp_path, prepared):
     assert lines.keys() == {"train.chat"}
 
 
-def test_a_table_that_is_none_or_has_other_columns_is_refused(tmp_path, refused):
+def test_an_invalid_table_or_unknown_columns_are_refused(tmp_path, refused):
     folder = tmp_path / "set"
     assert "there is no such file or folder" in refused("parquet", folder)
     text(folder / "a.txt", "")
-    assert "set: holds no .parquet file; expected a parquet file" in refused("parquet", folder)
+    assert "set: contains no .parquet file; expected a parquet file" in refused("parquet", folder)
     path = table(folder / "train.parquet", [{"sound": b"", "text": "a"}])
     said = refused("parquet", folder)
-    assert said == f"{path}: which column is the audio? say --column audio=...; it has sound, text"
+    assert said == f"{path}: has no known audio column; name it: --column audio=COLUMN; the columns are sound, text"
     said = refused("parquet", folder, columns={"audio": "noise"})
-    assert said == f"{path}: has no column 'noise' for audio; it has sound, text"
+    assert said == f"{path}: has no column 'noise' for audio; choose one of sound, text"
     assert "--column words=...: is not a field" in refused("parquet", folder, columns={"words": "text"})
     path.write_bytes(b"PAR2")
     assert "train.parquet: is not a parquet file" in refused("parquet", folder)
@@ -149,7 +149,7 @@ def test_descriptions_with_their_audio(tmp_path, prepared, speech):
 
 
 def test_descriptions_are_joined_with_the_audio_of_mls_eng(tmp_path, prepared, speech):
-    """By place, not by order: here the descriptions come the other way round, and one is missing."""
+    """The join uses the position in the recording: here the order differs, and one description is missing."""
     described = [ATTRIBUTES | place(10.5) | {"gender": "male"}, ATTRIBUTES | place(0.0)]
     table(tmp_path / "described/data/dev-00000-of-00001.parquet", described)
     table(tmp_path / "mls_eng/data/dev-00000-of-00001.parquet", speech)
@@ -164,10 +164,10 @@ def test_descriptions_are_joined_with_the_audio_of_mls_eng(tmp_path, prepared, s
 def test_descriptions_broken(tmp_path, refused, speech):
     folder = tmp_path / "described"
     path = table(folder / "dev-00000-of-00001.parquet", [ATTRIBUTES | place(0.0)])
-    assert "has no audio column and there is no --audio" in refused("mls-descriptions", folder)
+    assert "has no audio column; name the folder of mls_eng" in refused("mls-descriptions", folder)
     table(tmp_path / "mls_eng/test-00000-of-00001.parquet", speech)
     said = refused("mls-descriptions", folder, audio=str(tmp_path / "mls_eng"))
-    assert said.endswith("mls_eng: has no parquet files of 'dev'; it has test")
+    assert said.endswith("mls_eng: has no parquet files of 'dev'; it has those of test")
     table(path, speech)
     assert "has no column 'speaking_rate'; expected parquet files with an audio column and speaking_rate" in refused(
         "mls-descriptions", folder

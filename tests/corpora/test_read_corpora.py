@@ -1,4 +1,4 @@
-"""LibriSpeech, Multilingual LibriSpeech and a folder of text files: read speech with its text."""
+"""Tests of LibriSpeech, Multilingual LibriSpeech and folders of recordings with text files."""
 
 from pathlib import Path
 
@@ -61,7 +61,9 @@ def test_librispeech_broken(librispeech, refused, tmp_path):
     assert "19-198.trans.txt: there is no such file; expected train-clean-100/19/198/" in refused(
         "librispeech", librispeech
     )
-    assert "has no folder train-clean-100, " in refused("librispeech", tmp_path / "LibriSpeech/dev-clean")
+    assert "contains none of the folders train-clean-100, " in refused(
+        "librispeech", tmp_path / "LibriSpeech/dev-clean"
+    )
 
 
 @pytest.fixture
@@ -96,9 +98,11 @@ def test_multilingual_librispeech_one_language(mls, prepared):
 
 
 def test_multilingual_librispeech_broken(mls, refused):
-    assert "has no language 'fr'; it has de, pl" in refused("mls", mls, language="fr")
+    assert "has no language 'fr'; choose from de, pl" in refused("mls", mls, language="fr")
     text(mls / "mls_german/train/transcripts.txt", "10_20_000000 guten tag\n")
-    assert "transcripts.txt:1: is not SPEAKER_BOOK_NUMBER, a tab and the text" in refused("mls", mls / "mls_german")
+    assert "transcripts.txt:1: is invalid; expected SPEAKER_BOOK_NUMBER, a tab and the text" in refused(
+        "mls", mls / "mls_german"
+    )
     (mls / "mls_german/train/transcripts.txt").unlink()
     assert "transcripts.txt: there is no such file; expected mls_german/train" in refused("mls", mls / "mls_german")
     assert "has no folder mls_german" in refused("mls", mls / "mls_german/train")
@@ -121,12 +125,12 @@ def test_a_folder_of_text_files(tmp_path, prepared):
     assert lines["dropped"] == [{"id": "a/1", "reason": "no .txt file", "detail": str(root / "a/1.txt")}]
 
 
-def test_a_folder_without_audio_or_with_texts_that_are_none_is_refused(tmp_path, refused):
+def test_a_folder_without_audio_or_with_invalid_texts_is_refused(tmp_path, refused):
     text(tmp_path / "mine/b.txt", "Hello")
-    assert "mine: holds no audio files; expected a.wav and a.txt" in refused("folder", tmp_path / "mine")
+    assert "mine: contains no audio files; expected a.wav and a.txt" in refused("folder", tmp_path / "mine")
     tone(tmp_path / "mine/b.wav")
     (tmp_path / "mine/b.txt").write_bytes(b"\xff\xfe")
     assert "b.txt: is not UTF-8 text" in refused("folder", tmp_path / "mine")
     (tmp_path / "mine/b.txt").unlink()
     said = refused("folder", tmp_path / "mine")
-    assert "nothing written, as nothing can be used: no .txt file (1 times; first b: " in said
+    assert "nothing written, because no utterance can be used: no .txt file (1 times; first b: " in said

@@ -1,4 +1,4 @@
-"""The shared recordings of LibriSpeech, laid out as LibriSpeech is."""
+"""Prepare real recordings of LibriSpeech in the layout of the corpus."""
 
 import json
 

@@ -14,7 +14,7 @@ def question(name: str, asked: str, *answers: str) -> dict:
 
 @pytest.fixture
 def squad(tmp_path: Path) -> Path:
-    """Two articles: a passage of two sentences, one without questions, one of a single sentence."""
+    """Two articles with three passages: two sentences, no questions, one sentence."""
     root = tmp_path / "squad"
     first = {
         "context": "the cat sat.  it slept.",
@@ -76,7 +76,7 @@ def test_a_passage_with_a_hole_or_a_broken_sentence_is_left_out(squad, prepared)
     assert "1_0_0.wav: the file is empty" in report.dropped["audio cannot be used"].first
 
 
-def test_the_folders_may_lie_where_the_archive_puts_them(squad, prepared):
+def test_the_folders_may_be_where_the_archive_puts_them(squad, prepared):
     (squad / "Spoken-SQuAD_audio").mkdir()
     (squad / "dev_wav").rename(squad / "Spoken-SQuAD_audio/dev_wav")
     assert len(prepared("spoken-squad", squad)[0]["test.qa"]) == 3
@@ -84,14 +84,14 @@ def test_the_folders_may_lie_where_the_archive_puts_them(squad, prepared):
 
 def test_another_layout_is_refused(squad, refused, tmp_path):
     said = refused("spoken-squad", squad, splits=("train",))
-    assert said == f"{squad}: has no split 'train'; it has test"
+    assert said == f"{squad}: has no split 'train'; choose from test"
     (squad / "dev_wav").rename(squad / "wav")
     assert "dev_wav: there is no such folder; expected spoken_train-v1.1.json with train_wav/" in refused(
         "spoken-squad", squad
     )
     (squad / "dev_wav").mkdir()
-    assert "dev_wav: holds no file such as 0_0_0.wav" in refused("spoken-squad", squad)
+    assert "dev_wav: contains no file such as 0_0_0.wav" in refused("spoken-squad", squad)
     tone(squad / "dev_wav/0_0_0.wav")
     text(squad / "spoken_test-v1.1.json", '{"data": [{"paragraphs": [{"qas": [1]}]}]}')
-    assert "spoken_test-v1.1.json: is not laid out like SQuAD" in refused("spoken-squad", squad)
+    assert "spoken_test-v1.1.json: does not have the layout of SQuAD" in refused("spoken-squad", squad)
     assert "has no spoken_train-v1.1.json or spoken_test-v1.1.json" in refused("spoken-squad", tmp_path)

@@ -50,7 +50,7 @@ def test_figures_by_hand(train):
     }  # fmt: skip
     assert {edge: count for edge, count in found["histogram_s"].items() if count} == {"1": 1, "2": 2, "10": 1}
     assert found["words_per_s"]["mean"] == pytest.approx((3 + 1 + 0.5) / 3)
-    assert (found["slowest"], found["fastest"]) == ("a", "a")  # the id that comes twice
+    assert (found["slowest"], found["fastest"]) == ("a", "a")  # this id occurs twice
     assert found["languages"] == {"en": 2, "de": 1, "not given": 1}
     assert found["tasks"] == {"qa": 3, "not given": 2, "asr": 1, "st/de": 1}
     assert (found["speakers"], found["without_speaker"], found["without_text"]) == (2, 2, 1)

@@ -1,4 +1,4 @@
-"""Manifests of other toolkits: lhotse, NeMo, SLAM-LLM."""
+"""Tests of the manifests of Lhotse, NeMo and SLAM-LLM."""
 
 import gzip
 import json
@@ -75,7 +75,7 @@ def test_each_supervision_of_a_cut_is_an_utterance(cuts, prepared):
 
 
 def test_cuts_broken(cuts, refused):
-    assert "cuts: holds no .jsonl or .jsonl.gz file; expected cuts.jsonl" in refused("lhotse", cuts)
+    assert "cuts: contains no .jsonl or .jsonl.gz file; expected cuts.jsonl" in refused("lhotse", cuts)
     jsonl(cuts / "a.jsonl", {"id": "x", "text": "y", "recording": {}})
     assert "a.jsonl:1: is not a cut (KeyError('sources'))" in refused("lhotse", cuts / "a.jsonl")
     text(cuts / "a.jsonl", "{}\n{\n")
@@ -103,7 +103,9 @@ def test_nemo(tmp_path, prepared):
          "start_s": 1.0, "end_s": 1.5},
     ]  # fmt: skip
     assert [(line["id"], line["answer"]) for line in lines["train.st-de"]] == [("a-1.5-de", "Teil")]
-    assert report.dropped["another duration than stated"].first.endswith("lasts 2.00 s, the corpus states 5.00 s")
+    assert report.dropped["duration differs from the stated one"].first.endswith(
+        "lasts 2.00 s, the corpus states 5.00 s"
+    )
 
 
 def test_paths_from_the_working_directory(tmp_path, prepared, monkeypatch):
@@ -142,12 +144,12 @@ def test_other_names_of_fields(tmp_path, prepared):
 
 def test_manifests_broken(tmp_path, refused):
     path = jsonl(tmp_path / "a.jsonl", {"words": "x"})
-    assert "a.jsonl:1: names no audio file (audio_filepath, source, ...;" in refused("jsonl", path)
+    assert "a.jsonl:1: names no audio file (audio_filepath, source, ...);" in refused("jsonl", path)
     text(path, '{"audio_filepath": "a.wav", "text": "x"}\nnot json\n')
     assert "a.jsonl:2: is not JSON" in refused("jsonl", path)
     text(path, "[1]\n")
     assert "a.jsonl:1: is not a JSON object; expected a .jsonl" in refused("jsonl", path)
     jsonl(path, {"audio_filepath": "a.wav", "text": "x", "duration": "long"})
-    assert "a.jsonl:1: could not convert string to float: 'long'; duration" in refused("jsonl", path)
+    assert "a.jsonl:1: could not convert string to float: 'long'; write duration" in refused("jsonl", path)
     path.unlink()
-    assert "holds no .jsonl or .json file" in refused("jsonl", tmp_path)
+    assert "contains no .jsonl or .json file" in refused("jsonl", tmp_path)

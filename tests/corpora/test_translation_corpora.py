@@ -1,4 +1,4 @@
-"""Europarl-ST and FLEURS."""
+"""Tests of Europarl-ST and FLEURS."""
 
 from pathlib import Path
 
@@ -23,8 +23,8 @@ def europarl(tmp_path: Path) -> Path:
 
 def test_europarl_st(europarl, prepared):
     lines, _ = prepared("europarl-st", europarl)
-    assert lines.keys() == {"en.train", "en.train.st-de", "en.train.st-fr"}  # train-noisy only when asked for
-    assert lines["en.train"] == [  # the segment that two languages share is there once
+    assert lines.keys() == {"en.train", "en.train.st-de", "en.train.st-fr"}  # train-noisy only if it is named
+    assert lines["en.train"] == [  # two targets share the first segment
         {"id": f"en.2008.22.1-097-{begin:.2f}-{end:.2f}", "audio": str(europarl / "en/audios/en.2008.22.1-097.wav"),
          "text": words, "language": "en", "task": "asr", "duration_s": end - begin, "start_s": begin, "end_s": end}
         for begin, end, words in ((0.5, 2.5, "Thanks."), (3.0, 6.0, "Yes."))
@@ -42,15 +42,17 @@ def test_europarl_st_choices(europarl, prepared):
 def test_europarl_st_broken(europarl, refused):
     folder = europarl / "en/de/train"
     text(folder / "segments.lst", "en.2008.22.1-097 0.5\nx\n")
-    assert "segments.lst:1: is not a recording, its start and end" in refused("europarl-st", europarl, targets=("de",))
+    assert "segments.lst:1: 'en.2008.22.1-097 0.5' is invalid; expected the name" in refused(
+        "europarl-st", europarl, targets=("de",)
+    )
     text(folder / "segments.de", "Danke.\n")
     text(folder / "segments.lst", "en.2008.22.1-097 0.5 2.5\n" * 2)
-    assert "segments.lst:2: segments.en, segments.de and it must" in refused("europarl-st", europarl, targets=("de",))
+    assert "segments.lst:2: segments.en, segments.de and this file" in refused("europarl-st", europarl, targets=("de",))
     (folder / "segments.de").unlink()
     assert "segments.de: there is no such file; expected en/{audios/" in refused("europarl-st", europarl)
-    assert "has no target 'ru'; it has de, fr" in refused("europarl-st", europarl, targets=("ru",))
+    assert "has no target 'ru'; choose from de, fr" in refused("europarl-st", europarl, targets=("ru",))
     (europarl / "en/audios/en.2008.22.1-097.wav").rename(europarl / "en/audios/en.2008.22.1-097.m4a")
-    assert "holds .m4a files, which cannot be read; convert them there once: for f in" in refused(
+    assert "contains .m4a files, which cannot be read; convert them in that folder: for f in" in refused(
         "europarl-st", europarl
     )
     assert "has no en/audios, de/audios" in refused("europarl-st", folder)
@@ -97,11 +99,11 @@ def test_fleurs_all_languages(fleurs, prepared):
 
 
 def test_fleurs_broken(fleurs, refused):
-    assert "0 folders are for the language 'fr'; it has de_de, en_us" in refused("fleurs", fleurs, language="fr")
+    assert "0 folders match the language 'fr'; choose one of de_de, en_us" in refused("fleurs", fleurs, language="fr")
     text(fleurs / "de_de/test.tsv", "id\tfile_name\traw_transcription\ttranscription\n")
     assert "test.tsv:1: expected id, file, text, ..." in refused("fleurs", fleurs / "de_de")
     (fleurs / "en_us/audio/test").rename(fleurs / "en_us/audio/dev")
-    assert "audio/test: there is no such folder; unpack its archive there; expected en_us/" in refused(
+    assert "audio/test: there is no such folder; unpack the archive of the split there; expected en_us/" in refused(
         "fleurs", fleurs / "en_us"
     )
     assert "has no folder with train.tsv" in refused("fleurs", fleurs.parent)

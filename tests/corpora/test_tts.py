@@ -27,7 +27,7 @@ soundfile.write(out, numpy.full(len(text) * 100, 0.1), 8000)
 
 @pytest.fixture
 def command(tmp_path: Path) -> str:
-    """A speaker that needs 0.0125 s a letter, and refuses one word."""
+    """A command that speaks 0.0125 s per letter, and fails on one word."""
     (tmp_path / "speak.py").write_text(SPEAK)
     return f"{sys.executable} {tmp_path / 'speak.py'} {{text_file}} {{out}} {{voice}}"
 
@@ -101,18 +101,18 @@ def test_squad_json(tmp_path, command):
     assert [line.id for line in read_manifest(tmp_path / "out/dev.qa.jsonl")] == ["q-qa"]
 
 
-def test_plain_text_and_what_cannot_be_spoken(tmp_path, command):
+def test_plain_text_with_an_utterance_that_fails(tmp_path, command):
     texts = tmp_path / "lines.txt"
     texts.write_text("Hello.\n\nAn impossible word.\nBye.\nNever read.\n", encoding="utf-8")
     options = TtsOptions(command=command, voices=("a", "b"), limit=3)
     report = prepare_tts(texts, tmp_path / "out", options, show=False)
     assert [line.id for line in read_manifest(tmp_path / "out/lines.jsonl")] == ["lines-000001", "lines-000004"]
-    assert report.dropped["audio cannot be made"].first.endswith("ended with 1: cannot say that")
+    assert report.dropped["audio cannot be made"].first.endswith("failed with exit code 1: cannot say that")
     assert not list((tmp_path / "out/audio").glob(".*"))
     assert prepare_tts(texts, tmp_path / "out", options, show=False).already_done
 
 
-def test_a_stopped_call_does_not_speak_again(tmp_path, command, monkeypatch):
+def test_an_interrupted_call_resumes(tmp_path, command, monkeypatch):
     texts = tmp_path / "lines.txt"
     texts.write_text("".join(f"Line {i}.\n" for i in range(300)), encoding="utf-8")
     spoken: list[str] = []
@@ -137,7 +137,7 @@ def test_a_stopped_call_does_not_speak_again(tmp_path, command, monkeypatch):
     assert len(read_manifest(tmp_path / "out/lines.jsonl")) == 300
 
 
-def test_the_work_can_go_to_other_processes(tmp_path):
+def test_the_work_is_picklable(tmp_path):
     pytest.importorskip("espeakng_loader")
     voice = espeak_voices("de", "test")[0]
     line = Sample(id="a", audio=Path("audio/a.wav"), text="Guten Tag.")
@@ -147,7 +147,7 @@ def test_the_work_can_go_to_other_processes(tmp_path):
     assert (tmp_path / "audio/a.wav").is_file()
     assert [word.word for word in words_of(first)] == ["Guten", "Tag."]
     assert first.extra["gender"] == "female"
-    assert second.extra == {}  # said once is enough
+    assert second.extra == {}  # the first line has it
 
 
 def test_every_language_has_voices():
@@ -157,7 +157,7 @@ def test_every_language_has_voices():
     assert not train & test
 
 
-def test_only_known_names_are_filled_in():
+def test_only_known_placeholders_are_replaced():
     values = {"text": "a 'b' {out}", "out": "x.wav"}
     assert fill("say '{a}' {text} -o {out}", values) == ["say", "{a}", "a 'b' {out}", "-o", "x.wav"]
     assert fill("say {text}", {"text": "two words"}) == ["say", "two words"]
@@ -166,16 +166,16 @@ def test_only_known_names_are_filled_in():
 @pytest.mark.parametrize(
     ("content", "options", "message"),
     [
-        (None, {}, "there is no such file; expected one text a line"),
+        (None, {}, "there is no such file; expected one text per line"),
         ("{\n", {}, "texts.jsonl:1: is not JSON"),
         ("[]\n", {}, "texts.jsonl:1: is not a JSON object; expected"),
-        ('{"id": "a", "de": "Hallo"}\n', {}, "'a' has no text in 'en'; it has id, de"),
+        ('{"id": "a", "de": "Hallo"}\n', {}, "'a' has no text in 'en'; its keys are id, de"),
         ("{}\n", {"command": "no-such-program {out}"}, "there is no program 'no-such-program'"),
-        ("{}\n", {"command": "cat {text_file}"}, "does not say where {out}"),
-        ("{}\n", {"command": "cat {voice} {out}"}, "has {voice}; name voices with --voice"),
+        ("{}\n", {"command": "cat {text_file}"}, "has no {out}; write {out}"),
+        ("{}\n", {"command": "cat {voice} {out}"}, "has {voice}; name the voices with --voice"),
     ],
 )
-def test_what_is_wrong_is_said(tmp_path, content, options, message):
+def test_invalid_texts_and_commands_are_refused(tmp_path, content, options, message):
     texts = tmp_path / "texts.jsonl"
     if content is not None:
         texts.write_text(content)

@@ -17,7 +17,7 @@ from ossicle_lab.world.passages import sample_passages
 from ossicle_lab.world.synthesise import synthesise
 from places import ENCODER
 
-espeakng_loader = pytest.importorskip("espeakng_loader", reason='needs pip install "ossicle[lab]"')
+espeakng_loader = pytest.importorskip("espeakng_loader", reason="needs pip install espeakng-loader")
 TEXT = "in the morning anna saw the red car at the end of the street"
 
 
@@ -44,7 +44,7 @@ def test_speech_depends_on_the_arguments_alone(voice) -> None:
     assert not np.array_equal(first[:8000], speak(TEXT, voice, seed=4)[:8000])
 
 
-def test_another_process_says_the_same() -> None:
+def test_another_process_gives_the_same_samples() -> None:
     voice = train_voices()[0]
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         elsewhere = pool.apply(speak, (TEXT, voice, 3))
@@ -77,15 +77,15 @@ def test_word_times_cover_the_utterance(text: str) -> None:
 
 
 def test_word_times_are_where_the_words_are() -> None:
-    # The second word starts about when the first, said alone (more slowly, between two silences), has ended.
+    # The second word starts about where the first ends if it is spoken alone (more slowly, with silence around it).
     for word in ("cat", "mountain"):
         utterance = speak_with_times(f"{word} dog", train_voices()[0], seed=0)
         alone = speak_with_times(word, train_voices()[0], seed=0)
         assert utterance.words[1][1] == pytest.approx(alone.duration_s, abs=0.3)
 
 
-def test_nothing_to_say_is_an_error() -> None:
-    with pytest.raises(VoiceError, match="nothing to say"):
+def test_an_empty_text_is_an_error() -> None:
+    with pytest.raises(VoiceError, match="produces no sound"):
         speak("", train_voices()[0])
 
 

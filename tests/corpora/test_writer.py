@@ -1,7 +1,8 @@
-"""What all corpora share: order, counts, resume, constant memory."""
+"""Tests of what all corpora share: order, counts, resuming, constant memory."""
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,12 +15,14 @@ from pathlib import Path
 import pytest
 from miniatures import text, tone
 
+from ossicle import progress
 from ossicle.batch import Sample
 from ossicle.corpora import CORPORA, writer
 from ossicle.corpora.items import Dropped, Item, Options, Reached, Recording
 from ossicle.corpora.prepare import prepare
-from ossicle.corpora.report import Bar
-from ossicle.corpora.writer import JOURNAL_NAME, Limits, write
+from ossicle.corpora.report import Report
+from ossicle.corpora.writer import JOURNAL_NAME, STATED_DURATION_TOLERANCE_S, Limits, progress_of, write
+from ossicle.data.dataset import DURATION_TOLERANCE_S
 from ossicle.data.manifest import read_manifest
 from ossicle.errors import CorpusError
 
@@ -37,9 +40,10 @@ def items(speech: Path, count: int, *, stop_before: int | None = None) -> Iterat
         yield Reached((i + 1) / count)
 
 
-def run(out: Path, source: Iterator[Item], **about: object) -> writer.Report:
+def run(out: Path, source: Iterator[Item], **about: object) -> Report:
+    display = progress_of("test", enabled=False)
     with ThreadPoolExecutor(2) as pool:
-        return write(source, out, {"corpus": "test", **about}, Limits(), pool, bar=Bar("test", show=False))
+        return write(source, out, {"corpus": "test", **about}, Limits(), pool, progress=display)
 
 
 def ids(out: Path, name: str = "all") -> list[str]:
@@ -52,7 +56,7 @@ def test_lines_come_in_the_order_of_the_corpus(speech, tmp_path):
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"all.jsonl", "prepare.json"}
 
 
-def test_a_stopped_call_continues_where_it_was(speech, tmp_path, monkeypatch):
+def test_an_interrupted_call_resumes(speech, tmp_path, monkeypatch):
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         run(out, items(speech, 2000, stop_before=1500))
@@ -60,7 +64,7 @@ def test_a_stopped_call_continues_where_it_was(speech, tmp_path, monkeypatch):
     journal = out / JOURNAL_NAME
     done = len(journal.read_text().splitlines()) - 1
     assert 0 < done < 1500
-    journal.write_bytes(journal.read_bytes() + b'{"id": "u9')  # a line that the kill cut off
+    journal.write_bytes(journal.read_bytes() + b'{"id": "u9')  # the kill cut this line off
     probed: list[Path] = []
     monkeypatch.setattr(writer, "_file_duration_s", lambda path: probed.append(path) or 2.0)
     report = run(out, items(speech, 2000))
@@ -100,16 +104,18 @@ def test_a_killed_process_leaves_no_manifest_and_its_work_is_kept(tmp_path):
     assert prepare("folder", source, out, show=False).already_done
 
 
-def test_a_source_that_has_changed_since_is_not_continued(speech, tmp_path):
+def test_a_changed_source_is_not_resumed(speech, tmp_path):
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         run(out, items(speech, 2000, stop_before=1500))
     changed = (item for item in items(speech, 2000) if not isinstance(item, Recording) or item.lines[0][1].id != "u3")
-    with pytest.raises(CorpusError, match="the source has changed; remove the file to begin anew"):
+    with pytest.raises(
+        CorpusError, match=r"the source has changed: item \d+ was 'u\d+' and is now 'u\d+'; remove the file"
+    ):
         run(out, changed)
-    with pytest.raises(CorpusError, match=r"has \d+ more than the source has now"):
+    with pytest.raises(CorpusError, match=r"the source has \d+ fewer items than before"):
         run(out, items(speech, 3))
-    with pytest.raises(CorpusError, match=r"\.prepare\.partial: is an unfinished preparation of something else"):
+    with pytest.raises(CorpusError, match=r"\.prepare\.partial: is an unfinished preparation of another corpus"):
         run(out, items(speech, 2000), options="other")
 
 
@@ -118,15 +124,15 @@ def test_another_corpus_or_other_options_do_not_overwrite(speech, tmp_path):
     source, out = tmp_path, tmp_path / "out"
     prepare("folder", source, out, show=False)
     before = (out / "speech.jsonl").read_bytes()
-    with pytest.raises(CorpusError, match="already holds"):
+    with pytest.raises(CorpusError, match="already contains"):
         prepare("folder", source, out, Options(lower=True), show=False)
     assert (out / "speech.jsonl").read_bytes() == before
     (out / "speech.jsonl").unlink()
     assert not prepare("folder", source, out, show=False).already_done
 
 
-def test_the_corpus_is_read_no_further_than_the_window(speech, tmp_path, monkeypatch):
-    """Constant memory: what is read but not yet written is bounded, however long the corpus."""
+def test_the_corpus_is_read_at_most_one_window_ahead(speech, tmp_path, monkeypatch):
+    """The number of items in memory is bounded."""
     read, written, ahead = 0, 0, []
 
     def counted() -> Iterator[Item]:
@@ -149,12 +155,12 @@ def test_the_corpus_is_read_no_further_than_the_window(speech, tmp_path, monkeyp
     assert writer.WINDOW - 2 <= max(ahead) <= writer.WINDOW
 
 
-def test_an_id_that_comes_twice_in_a_manifest_is_kept_once(speech, tmp_path):
+def test_a_repeated_id_is_kept_once_per_manifest(speech, tmp_path):
     line = Sample(id="a", audio=speech, text="x")
     twice = [Recording((("one", line), ("two", line))), Recording((("one", line),))]
     report = run(tmp_path / "out", iter(twice))
     assert ids(tmp_path / "out", "one") == ids(tmp_path / "out", "two") == ["a"]
-    assert report.dropped["id occurs twice"].first == "a: in one.jsonl; the first is kept"
+    assert report.dropped["repeated id"].first == "a: in one.jsonl; the first line is kept"
 
 
 def test_several_lines_about_a_recording_count_its_hours_once(speech, tmp_path):
@@ -195,14 +201,14 @@ def test_a_wrong_folder_is_given_up_early(tmp_path, speech):
 
 
 def test_nothing_usable_is_an_error_and_leaves_nothing(tmp_path):
-    with pytest.raises(CorpusError, match=r"nothing can be used: no text \(2 times; first a: why\)"):
+    with pytest.raises(CorpusError, match=r"no utterance can be used: no text \(2 times; first a: why\)"):
         run(tmp_path / "out", iter([Dropped("a", "no text", "why"), Dropped("b", "no text")]))
-    with pytest.raises(CorpusError, match="the source holds nothing that these options choose"):
+    with pytest.raises(CorpusError, match="the source contains nothing that matches these options"):
         run(tmp_path / "out", iter([]))
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_the_report_says_what_and_why(speech, tmp_path, capsys):
+def test_the_report_prints_counts_and_reasons(speech, tmp_path, capsys):
     broken = text(tmp_path / "b.wav", "no audio")
     made = partial(Sample, text="x")
     report = run(
@@ -218,20 +224,33 @@ def test_the_report_says_what_and_why(speech, tmp_path, capsys):
     assert ["all.jsonl", "1", "1", "0.00"] in [line.split() for line in said.splitlines()]
     assert f"left out, audio cannot be used: 1 (first: b: {broken}: is not an audio file" in said
     assert "left out, no text: 1 (first: c)" in said
-    assert "all of them: out/dropped.jsonl" in said
+    assert "complete list: out/dropped.jsonl" in said
 
 
-def test_the_bar_shows_throughput_and_time_left(speech, tmp_path, capsys):
-    with Bar("test corpus", show=True) as bar, ThreadPoolExecutor(2) as pool:
-        write(items(speech, 100), tmp_path / "out", {}, Limits(), pool, bar=bar)
-    shown = " ".join(capsys.readouterr().err.split())
-    assert "test corpus" in shown
-    assert "100% 100 recordings, 0.06 h" in shown
-    assert "/s" in shown
+def test_the_progress_shows_recordings_throughput_and_hours(speech, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(progress, "LINE_EVERY_S", 0.0)
+    with progress_of("test corpus") as shown, ThreadPoolExecutor(2) as pool:
+        write(items(speech, 100), tmp_path / "out", {}, Limits(), pool, progress=shown)
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert re.fullmatch(r"test corpus +100/100 %, .*/s +100 recordings, \d+/s, 0\.06 h", last), last
+
+
+def test_durations_are_checked_as_by_the_dataset():
+    assert STATED_DURATION_TOLERANCE_S == DURATION_TOLERANCE_S
+
+
+def test_a_corpus_of_your_own(speech, tmp_path):
+    def read(source: Path, options: Options) -> Iterator[Item]:
+        return items(speech, 3)
+
+    report = prepare(read, tmp_path, tmp_path / "out", show=False)
+    assert report.about["corpus"].endswith("test_a_corpus_of_your_own.<locals>.read")
+    assert ids(tmp_path / "out") == ["u0", "u1", "u2"]
+    assert prepare(read, tmp_path, tmp_path / "out", show=False).already_done
 
 
 def test_unknown_corpora_are_named(tmp_path):
-    with pytest.raises(CorpusError, match="there is no corpus 'timit'; there are mustc, gigaspeech, "):
+    with pytest.raises(CorpusError, match="there is no corpus 'timit'; choose one of mustc, gigaspeech, "):
         prepare("timit", tmp_path, tmp_path / "out")
 
 

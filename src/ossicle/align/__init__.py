@@ -1,1 +1,1 @@
-"""Word times: a CTC aligner, and the files of other aligners."""
+"""Find when each word is spoken, with a CTC model or from the files of another aligner."""

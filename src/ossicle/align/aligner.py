@@ -1,8 +1,9 @@
-"""Word times from any CTC model of Hugging Face transformers that hears waveforms and spells with characters.
+"""Find word times with any CTC model of Hugging Face transformers that reads waveforms and spells with characters.
 
-A CTC label is a short peak somewhere within its sound, not its extent. The boundary of two words is put in the middle
-between the last peak of one and the first of the next: on espeak-ng's speech (589 boundaries, held-out voices, the
-lab's encoder) that is 5 ms late in the median, where the one peak ends 17 ms early and the other starts 27 ms late.
+A CTC label is a short peak within its sound, and does not cover the sound. The boundary between two words is therefore
+placed midway between the last peak of the first word and the first peak of the second. On generated speech (espeak-ng,
+589 boundaries, held-out voices, the laboratory's encoder) this boundary is 5 ms late in the median. The end of the
+earlier peak is 17 ms early there, and the start of the later peak is 27 ms late.
 
 Shape legend: B utterances, T frames, V labels of the CTC head.
 """
@@ -20,16 +21,16 @@ from torch import Tensor
 from ossicle.align.ctc import TokenSpans, ctc_align, frames_needed
 from ossicle.batch import Skipped, Utterance, pad
 from ossicle.data.words import WordTime, spoken_words, without_punctuation
+from ossicle.errors import ModelError
 from ossicle.models.encoder import CONV_FAMILIES, FAMILIES, Encoder
 from ossicle.models.front_ends import ConvFront
 from ossicle.models.frozen import LAB, fingerprint, freeze, quiet_loading, refuse_missing, resolve
 
 MAX_MARGIN_S = 0.1
-"""A word reaches at most this far beyond its outer peaks; what lies further is a pause and belongs to no word."""
+"""Largest distance between a word's outer peak and its boundary. Time beyond it is a pause."""
 
 WILDCARD_PENALTY = 0.1
-"""A wildcard costs this much more per frame (nats) than the best label: its neighbours keep the frames they explain,
-and it takes the rest."""
+"""Cost of a wildcard per frame, in nats, beyond the best label. Its neighbours keep the frames that they explain."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,12 @@ class Alignment:
 
     words: tuple[WordTime, ...]
     score: float
-    """Mean log-probability of the text's labels: near 0 where the speech says the text, far below where it does not."""
+    """Mean log-probability of the labels of the text, at most 0. It is low where text and speech differ."""
 
 
 @dataclass(frozen=True)
 class Unit:
-    """Words that are aligned as one: a single word, or several in a row that the model cannot spell at all."""
+    """Words that are aligned together: one word, or consecutive words of which the model can spell no character."""
 
     words: tuple[str, ...]
     labels: tuple[int, ...]
@@ -51,14 +52,14 @@ class Unit:
 
 @dataclass(frozen=True)
 class Spelling:
-    """How a CTC head spells: its characters, what stands between words, and a wildcard for all it cannot spell."""
+    """The labels of a CTC head: its characters, its word delimiter, and a wildcard for all other characters."""
 
     ids: Mapping[str, int]
     delimiter: int | None
     wildcard: int
 
     def units(self, text: str) -> list[Unit]:
-        """The words of ``text`` in labels. A run of letters or digits outside the vocabulary is one wildcard."""
+        """Return the words of ``text`` as labels. Consecutive unknown letters or digits become one wildcard."""
         units: list[Unit] = []
         unknown = (self.wildcard,)
         for word in spoken_words(text):
@@ -70,7 +71,7 @@ class Spelling:
         return units
 
     def targets(self, units: Sequence[Unit]) -> tuple[Tensor, list[int]]:
-        """The labels of all units with delimiters between (U,), and the position of each unit's first label."""
+        """Return the labels (U,) of all units with delimiters between them, and each unit's first index."""
         labels: list[int] = []
         firsts: list[int] = []
         for unit in units:
@@ -93,7 +94,7 @@ class Spelling:
 
 
 class Aligner:
-    """A frozen CTC model and its spelling; ``source`` names it, down to its weights."""
+    """A frozen CTC model and its spelling. ``source`` names the model and its weights."""
 
     def __init__(self, model: Any, tokenizer: Any, *, normalise: bool, name: str) -> None:
         family = FAMILIES[model.config.model_type]
@@ -103,28 +104,29 @@ class Aligner:
         self.source = f"ctc:{name}@{fingerprint(model)[:8]}"
         self.blank: int = model.config.pad_token_id
         ids = {token: i for token, i in tokenizer.get_vocab().items() if len(token) == 1 and i != self.blank}
-        # A model may be trained without a delimiter: its tokenizer then names one that the vocabulary lacks.
+        # A tokenizer may name a delimiter that the vocabulary lacks, if the model was trained without one.
         delimiter = ids.pop(tokenizer.word_delimiter_token, None)
         self.spelling = Spelling(ids, delimiter, wildcard=model.config.vocab_size)
 
     @classmethod
     def load(cls, name: str = LAB) -> Aligner:
-        """Load a hub id or a folder, onto the GPU if there is one; ``lab``: the tiny encoder in the package.
+        """Load a model from a hub id or a folder, onto the GPU if there is one.
 
-        Raises `ValueError` for a model that does not hear waveforms, or whose labels are not characters.
+        ``lab`` names the tiny encoder of the laboratory package. Raises `ModelError` if the model does not read
+        waveforms, or if its labels are not characters.
         """
         from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForCTC, AutoTokenizer, Wav2Vec2CTCTokenizer
 
         folder = resolve(name, "encoder")
         family = AutoConfig.from_pretrained(folder).model_type
         if family not in CONV_FAMILIES:
-            raise ValueError(
+            raise ModelError(
                 f"--model {name}: '{family}' cannot align; use a CTC model of {', '.join(CONV_FAMILIES)}, such as "
                 "facebook/hubert-large-ls960-ft"
             )
         tokenizer = AutoTokenizer.from_pretrained(folder)
         if not isinstance(tokenizer, Wav2Vec2CTCTokenizer):
-            raise ValueError(
+            raise ModelError(
                 f"--model {name}: its tokenizer does not spell with characters; use a fine-tuned CTC model"
             )
         normalise = bool(AutoFeatureExtractor.from_pretrained(folder).do_normalize)
@@ -136,17 +138,17 @@ class Aligner:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The device of the model."""
         return next(self.head.parameters()).device
 
     @property
     def hop_s(self) -> float:
-        """Seconds from one frame to the next."""
+        """The time between two frames, in seconds."""
         return 1 / self.encoder.frame_rate_hz
 
     @torch.no_grad()
     def align(self, utterances: Sequence[Utterance]) -> list[Alignment | Skipped]:
-        """The word times of each utterance (waveform and transcript), or why it has none."""
+        """Return the word times of each utterance, or the reason why it cannot be aligned."""
         waveforms = pad([_waveform(utterance) for utterance in utterances])
         frames = self.encoder(waveforms.to(self.device))  # (B, T, D)
         log_probs = self.head(frames.values).float().log_softmax(-1)  # (B, T, V)
@@ -187,9 +189,10 @@ class Aligner:
 
 
 def extents(peaks: Sequence[tuple[float, float]], duration_s: float) -> list[tuple[float, float]]:
-    """From where each word's peaks begin and end (s) to where the word does.
+    """Return the start and end of each word in seconds, given those of its peaks.
 
-    The time between two words is halved, up to `MAX_MARGIN_S` for each; the utterance's ends are treated likewise.
+    Two neighbouring words share the time between their peaks equally, up to `MAX_MARGIN_S` each. The first and the
+    last word also extend by at most `MAX_MARGIN_S`, within the utterance of ``duration_s``.
     """
     gaps_s = [later[0] - earlier[1] for earlier, later in pairwise(peaks)]
     margins_s = [min(gap_s / 2, MAX_MARGIN_S) for gap_s in gaps_s]
@@ -202,7 +205,7 @@ def extents(peaks: Sequence[tuple[float, float]], duration_s: float) -> list[tup
 
 
 def _share(unit: Unit, start_s: float, end_s: float, *, aligned: bool) -> list[WordTime]:
-    """The words of a unit, its time shared in proportion to their letters."""
+    """Divide the time of a unit among its words in proportion to their letters."""
     letters = [len(without_punctuation(word)) for word in unit.words]
     per_letter_s = (end_s - start_s) / sum(letters)
     edges_s = [start_s + per_letter_s * sum(letters[:i]) for i in range(len(letters))] + [end_s]
@@ -210,11 +213,11 @@ def _share(unit: Unit, start_s: float, end_s: float, *, aligned: bool) -> list[W
 
 
 def _reasons(frame_lengths: Tensor, needed: Tensor) -> list[str]:
-    """Why each utterance cannot be aligned; empty where it can."""
+    """Return why each utterance cannot be aligned, or an empty string if it can."""
     return [
         "its text has no words"
         if not need
-        else f"it has {have} frames of speech, its text needs {need}: the text is not what is said, or the audio is cut"
+        else f"it has {have} frames of speech, its text needs {need}: the text is not what is said, or audio is missing"
         if have < need
         else ""
         for have, need in zip(frame_lengths.tolist(), needed.tolist(), strict=True)
@@ -227,5 +230,7 @@ def _row(spans: TokenSpans, row: int) -> TokenSpans:
 
 def _waveform(utterance: Utterance) -> Tensor:
     if utterance.waveform is None:
-        raise ValueError(f"{utterance.sample.source}: {utterance.sample.id!r} has no waveform: alignment needs it")
+        raise ValueError(
+            f"{utterance.sample.source}: {utterance.sample.id!r} has no waveform; load the audio before the alignment"
+        )
     return utterance.waveform

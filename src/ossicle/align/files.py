@@ -1,4 +1,4 @@
-"""`ossicle align`: a manifest in, the same with word times out; from a CTC model, or from files of another aligner."""
+"""Add word times to a manifest, from a CTC model or from the files of another aligner (`ossicle align`)."""
 
 from __future__ import annotations
 
@@ -9,9 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from pathlib import Path
-
-from rich.console import Console
-from rich.progress import track
 
 from ossicle.align.aligner import Aligner, Alignment
 from ossicle.align.word_files import read_ctm, read_textgrid
@@ -26,16 +23,17 @@ from ossicle.data.words import (
     without_punctuation,
     words_of,
 )
-from ossicle.errors import AlignmentError, WordFileError
+from ossicle.errors import AlignmentError, ConfigError, WordFileError
+from ossicle.progress import Progress, track
 
 SCORE = "words_score"
-"""Field of a manifest line: `Alignment.score`."""
+"""Manifest field that holds `Alignment.score`."""
 
 SAVE_EVERY_S = 60.0
-"""How much work a killed run can lose."""
+"""Time between two writes of the partial result, in seconds. A killed run loses at most this much work."""
 
-LEAST_AGREEMENT = 0.5
-"""Share of words that an aligner's file and the transcript must have in common."""
+MIN_AGREEMENT = 0.5
+"""Smallest similarity (0 to 1) between the words of an aligner's file and those of the transcript."""
 
 Key = tuple[str, float, float | None, str | None]
 Aligned = dict[Key, Alignment]
@@ -43,25 +41,28 @@ Aligned = dict[Key, Alignment]
 
 @dataclass
 class AlignReport:
-    """What a call did."""
+    """The result of `align_manifest` or `import_words`."""
 
     samples: list[Sample] = field(default_factory=list)
-    """With their word times, in the order of the manifest."""
+    """Lines with word times, in the order of the manifest."""
     skipped: list[Skipped] = field(default_factory=list)
-    already_there: int = 0
-    """Utterances that an earlier call had aligned."""
+    """Lines that were left out."""
+    already_aligned: int = 0
+    """Number of utterances that an earlier call aligned."""
 
     def summary(self) -> str:
-        """Counts, the mean score and the utterance that scores lowest; then what was skipped."""
+        """Return the counts, the mean score, the utterance with the lowest score, and the skipped utterances."""
         words = [word for sample in self.samples for word in words_of(sample)]
         guessed = sum(not word.aligned for word in words)
-        there = f" ({self.already_there} were aligned before)" if self.already_there else ""
-        lines = [f"{len(self.samples)} utterances{there}, {len(words)} words, {guessed} of them interpolated"]
+        before = f" ({self.already_aligned} were aligned before)" if self.already_aligned else ""
+        lines = [f"{len(self.samples)} utterances{before}, {len(words)} words, {guessed} of them interpolated"]
         scored = [sample for sample in self.samples if SCORE in sample.extra]
         if scored:
             worst = min(scored, key=lambda sample: sample.extra[SCORE])
             mean = sum(sample.extra[SCORE] for sample in scored) / len(scored)
-            lines.append(f"score (log-probability of a label): mean {mean:.2f}, {worst.id} {worst.extra[SCORE]:.2f}")
+            lines.append(
+                f"score (log-probability of a label): mean {mean:.2f}, lowest {worst.extra[SCORE]:.2f} ({worst.id})"
+            )
         if self.skipped:
             lines += [f"{len(self.skipped)} utterances left out:", *map(str, self.skipped)]
         return "\n  ".join(lines)
@@ -70,10 +71,10 @@ class AlignReport:
 def align_manifest(
     manifest: Path, out: Path, aligner: Aligner, *, batch_size: int = 16, skip_broken: bool = False
 ) -> AlignReport:
-    """Write ``manifest`` with the word times that ``aligner`` finds to ``out``, which appears once it is complete.
+    """Write ``manifest`` with the word times that ``aligner`` finds to ``out``.
 
-    A call that was interrupted continues, and what ``out`` holds from the same model is kept. Lines that share speech
-    and text (several tasks) are aligned once.
+    ``out`` is created when all lines are aligned. An interrupted call resumes, and lines of ``out`` that the same
+    model aligned are reused. Lines that share speech and text (several tasks) are aligned once.
 
     Raises:
         DataError: an audio file cannot be used (left out with ``skip_broken``).
@@ -85,38 +86,39 @@ def align_manifest(
     )
     partial = out.with_name(f".{out.name}.partial")
     done = _aligned_before(out, aligner) | _aligned_before(partial, aligner)
-    already_there = sum(_key(sample) in done for sample in dataset.samples)
+    already_aligned = sum(_key(sample) in done for sample in dataset.samples)
     saved_at = time.monotonic()
     try:
         for _ in _align_rest(dataset, aligner, done, batch_size):
             if time.monotonic() - saved_at > SAVE_EVERY_S:
                 write_manifest(partial, _finished(dataset, aligner, done))
                 saved_at = time.monotonic()
-    except BaseException:  # an interrupt above all: what is done stays done
+    except BaseException:  # keep finished work, above all after an interrupt
         write_manifest(partial, _finished(dataset, aligner, done))
         raise
     samples = _finished(dataset, aligner, done)
     write_manifest(out, samples)
     partial.unlink(missing_ok=True)
-    return AlignReport(samples, dataset.skipped, already_there)
+    return AlignReport(samples, dataset.skipped, already_aligned)
 
 
 def import_words(manifest: Path, out: Path, source: Path, *, skip_broken: bool = False) -> AlignReport:
-    """Write ``manifest`` with the word times of ``source`` to ``out``: a folder of TextGrids, or a CTM file.
+    """Write ``manifest`` with the word times of ``source`` to ``out``.
 
-    A TextGrid or a CTM recording is found by the line's id, its times then count from the start of the utterance; or by
-    the name of the audio file, its times then count from the start of that file, and a segment gets its own words.
+    ``source`` is a folder of TextGrids or a CTM file. An entry whose name is the id of a line has times from the start
+    of the utterance. An entry whose name is that of the audio file has times from the start of that file; each segment
+    of the file gets the words within it.
 
     Raises:
-        WordFileError: a file is wrong; or (left out with ``skip_broken``) an utterance has none, or other words.
+        WordFileError: a file is invalid; or an utterance has no entry or other words (left out with ``skip_broken``).
     """
     _check_out(manifest, out)
     find = _textgrids(source) if source.is_dir() else _ctm(source)
     words_from = "textgrid" if source.is_dir() else "ctm"
     report = AlignReport()
-    for sample in track(read_manifest(manifest), "importing", transient=True, disable=not Console().is_terminal):
+    for sample in track(read_manifest(manifest), "importing", unit="utterances"):
         try:
-            words = _matched(sample, _own(sample, *find(sample)))
+            words = _matched(sample, _within_segment(sample, *find(sample)))
         except _Unmatched as error:
             if not skip_broken:
                 raise WordFileError(f"{sample.source}: {sample.id!r} {error}. {_FIX}") from error
@@ -127,16 +129,16 @@ def import_words(manifest: Path, out: Path, source: Path, *, skip_broken: bool =
     return report
 
 
-_FIX = "Correct it, remove the line, or leave such lines out with --skip-broken."
+_FIX = "Correct it, remove the line, or skip such lines with --skip-broken."
 
 
 class _Unmatched(ValueError):
-    """An utterance for which the files have no fitting words."""
+    """The files have no matching words for an utterance."""
 
 
 def _check_out(manifest: Path, out: Path) -> None:
     if out.resolve() == manifest.resolve():
-        raise ValueError(f"--out {out} is the manifest itself; write to another file")
+        raise ConfigError(f"--out {out} is the manifest itself; write to another file")
 
 
 def _key(sample: Sample) -> Key:
@@ -144,7 +146,7 @@ def _key(sample: Sample) -> Key:
 
 
 def _aligned_before(path: Path, aligner: Aligner) -> Aligned:
-    """What an earlier call with the same model wrote to ``path``."""
+    """Return the alignments that an earlier call with the same model wrote to ``path``."""
     if not path.exists():
         return {}
     return {
@@ -155,7 +157,7 @@ def _aligned_before(path: Path, aligner: Aligner) -> Aligned:
 
 
 def _align_rest(dataset: SpeechDataset, aligner: Aligner, done: Aligned, batch_size: int) -> Iterator[None]:
-    """Add to ``done`` what it lacks, a batch at a time, longest first: too large a batch fails at once."""
+    """Align what is missing in ``done``, longest first (too large a batch fails early), and yield after each batch."""
     first = {_key(sample): index for index, sample in reversed(list(enumerate(dataset.samples)))}
     pending = [index for key, index in first.items() if key not in done]
     pending.sort(key=lambda index: -known_duration_s(dataset.samples[index]))
@@ -183,14 +185,15 @@ def _finished(dataset: SpeechDataset, aligner: Aligner, done: Aligned) -> list[S
 
 
 def _batches(pending: list[int], batch_size: int) -> Iterator[list[int]]:
-    starts = range(0, len(pending), batch_size)
-    console = Console(stderr=True)
-    for start in track(starts, "aligning", console=console, transient=True, disable=not console.is_terminal):
-        yield pending[start : start + batch_size]
+    with Progress("aligning", len(pending), unit="utterances") as progress:
+        for start in range(0, len(pending), batch_size):
+            batch = pending[start : start + batch_size]
+            yield batch
+            progress.advance(len(batch))
 
 
 Found = tuple[Sequence[WordTime], bool]
-"""Words, and whether their times count from the start of the audio file rather than of the utterance."""
+"""Words, and True if their times count from the start of the audio file instead of the utterance."""
 
 
 def _textgrids(folder: Path) -> Callable[[Sample], Found]:
@@ -201,7 +204,7 @@ def _textgrids(folder: Path) -> Callable[[Sample], Found]:
     def find(sample: Sample) -> Found:
         name = sample.id if sample.id in by_name else sample.audio.stem
         paths = by_name.get(name, [])
-        if len(paths) > 1:  # aligners keep a folder for each speaker
+        if len(paths) > 1:  # aligners write one folder per speaker
             paths = [path for path in paths if path.parent.name == sample.speaker] or paths
         if len(paths) > 1:
             raise _Unmatched(f"has {len(paths)} TextGrids: {paths[0]}, {paths[1]}")
@@ -224,8 +227,8 @@ def _ctm(path: Path) -> Callable[[Sample], Found]:
     return find
 
 
-def _own(sample: Sample, words: Sequence[WordTime], of_file: bool) -> list[WordTime]:
-    """The words within the sample's segment, in times from its start."""
+def _within_segment(sample: Sample, words: Sequence[WordTime], of_file: bool) -> list[WordTime]:
+    """Return the words within the segment of ``sample``, with times from its start."""
     if not of_file:
         return list(words)
     end_s = math.inf if sample.end_s is None else sample.end_s
@@ -239,9 +242,12 @@ def _own(sample: Sample, words: Sequence[WordTime], of_file: bool) -> list[WordT
 
 
 def _matched(sample: Sample, words: Sequence[WordTime]) -> list[WordTime]:
-    """The words in the transcript's spelling where both have as many; raises `_Unmatched` for another text's words."""
+    """Return the words, spelled as in the transcript if the numbers of words agree.
+
+    Raises `_Unmatched` if there are no words, or if they are not those of the transcript.
+    """
     if not words:
-        raise _Unmatched("has no words there")
+        raise _Unmatched("has no words in the file")
     if sample.text is None:
         return list(words)
     written = spoken_words(sample.text)
@@ -249,8 +255,8 @@ def _matched(sample: Sample, words: Sequence[WordTime]) -> list[WordTime]:
         [without_punctuation(word).lower() for word in side] for side in ([w.word for w in words], written)
     )
     agreement = SequenceMatcher(None, heard, stated, autojunk=False).ratio()
-    if agreement < LEAST_AGREEMENT:
-        raise _Unmatched(f"has other words there: {' '.join(heard[:6])!r}, its text has {' '.join(stated[:6])!r}")
+    if agreement < MIN_AGREEMENT:
+        raise _Unmatched(f"has other words in the file: {' '.join(heard[:6])!r}, its text has {' '.join(stated[:6])!r}")
     if len(words) != len(written):
         return list(words)
     return [

@@ -1,6 +1,7 @@
-"""Corpora: each module here has one function ``read(source, options)`` that yields what a corpus holds, one by one.
+"""List the corpora that `ossicle prepare` can read.
 
-`CORPORA` says which there are. This file imports nothing heavy, since ``ossicle --help`` shows it.
+Each has a module here with one function ``read(source, options)``, which yields the items of the corpus. This file
+imports nothing heavy because ``ossicle --help`` prints the table.
 """
 
 from __future__ import annotations
@@ -16,21 +17,22 @@ DESCRIPTION_ATTRIBUTES = (
     "sdr_noise",
     "pesq_speech_quality",
 )
-"""Of a recording, in the order that answers of task ``meta`` have: `mls_descriptions` writes them, and
-`ossicle.evaluate.meta` scores them."""
+"""Attributes of a recording in the answers of the task ``meta``, in their order. `ossicle.corpora.mls_descriptions`
+writes these answers, and `ossicle.evaluate.meta` scores them."""
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """What a user must know of a corpus before preparing it."""
+    """Name of the module, help text, layout and options of a corpus."""
 
     module: str
-    """File in this folder, without ``.py``."""
+    """Name of the module in this package."""
     help: str
+    """One line for the help page."""
     layout: str
-    """What SOURCE must look like; said when it does not."""
+    """The files that SOURCE must contain, for error messages."""
     options: frozenset[str] = frozenset()
-    """Fields of `ossicle.corpora.items.Options` that it understands beside those that all do."""
+    """Fields of `ossicle.corpora.items.Options` that this corpus supports in addition to those that all support."""
 
 
 def _corpus(module: str, help_line: str, layout: str, *options: str) -> Corpus:
@@ -56,14 +58,14 @@ CORPORA: dict[str, Corpus] = {
         "spoken_squad",
         "Spoken-SQuAD: questions about spoken passages (qa).",
         "spoken_train-v1.1.json with train_wav/0_0_0.wav, spoken_test-v1.1.json with dev_wav/0_0_0.wav "
-        "(ARTICLE_PARAGRAPH_SENTENCE.wav; both folders may lie in Spoken-SQuAD_audio)",
+        "(ARTICLE_PARAGRAPH_SENTENCE.wav; both folders may be in Spoken-SQuAD_audio)",
         "splits",
     ),
     "mls-descriptions": _corpus(
         "mls_descriptions",
         "MLS speaker descriptions: seven attributes (meta).",
         "parquet files with an audio column and speaking_rate, gender, noise, reverberation, speech_monotony, "
-        "sdr_noise, pesq_speech_quality; or those seven alone, and --audio FOLDER with the parquet files of mls_eng",
+        "sdr_noise, pesq_speech_quality; or without audio, and --audio FOLDER with the parquet files of mls_eng",
         "splits",
         "audio",
         "columns",
@@ -76,14 +78,14 @@ CORPORA: dict[str, Corpus] = {
     ),
     "mls": _corpus(
         "mls",
-        "Multilingual LibriSpeech: 8 languages read (asr).",
+        "Multilingual LibriSpeech: read, 8 languages (asr).",
         "mls_german/train/{transcripts.txt, audio/SPEAKER/BOOK/SPEAKER_BOOK_000000.flac}",
         "splits",
         "language",
     ),
     "common-voice": _corpus(
         "common_voice",
-        "Common Voice: sentences read, any language (asr).",
+        "Common Voice: read sentences in many languages (asr).",
         "de/{train.tsv, dev.tsv, test.tsv, clips/common_voice_de_1.mp3}",
         "splits",
         "language",
@@ -110,7 +112,7 @@ CORPORA: dict[str, Corpus] = {
     ),
     "fleurs": _corpus(
         "fleurs",
-        "FLEURS: sentences read in 102 languages (asr, st).",
+        "FLEURS: read sentences in 102 languages (asr, st).",
         "en_us/{train.tsv, dev.tsv, test.tsv, audio/train/1234567.wav}",
         "splits",
         "language",
@@ -120,7 +122,7 @@ CORPORA: dict[str, Corpus] = {
     "parquet": _corpus(
         "parquet",
         "Any parquet files with an audio column; see --column.",
-        "a parquet file, or a folder of them, with a column of {bytes, path}",
+        "a parquet file, or a folder of parquet files, with a column of {bytes, path}",
         "splits",
         "language",
         "targets",
@@ -130,13 +132,13 @@ CORPORA: dict[str, Corpus] = {
     "lhotse": _corpus(
         "lhotse",
         "Lhotse cuts: MonoCut with supervisions (asr).",
-        "cuts.jsonl or cuts.jsonl.gz, or a folder of them; relative paths count from there",
+        "cuts.jsonl or cuts.jsonl.gz, or a folder of such files; audio paths are relative to it",
         "language",
     ),
     "jsonl": _corpus(
         "jsonl",
         "Manifests of NeMo and SLAM-LLM; see --column.",
-        "a .jsonl or .json file with one object a line, or a folder of them",
+        "a .jsonl or .json file with one object per line, or a folder of such files",
         "language",
         "targets",
         "tasks",
@@ -144,7 +146,7 @@ CORPORA: dict[str, Corpus] = {
     ),
     "folder": _corpus(
         "folder",
-        "Recordings, each with a .txt file of its name (asr).",
+        "Recordings, each with a .txt file of the same name (asr).",
         "a.wav and a.txt, at any depth; WAV, FLAC, MP3, OGG or Opus",
         "language",
     ),

@@ -1,4 +1,4 @@
-"""Audio that a corpus does not hold as a file of its own: what `Recording.make` may be. Picklable, no torch."""
+"""Create the audio files that a corpus does not contain as such (values of `Recording.make`, picklable)."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ossicle.errors import AudioError
 
 @dataclass(frozen=True)
 class Joined:
-    """The files one after the other, as 16-bit FLAC at 16 kHz."""
+    """Joins audio files without pauses, as 16-bit FLAC at 16 kHz."""
 
     parts: tuple[Path, ...]
 
     def __call__(self, path: Path) -> Mapping[str, Any]:
-        """Write ``path``; raises `AudioError` for a part that cannot be read."""
+        """Write ``path``. Raises `AudioError` if a part cannot be read."""
         waveform = np.concatenate([read_audio(part) for part in self.parts])  # (S,)
         soundfile.write(path, waveform, SAMPLE_RATE_HZ, subtype="PCM_16", format="FLAC")
         return {}
@@ -29,7 +29,7 @@ class Joined:
 
 @dataclass(frozen=True)
 class Embedded:
-    """The bytes of an audio file, as they came in a table."""
+    """Writes the bytes of an audio file that a table contains."""
 
     content: bytes
 
@@ -39,7 +39,7 @@ class Embedded:
         return {}
 
     def suffix(self) -> str:
-        """File name suffix by the first bytes; raises `AudioError` for what is not audio that Ossicle reads."""
+        """Return the file name suffix for the first bytes. Raises `AudioError` for other formats."""
         head = self.content[:12]
         if head[:4] == b"RIFF" and head[8:] == b"WAVE":
             return ".wav"
@@ -48,4 +48,4 @@ class Embedded:
                 return suffix
         if head[:1] == b"\xff" and head[1:2] and head[1] & 0xE0 == 0xE0:  # the sync word of an MPEG frame
             return ".mp3"
-        raise AudioError(f"is no WAV, FLAC, Ogg or MP3: it begins with {head!r}")
+        raise AudioError(f"is not WAV, FLAC, Ogg or MP3: it begins with {head!r}")

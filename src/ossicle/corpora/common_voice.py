@@ -1,4 +1,4 @@
-"""Common Voice (Ardila et al., LREC 2020): a folder for each locale, tab-separated files, MP3 clips."""
+"""Read Common Voice (Ardila et al., LREC 2020): one folder per locale with tab-separated tables and MP3 clips."""
 
 from __future__ import annotations
 
@@ -14,35 +14,36 @@ from ossicle.corpora.items import (
     Reached,
     Recording,
     asr_line,
-    chosen,
     clean,
-    expected,
+    layout_error,
     read_tsv,
+    select,
 )
 
 SPLITS = ("train", "dev", "test", "validated", "other", "invalidated")
-USUAL = SPLITS[:3]
-"""The others overlap with these, or hold clips that listeners did not confirm."""
-KEPT = ("gender", "age", "accents", "accent")
+DEFAULT_SPLITS = SPLITS[:3]
+"""The other splits overlap with these, or contain clips that listeners did not confirm."""
+EXTRA_FIELDS = ("gender", "age", "accents", "accent")
 
 
 def read(source: Path, options: Options) -> Iterator[Item]:
-    """Manifests ``LOCALE.SPLIT``. ``source``: the folder of a locale, or of several."""
+    """Yield the lines of the manifests ``LOCALE.SPLIT``. ``source`` is the folder of one locale, or of several."""
     single = (source / "clips").is_dir()
     folders = [source] if single else sorted(path.parent for path in source.glob("*/clips"))
     if not folders:
-        raise expected(CORPORA["common-voice"], source, "has no folder with clips in it")
+        raise layout_error(CORPORA["common-voice"], source, "contains no folder with clips")
     if options.language and not single:
-        names = chosen((options.language,), [folder.name for folder in folders], "locale", source)
+        names = select((options.language,), [folder.name for folder in folders], "locale", source)
         folders = [source / name for name in names]
     parts = []
     for folder in folders:
-        there = [split for split in SPLITS if (folder / f"{split}.tsv").is_file()]
-        usual = [split for split in USUAL if split in there]
-        if not there:
-            raise expected(CORPORA["common-voice"], folder, "has no train.tsv, dev.tsv, test.tsv")
+        available = [split for split in SPLITS if (folder / f"{split}.tsv").is_file()]
+        usual = [split for split in DEFAULT_SPLITS if split in available]
+        if not available:
+            raise layout_error(CORPORA["common-voice"], folder, "has no train.tsv, dev.tsv, test.tsv")
         parts += [
-            (folder, split) for split in (chosen(options.splits, there, "split", folder) if options.splits else usual)
+            (folder, split)
+            for split in (select(options.splits, available, "split", folder) if options.splits else usual)
         ]
     for done, (folder, split) in enumerate(parts):
         for row, fraction in read_tsv(folder / f"{split}.tsv", "path", "sentence", "client_id"):
@@ -55,7 +56,7 @@ def read(source: Path, options: Options) -> Iterator[Item]:
 
 
 def clip(folder: Path, row: Mapping[str, str], language: str | None) -> Sample:
-    """The recording of a row. The language is the locale of the row or the folder where the user names none."""
+    """Return the recording of a row. Without ``language``, its language is the locale of the row or of the folder."""
     name = row["path"] if row["path"].endswith(".mp3") else f"{row['path']}.mp3"
     return Sample(
         id=name.removesuffix(".mp3"),
@@ -63,5 +64,5 @@ def clip(folder: Path, row: Mapping[str, str], language: str | None) -> Sample:
         text=clean(row["sentence"]) or None,
         language=language or row.get("locale") or folder.name,
         speaker=row["client_id"],
-        extra={key: row[key] for key in KEPT if row.get(key)},
+        extra={key: row[key] for key in EXTRA_FIELDS if row.get(key)},
     )

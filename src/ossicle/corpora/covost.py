@@ -1,7 +1,7 @@
-"""CoVoST 2 (Wang et al., 2020): translations of the sentences of Common Voice 4, from and to English.
+"""Read CoVoST 2 (Wang et al., 2020): translations of the sentences of Common Voice 4, from and to English.
 
-``covost_v2.SOURCE_TARGET.tsv`` holds path, translation and split; CoVoST's own script makes a file for each split of
-it. Sentence and speaker come from ``validated.tsv``. Each clip is listed once with all its translations.
+``covost_v2.SOURCE_TARGET.tsv`` contains path, translation and split. CoVoST's own script divides it into one file per
+split. Sentence and speaker come from ``validated.tsv``. Each clip yields one recording with all its translations.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from ossicle.corpora.items import (
     Reached,
     Recording,
     asr_line,
-    chosen,
     clean,
-    expected,
+    layout_error,
     read_tsv,
+    select,
     st_line,
 )
 from ossicle.errors import CorpusError
@@ -34,25 +34,25 @@ NAME = re.compile(r"covost_v2\.([\w-]+)_([\w-]+?)(?:\.(train|dev|test))?\.tsv")
 
 
 def read(source: Path, options: Options) -> Iterator[Item]:
-    """Manifests ``LANGUAGE.SPLIT`` (asr) and ``LANGUAGE.SPLIT.st-TARGET``."""
+    """Yield the lines of the manifests ``LANGUAGE.SPLIT`` (asr) and ``LANGUAGE.SPLIT.st-TARGET``."""
     if not (source / "clips").is_dir():
-        raise expected(CORPORA["covost"], source, "has no folder clips")
+        raise layout_error(CORPORA["covost"], source, "has no folder clips")
     pairs = sorted({match.group(1, 2) for path in source.iterdir() if (match := NAME.fullmatch(path.name))})
     languages = sorted({spoken for spoken, _ in pairs})
     if not pairs:
-        raise expected(CORPORA["covost"], source, "has no file covost_v2.en_de.tsv, ...")
-    language = chosen((options.language,) if options.language else (), languages, "language", source)[0]
+        raise layout_error(CORPORA["covost"], source, "has no file covost_v2.en_de.tsv, ...")
+    language = select((options.language,) if options.language else (), languages, "language", source)[0]
     if len(languages) > 1 and not options.language:
-        raise CorpusError(f"{source}: has translations from {', '.join(languages)}; name one with --language")
-    targets = chosen(options.targets, [target for spoken, target in pairs if spoken == language], "target", source)
-    splits = chosen(options.splits, list(SPLITS), "split", source)
+        raise CorpusError(f"{source}: has translations from {', '.join(languages)}; select one with --language")
+    targets = select(options.targets, [target for spoken, target in pairs if spoken == language], "target", source)
+    splits = select(options.splits, list(SPLITS), "split", source)
     sentences = source / "validated.tsv"
     if not sentences.is_file():
-        raise expected(CORPORA["covost"], sentences, "there is no such file")
+        raise layout_error(CORPORA["covost"], sentences, "there is no such file")
     translations = DiskDict()
     tables = [table for target in targets for table in _tables(source, language, target)]
     for done, (path, target, split) in enumerate(tables):
-        for fraction in _keep(path, target, split, translations):
+        for fraction in _store(path, target, split, translations):
             yield Reached((done + fraction) / len(tables) / 2)
     for row, fraction in read_tsv(sentences, "path", "sentence", "client_id"):
         sample = clip(source, row, language)
@@ -62,7 +62,7 @@ def read(source: Path, options: Options) -> Iterator[Item]:
 
 
 def _tables(source: Path, language: str, target: str) -> list[tuple[Path, str, str | None]]:
-    """The file with all splits (its rows say which), or those of the splits; with their target and split."""
+    """Return the tables with their target and split. The split is None in a table with all splits."""
     whole = source / f"covost_v2.{language}_{target}.tsv"
     if whole.is_file():
         return [(whole, target, None)]
@@ -70,8 +70,8 @@ def _tables(source: Path, language: str, target: str) -> list[tuple[Path, str, s
     return [(path, target, split) for path, split in parts if path.is_file()]
 
 
-def _keep(path: Path, target: str, split: str | None, translations: DiskDict) -> Iterator[float]:
-    """Keep ``SPLIT<newline>translation`` by target and clip, for each row; yields the share of the file read."""
+def _store(path: Path, target: str, split: str | None, translations: DiskDict) -> Iterator[float]:
+    """Store ``SPLIT<newline>translation`` by target and clip, and yield the share of the file that is read."""
     for row, fraction in read_tsv(path, "path", "translation", *(() if split else ("split",))):
         clip_id = row["path"].removesuffix(".mp3")
         translations.add(f"{target}\n{clip_id}", f"{split or row['split']}\n{clean(row['translation'])}")
@@ -79,7 +79,7 @@ def _keep(path: Path, target: str, split: str | None, translations: DiskDict) ->
 
 
 def _clip(sample: Sample, found: dict[str, str | None], splits: list[str], options: Options) -> Iterator[Item]:
-    """One recording with the lines of every target whose chosen splits hold it; the asr line in the first one's."""
+    """Yield a recording with one line per target. The asr line goes to the split of the first target."""
     lines: list[tuple[str, Sample]] = []
     for target, entry in found.items():
         split, _, translation = (entry or "").partition("\n")

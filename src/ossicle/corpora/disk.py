@@ -1,4 +1,4 @@
-"""Large indices and lookups in constant memory."""
+"""Store large lookup tables on disk, and read large JSON files in constant memory."""
 
 from __future__ import annotations
 
@@ -13,33 +13,35 @@ from typing import Any
 from ossicle.errors import CorpusError
 
 CACHE_KIB = 65_536
+"""Memory of a `DiskDict`, in KiB."""
 CHUNK_CHARACTERS = 1 << 20
+"""Number of characters that `read_json_array` reads together."""
 
 
 class DiskDict:
-    """Strings by string, in a private temporary database: in memory while small, in a temporary file beyond 64 MiB."""
+    """A dictionary of strings in a temporary database, which moves from memory to a temporary file beyond 64 MiB."""
 
     def __init__(self) -> None:
-        self._database = sqlite3.connect("")  # the empty name: temporary, gone with the connection
+        self._database = sqlite3.connect("")  # the empty name makes a temporary database
         self._database.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
         self._database.execute("PRAGMA journal_mode = OFF")
         self._database.execute("CREATE TABLE items (key TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID")
 
     def add(self, key: str, value: str = "") -> bool:
-        """Keep ``value`` unless the key has one already; whether it was new."""
+        """Store ``value`` and return True, or return False if the key has a value."""
         return self._database.execute("INSERT OR IGNORE INTO items VALUES (?, ?)", (key, value)).rowcount == 1
 
     def get(self, key: str) -> str | None:
-        """The value of ``key``."""
+        """Return the value of ``key``, or None."""
         row = self._database.execute("SELECT value FROM items WHERE key = ?", (key,)).fetchone()
         return None if row is None else row[0]
 
 
 def read_json_array(path: Path, key: str) -> Iterator[tuple[Any, float]]:
-    """The objects of the array ``key`` of a JSON file, one at a time, each with the share of the file read.
+    """Yield the elements of the array ``key`` of a JSON file, each with the share of the file that is read.
 
-    The key must be one of the outermost object's, and come before any inner one of the same name. Raises `CorpusError`
-    where it is missing, or the file ends too early.
+    The key must belong to the outermost object and precede any inner key of the same name. Raises `CorpusError` if the
+    key is missing near the start of the file, or if the file is cut off.
     """
     decoder = json.JSONDecoder()
     size = max(path.stat().st_size, 1)
@@ -47,7 +49,7 @@ def read_json_array(path: Path, key: str) -> Iterator[tuple[Any, float]]:
         buffer = file.read(CHUNK_CHARACTERS)
         start = re.search(rf'"{re.escape(key)}"\s*:\s*\[', buffer)
         if start is None:
-            raise CorpusError(f'{path}: has no array "{key}" near its start')
+            raise CorpusError(f'{path}: has no array "{key}" near its start; check that it is the index of the corpus')
         position = start.end()
         while True:
             position = _next_value(buffer, position)
@@ -58,7 +60,7 @@ def read_json_array(path: Path, key: str) -> Iterator[tuple[Any, float]]:
             except json.JSONDecodeError as error:
                 more = file.read(max(CHUNK_CHARACTERS, len(buffer)))
                 if not more:
-                    raise CorpusError(f'{path}: breaks off within "{key}" ({error.msg}); fetch it again') from error
+                    raise CorpusError(f'{path}: is cut off within "{key}" ({error.msg}); download it again') from error
                 buffer, position = buffer[position:] + more, 0
                 continue
             yield value, raw.tell() / size

@@ -1,5 +1,6 @@
-"""Europarl-ST (Iranzo-Sánchez et al., ICASSP 2020): speeches in the European Parliament, translated into each other's
-languages. The corpus comes as M4A, which libsndfile does not read: it has to be converted once.
+"""Read Europarl-ST (Iranzo-Sánchez et al., ICASSP 2020): speeches in the European Parliament in 9 languages.
+
+The audio is M4A, which libsndfile does not read. It must be converted once.
 """
 
 from __future__ import annotations
@@ -18,70 +19,75 @@ from ossicle.corpora.items import (
     Reached,
     Recording,
     asr_line,
-    chosen,
     clean,
-    expected,
     find_audio,
+    layout_error,
     read_lines,
+    select,
     st_line,
+    within_part,
 )
 from ossicle.errors import CorpusError
 
 SPLITS = ("train", "dev", "test", "train-noisy")
-USUAL = SPLITS[:3]
+DEFAULT_SPLITS = SPLITS[:3]
 CONVERT = "for f in *.m4a; do ffmpeg -i $f -ac 1 -ar 16000 ${f%.m4a}.flac; done"
 
 
 def read(source: Path, options: Options) -> Iterator[Item]:
-    """Manifests ``en.train`` (each segment once, whatever it is translated to), ``en.train.st-de``, ..."""
+    """Yield the lines of the manifests ``en.train`` (each segment once), ``en.train.st-de``, ..."""
     if (source / "audios").is_dir():
         languages, source = [source.name], source.parent
     else:
         languages = sorted(path.parent.name for path in source.glob("*/audios"))
     if not languages:
-        raise expected(CORPORA["europarl-st"], source, "has no en/audios, de/audios, ...")
+        raise layout_error(CORPORA["europarl-st"], source, "has no en/audios, de/audios, ...")
     parts = []
-    for language in chosen((options.language,) if options.language else (), languages, "language", source):
+    for language in select((options.language,) if options.language else (), languages, "language", source):
         folder = source / language
         _check_audio(folder / "audios")
         pairs = sorted(path.parent.parent.name for path in folder.glob("*/train/segments.lst")) or sorted(
             path.name for path in folder.iterdir() if path.is_dir() and path.name != "audios"
         )
-        for target in chosen(options.targets, pairs, "target", folder):
-            there = [split for split in SPLITS if (folder / target / split / "segments.lst").is_file()]
-            usual = [split for split in USUAL if split in there]
-            splits = chosen(options.splits, there, "split", folder / target) if options.splits else usual
+        for target in select(options.targets, pairs, "target", folder):
+            available = [split for split in SPLITS if (folder / target / split / "segments.lst").is_file()]
+            usual = [split for split in DEFAULT_SPLITS if split in available]
+            splits = select(options.splits, available, "split", folder / target) if options.splits else usual
             parts += [(language, target, folder / target / split) for split in splits]
     if not parts:
-        raise expected(CORPORA["europarl-st"], source, "has no segments.lst")
+        raise layout_error(CORPORA["europarl-st"], source, "has no segments.lst")
     seen = DiskDict()
     for done, (language, target, folder) in enumerate(parts):
         for item in _read_split(folder, language, target, seen, options):
-            yield Reached((done + item.fraction) / len(parts)) if isinstance(item, Reached) else item
+            yield within_part(item, done, len(parts))
 
 
 def _check_audio(folder: Path) -> None:
     suffixes = {path.suffix for path, _ in zip(folder.iterdir(), range(1000), strict=False)}
     if suffixes == {".m4a"}:
-        raise CorpusError(f"{folder}: holds .m4a files, which cannot be read; convert them there once: {CONVERT}")
+        raise CorpusError(
+            f"{folder}: contains .m4a files, which cannot be read; convert them in that folder: {CONVERT}"
+        )
 
 
 def _read_split(folder: Path, language: str, target: str, seen: DiskDict, options: Options) -> Iterator[Item]:
     index, spoken, foreign = (folder / f"segments.{suffix}" for suffix in ("lst", language, target))
     for path in (spoken, foreign):
         if not path.is_file():
-            raise expected(CORPORA["europarl-st"], path, "there is no such file")
+            raise layout_error(CORPORA["europarl-st"], path, "there is no such file")
     audios = folder.parent.parent / "audios"
     for rows in zip_longest(read_lines(index), read_lines(spoken), read_lines(foreign)):
         if None in rows:
             number = next(row[0] for row in rows if row is not None)
-            raise CorpusError(f"{index}:{number}: {spoken.name}, {foreign.name} and it must have a line each; one ends")
+            raise CorpusError(
+                f"{index}:{number}: {spoken.name}, {foreign.name} and this file differ in length; download them again"
+            )
         (number, entry, fraction), (_, text, _), (_, translation, _) = rows
         try:
             name, start_s, end_s = (cast(cell) for cast, cell in zip((str, float, float), entry.split(), strict=True))
         except ValueError as error:
             raise CorpusError(
-                f"{index}:{number}: is not a recording, its start and end in seconds: {entry!r}"
+                f"{index}:{number}: {entry!r} is invalid; expected the name of a recording, start and end in seconds"
             ) from error
         sample = Sample(
             id=f"{name}-{start_s:.2f}-{end_s:.2f}",
@@ -99,10 +105,10 @@ def _item(sample: Sample, name: str, target: str, translation: str, seen: DiskDi
     if sample.text is None:
         return Dropped(sample.id, "no transcript")
     if sample.end_s is None or sample.end_s <= sample.start_s:
-        return Dropped(sample.id, "segment without length")
+        return Dropped(sample.id, "empty segment")
     lines = []
     if options.wants("asr") and seen.add(f"{name}\n{sample.id}"):
         lines.append((name, asr_line(sample, options)))
     if options.wants("st") and clean(translation):
         lines.append((f"{name}.st-{target}", st_line(sample, target, translation, options)))
-    return Recording(tuple(lines)) if lines else Dropped(sample.id, "nothing new to say")
+    return Recording(tuple(lines)) if lines else Dropped(sample.id, "no new line for these tasks")

@@ -1,4 +1,4 @@
-"""A folder of recordings, each beside a text file of the same name."""
+"""Read a folder of recordings with a text file of the same name beside each."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from ossicle.corpora.items import (
     Recording,
     asr_line,
     clean,
-    expected,
     files_below,
+    layout_error,
 )
 from ossicle.errors import CorpusError
 
 
 def read(source: Path, options: Options) -> Iterator[Item]:
-    """The manifest ``speech``; an utterance's id is its path below the folder without the suffix."""
+    """Yield the lines of the manifest ``speech``. The id is the path below ``source`` without the suffix."""
     found = False
     for path, fraction in files_below(source, AUDIO_SUFFIXES):
         found = True
@@ -35,14 +35,14 @@ def read(source: Path, options: Options) -> Iterator[Item]:
             yield _item(name, path, text_path, options)
         yield Reached(fraction)
     if not found:
-        raise expected(CORPORA["folder"], source, "holds no audio files")
+        raise layout_error(CORPORA["folder"], source, "contains no audio files")
 
 
 def _item(name: str, path: Path, text_path: Path, options: Options) -> Item:
     try:
         text = clean(text_path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise CorpusError(f"{text_path}: is not UTF-8 text ({error.reason})") from error
+        raise CorpusError(f"{text_path}: is not UTF-8 text ({error.reason}); save it as UTF-8") from error
     if not text:
         return Dropped(name, "no transcript", str(text_path))
     sample = Sample(id=name, audio=path, text=text, language=options.language)

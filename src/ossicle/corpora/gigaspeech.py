@@ -1,4 +1,4 @@
-"""GigaSpeech (Chen et al., Interspeech 2021): segments of long recordings, listed in one JSON file of gigabytes."""
+"""Read GigaSpeech (Chen et al., Interspeech 2021): segments of long recordings, listed in one large JSON file."""
 
 from __future__ import annotations
 
@@ -10,29 +10,31 @@ from typing import Any
 from ossicle.batch import Sample
 from ossicle.corpora import CORPORA
 from ossicle.corpora.disk import read_json_array
-from ossicle.corpora.items import Dropped, Item, Options, Reached, Recording, asr_line, chosen, clean, expected
+from ossicle.corpora.items import Dropped, Item, Options, Reached, Recording, asr_line, clean, layout_error, select
 from ossicle.errors import CorpusError
 
 SUBSETS = ("XS", "S", "M", "L", "XL", "DEV", "TEST")
-USUAL = ("M", "DEV", "TEST")
-"""What the paper adds to MuST-C is M, 1000 hours."""
+DEFAULT_SUBSETS = ("M", "DEV", "TEST")
+"""The paper adds subset M (1000 hours) to MuST-C."""
 PUNCTUATION = {"<COMMA>": ",", "<PERIOD>": ".", "<QUESTIONMARK>": "?", "<EXCLAMATIONPOINT>": "!"}
 NO_SPEECH = frozenset(("<SIL>", "<NOISE>", "<MUSIC>", "<OTHER>"))
 TAG = re.compile(r"<[A-Z]+>")
 
 
 def read(source: Path, options: Options) -> Iterator[Item]:
-    """Manifests ``M``, ``DEV``, ...: one for each subset, XS within S within M and so on."""
+    """Yield the lines of one manifest per subset. A larger training subset contains the smaller ones."""
     index = source / "GigaSpeech.json"
     if not index.is_file():
-        raise expected(CORPORA["gigaspeech"], index, "there is no such file")
-    subsets = chosen(options.subsets, list(SUBSETS), "subset", source) if options.subsets else list(USUAL)
+        raise layout_error(CORPORA["gigaspeech"], index, "there is no such file")
+    subsets = select(options.subsets, list(SUBSETS), "subset", source) if options.subsets else list(DEFAULT_SUBSETS)
     for number, (audio, fraction) in enumerate(read_json_array(index, "audios"), start=1):
         yield Reached(fraction)
         try:
             yield from _segments(audio, source, subsets, options)
         except KeyError as error:
-            raise CorpusError(f"{index}: recording {number} ({audio.get('aid')}) has no {error}") from error
+            raise CorpusError(
+                f"{index}: recording {number} ({audio.get('aid')}) has no {error}; download the file again"
+            ) from error
 
 
 def _segments(audio: dict[str, Any], source: Path, subsets: list[str], options: Options) -> Iterator[Item]:
@@ -60,7 +62,10 @@ def _segments(audio: dict[str, Any], source: Path, subsets: list[str], options: 
 
 
 def plain_text(tagged: str) -> str | Dropped:
-    """``AND <COMMA> SO ON <PERIOD>`` -> ``AND, SO ON.``; `Dropped` (without id) where no speech is left."""
+    """Return the text with punctuation marks: ``AND <COMMA> SO ON <PERIOD>`` becomes ``AND, SO ON.``.
+
+    Return `Dropped` without an id if no speech is left, or if a tag is unknown.
+    """
     words: list[str] = []
     for token in tagged.split():
         if token in PUNCTUATION and words:

@@ -1,13 +1,14 @@
-"""What a corpus yields, and the helpers that several corpora share.
+"""Define the items that a corpus yields, and the helpers that several corpora share.
 
-A corpus is a generator function ``read(source, options)``. It yields, in an order that does not change from call to
-call (a preparation that was stopped continues by position), these three:
+A corpus is a generator function ``read(source, options)``. It must yield its items in the same order in every call,
+because an interrupted preparation resumes by position. There are three kinds of items:
 
-- `Recording`: one stretch of speech and the manifest lines about it;
-- `Dropped`: something that the corpus itself says is no use, and why;
-- `Reached`: how far into its index it is, so that the remaining time can be told.
+- `Recording`: a recording or segment, and the manifest lines about it;
+- `Dropped`: an utterance that cannot be used, and the reason;
+- `Reached`: the share of the index that is read, from which the remaining time is estimated.
 
-It raises `CorpusError` where SOURCE is not laid out as expected. It opens no audio: the writer does, in parallel.
+A corpus raises `CorpusError` if ``source`` does not have the expected layout. It does not open audio files: the writer
+does so in parallel.
 """
 
 from __future__ import annotations
@@ -29,88 +30,104 @@ AUDIO_SUFFIXES = (".flac", ".wav", ".opus", ".ogg", ".mp3")
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What a user may choose. Empty: everything there is (or what the corpus says is usual)."""
+    """The part of a corpus to prepare. An empty value selects everything, or the default of the corpus."""
 
     splits: tuple[str, ...] = ()
     language: str | None = None
+    """Spoken language."""
     targets: tuple[str, ...] = ()
-    """Languages to translate to."""
+    """Target languages of translations."""
     subsets: tuple[str, ...] = ()
+    """Subsets of GigaSpeech."""
     tasks: tuple[str, ...] = ()
+    """Tasks to write lines for, such as ``asr`` and ``st``."""
     columns: Mapping[str, str] = field(default_factory=dict)
-    """Our name of a field -> the column or key that holds it."""
+    """Names of columns or keys by the name of their field in Ossicle."""
     audio: str | None = None
-    """Folder with the audio of a corpus whose lines lie elsewhere."""
+    """Folder with the audio of a corpus whose tables contain none."""
     lower: bool = False
     """Write transcripts in lower case."""
     min_s: float = 0.0
+    """Shortest utterance to keep, in seconds."""
     max_s: float = float("inf")
+    """Longest utterance to keep, in seconds."""
 
     def wants(self, task: str) -> bool:
-        """Whether lines of this task are to be written."""
+        """Return True if lines of this task are selected."""
         return not self.tasks or task in self.tasks
 
 
 Make = Callable[[Path], Mapping[str, Any]]
+"""A function that writes an audio file, and returns fields for its manifest line."""
 
 
 @dataclass(frozen=True)
 class Recording:
-    """A stretch of speech (file, segment) and the lines about it: ``(name of the manifest, line)``.
-
-    All lines have the same audio; its duration is measured by the writer. With ``make`` the audio does not exist yet:
-    its path is relative to OUT, and ``make(path)`` writes it, in a thread or another process; the fields that it
-    returns (times of words, say) are added to the first line.
-    """
+    """A recording or segment and the manifest lines about it."""
 
     lines: tuple[tuple[str, Sample], ...]
+    """Pairs of the manifest's name and a line. All lines have the same audio; the writer measures its duration."""
     make: Make | None = None
+    """A function that creates the audio, or None if the file exists. The path of the audio is then relative to the
+    output folder. The function runs in a thread or in another process. Its result (such as word times) is added to the
+    first line."""
 
 
 @dataclass(frozen=True)
 class Dropped:
-    """Left out. ``reason`` is one of few, to be counted; ``detail`` tells about this one."""
+    """An utterance that is left out."""
 
     id: str
     reason: str
+    """A short general reason; the report counts the utterances of each."""
     detail: str = ""
+    """A description of this case."""
 
 
 @dataclass(frozen=True)
 class Reached:
-    """Share of the index that is read, from 0 to 1."""
+    """A point in the index of the corpus."""
 
     fraction: float
+    """Share of the index that is read, from 0 to 1."""
 
 
 Item = Recording | Dropped | Reached
 
 
-def expected(corpus: Corpus, path: Path, problem: str) -> CorpusError:
-    """The error for a source laid out differently."""
+def within_part(item: Item, part: int, parts: int) -> Item:
+    """Return ``item`` for the whole corpus, given its part of ``parts``. This changes the fraction of `Reached`."""
+    return Reached((part + item.fraction) / parts) if isinstance(item, Reached) else item
+
+
+def layout_error(corpus: Corpus, path: Path, problem: str) -> CorpusError:
+    """Return the error for a source with another layout."""
     return CorpusError(f"{path}: {problem}; expected {corpus.layout}")
 
 
 def subfolder(source: Path, name: str) -> Path:
-    """``source/name``, or ``source`` itself where the user named that folder already."""
+    """Return ``source/name``, or ``source`` if it is that folder itself."""
     return source if source.name == name and not (source / name).is_dir() else source / name
 
 
-def chosen(wanted: tuple[str, ...], there: list[str], what: str, source: Path) -> list[str]:
-    """The wanted ones in the wanted order, or all; raises `CorpusError` for one that is not there."""
-    missing = [name for name in wanted if name not in there]
+def select(wanted: tuple[str, ...], available: list[str], what: str, source: Path) -> list[str]:
+    """Return the ``wanted`` names in their order, or all available names if none are wanted.
+
+    Raises `CorpusError` for a name that is not available.
+    """
+    missing = [name for name in wanted if name not in available]
     if missing:
-        raise CorpusError(f"{source}: has no {what} {missing[0]!r}; it has {', '.join(there) or 'none'}")
-    return list(wanted) or there
+        raise CorpusError(f"{source}: has no {what} {missing[0]!r}; choose from {', '.join(available) or 'none'}")
+    return list(wanted) or available
 
 
 def clean(text: str | None) -> str:
-    """The text with its white space reduced to single spaces; empty for ``None``."""
+    """Return the text with single spaces instead of other white space, or an empty string for None."""
     return " ".join((text or "").split())
 
 
 def parse_record(line: str, where: str, wanted: str) -> dict[str, Any]:
-    """The JSON object on a line. Raises `CorpusError` that says ``where`` (file:line), and what was ``wanted``."""
+    """Return the JSON object on a line. Raises `CorpusError` with ``where`` (file:line) and the ``wanted`` format."""
     try:
         record = json.loads(line)
     except json.JSONDecodeError as error:
@@ -121,9 +138,12 @@ def parse_record(line: str, where: str, wanted: str) -> dict[str, Any]:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str, float]]:
-    """Number, text and share of the file read, for each line; constant memory. Raises `CorpusError`."""
+    """Yield number, text and the share of the file that is read, for each line.
+
+    Raises `CorpusError` if the file does not exist or is not UTF-8.
+    """
     if not path.is_file():
-        raise CorpusError(f"{path}: there is no such file")
+        raise CorpusError(f"{path}: there is no such file; check that the corpus is complete")
     size, done = max(path.stat().st_size, 1), 0
     with path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
@@ -131,14 +151,15 @@ def read_lines(path: Path) -> Iterator[tuple[int, str, float]]:
             try:
                 text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
-                raise CorpusError(f"{path}:{number}: is not UTF-8 text ({error.reason})") from error
+                raise CorpusError(f"{path}:{number}: is not UTF-8 text ({error.reason}); save it as UTF-8") from error
             yield number, text.rstrip("\r\n"), done / size
 
 
 def read_tsv(path: Path, *columns: str) -> Iterator[tuple[dict[str, str], float]]:
-    """Rows by column name, and the share of the file read; raises `CorpusError` where a column or cell is missing.
+    """Yield the rows by column name, each with the share of the file that is read.
 
-    Tabs separate and nothing quotes, as in Common Voice, whose sentences may start with a quotation mark.
+    Tabs separate the cells, and quotation marks are plain characters, as in Common Voice, whose sentences may start
+    with one. Raises `CorpusError` if a column or a cell is missing.
     """
     names: list[str] = []
     for number, line, fraction in read_lines(path):
@@ -150,19 +171,21 @@ def read_tsv(path: Path, *columns: str) -> Iterator[tuple[dict[str, str], float]
                 raise CorpusError(f"{path}:1: has no column {missing[0]!r}; its columns are {', '.join(names)}")
             continue
         if line and len(cells) != len(names):
-            raise CorpusError(f"{path}:{number}: has {len(cells)} cells where line 1 has {len(names)}; a tab is amiss")
+            raise CorpusError(
+                f"{path}:{number}: has {len(cells)} cells, line 1 has {len(names)}; check for a missing or extra tab"
+            )
         if line:
             yield dict(zip(names, cells, strict=True)), fraction
 
 
 def asr_line(sample: Sample, options: Options) -> Sample:
-    """The line for stage 1; as ``asr`` without an instruction it also serves in stage 2."""
+    """Return the line with the transcript. Stage 1 and the task ``asr`` of stage 2 use it."""
     text = clean(sample.text) or None
     return replace(sample, task="asr", text=text.lower() if text and options.lower else text)
 
 
 def st_line(sample: Sample, target: str, translation: str, options: Options) -> Sample:
-    """The line that asks for a translation of what ``sample`` says."""
+    """Return the line that asks for a translation of ``sample`` to the language ``target``."""
     return replace(
         asr_line(sample, options),
         id=f"{sample.id}-{target}",
@@ -174,9 +197,9 @@ def st_line(sample: Sample, target: str, translation: str, options: Options) -> 
 
 
 def files_below(folder: Path, suffixes: tuple[str, ...]) -> Iterator[tuple[Path, float]]:
-    """Files with one of the suffixes at any depth, sorted by name folder by folder, and the share of folders done.
+    """Yield the files with one of the suffixes at any depth, each with the share of the folders that is read.
 
-    Memory: the names in the folders from ``folder`` down to the one being read.
+    The files of each folder are sorted by name. Memory holds the names in the current folder and those above it.
     """
     entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     for index, entry in enumerate(entries):
@@ -187,14 +210,14 @@ def files_below(folder: Path, suffixes: tuple[str, ...]) -> Iterator[tuple[Path,
             yield Path(entry.path), (index + 1) / len(entries)
 
 
-def beside(folder: Path, path: str) -> Path:
-    """A path in a file of ``folder``: relative to that or, if it is only there, to the working directory."""
+def resolve_audio(folder: Path, path: str) -> Path:
+    """Resolve a path relative to ``folder`` or, if it exists only there, to the working directory."""
     below = folder / path
     return Path(path) if not below.exists() and Path(path).exists() else below
 
 
 def find_audio(stem: Path) -> Path | None:
-    """The audio file with this path but for the suffix, or None."""
-    # Not with_suffix: names such as en.20080901.22.1-097 have dots of their own.
+    """Return the audio file with this path and any suffix, or None."""
+    # Path.with_suffix would cut names such as en.20080901.22.1-097.
     candidates = (stem.with_name(stem.name + suffix) for suffix in AUDIO_SUFFIXES)
     return next((path for path in candidates if path.is_file()), None)

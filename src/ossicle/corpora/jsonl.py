@@ -1,7 +1,7 @@
-"""Manifests of other toolkits: NeMo's ``audio_filepath, duration, text`` and SLAM-LLM's ``key, source, target``.
+"""Read manifests of other toolkits: NeMo (``audio_filepath, duration, text``) and SLAM-LLM (``key, source, target``).
 
-NeMo's lines for translation (``source_lang`` other than ``target_lang``) hold the translation in ``text``. SLAM-LLM's
-``target`` is the transcript, unless the line has a ``task`` other than ASR: then the answer to its ``prompt``.
+If ``source_lang`` and ``target_lang`` of a NeMo line differ, its ``text`` is the translation. The ``target`` of a
+SLAM-LLM line is the transcript, or the answer to its ``prompt`` if it has a ``task`` other than ASR.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from ossicle.corpora.items import (
     Options,
     Reached,
     Recording,
-    beside,
-    expected,
+    layout_error,
     parse_record,
     read_lines,
+    resolve_audio,
 )
 from ossicle.corpora.records import fields_of, lines_of, sample_of
 from ossicle.errors import CorpusError
 
 
 def read(source: Path, options: Options) -> Iterator[Item]:
-    """Manifests by the name of the file and the task."""
+    """Yield the lines of the manifests, which are named after the file and the task."""
     files = [source] if source.is_file() else sorted((*source.glob("*.jsonl"), *source.glob("*.json")))
     if not files:
-        raise expected(CORPORA["jsonl"], source, "holds no .jsonl or .json file")
+        raise layout_error(CORPORA["jsonl"], source, "contains no .jsonl or .json file")
     for done, path in enumerate(files):
         for number, line, fraction in read_lines(path):
             if line.strip():
@@ -40,25 +40,25 @@ def read(source: Path, options: Options) -> Iterator[Item]:
 
 
 def _item(record: dict[str, Any], path: Path, number: int, options: Options) -> Item:
-    record = _plain(record)
+    record = _move_answer(record)
     fields = fields_of(record, options, f"{path}:{number}")
     if "audio" not in fields or not isinstance(record[fields["audio"]], str):
-        problem = "names no audio file (audio_filepath, source, ...; or say --column audio=...)"
-        raise CorpusError(f"{path}:{number}: {problem}; it has {', '.join(record)}")
-    audio = beside(path.parent, record[fields["audio"]])
+        problem = "names no audio file (audio_filepath, source, ...); name its key with --column audio=KEY"
+        raise CorpusError(f"{path}:{number}: {problem}; the keys are {', '.join(record)}")
+    audio = resolve_audio(path.parent, record[fields["audio"]])
     name = f"{Path(record[fields['audio']]).stem}"
     try:
         sample = sample_of(record, fields, name, audio, options)
     except (TypeError, ValueError) as error:
-        raise CorpusError(f"{path}:{number}: {error}; duration and offset are seconds") from error
+        raise CorpusError(f"{path}:{number}: {error}; write duration and offset in seconds") from error
     if sample.start_s and "id" not in fields:  # several segments of one file
         sample = replace(sample, id=f"{name}-{sample.start_s:g}")
     lines = lines_of(record, fields, sample, path.stem, options)
     return lines if isinstance(lines, Dropped) else Recording(lines)
 
 
-def _plain(record: dict[str, Any]) -> dict[str, Any]:
-    """The record with a translation, or the answer of a task, in ``answer`` rather than in ``text`` or ``target``."""
+def _move_answer(record: dict[str, Any]) -> dict[str, Any]:
+    """Return the record with the translation or answer moved from ``text`` or ``target`` to ``answer``."""
     spoken, target_language = record.get("source_lang"), record.get("target_lang")
     if target_language and spoken and "answer" not in record:
         if target_language == spoken:

@@ -1,4 +1,4 @@
-"""LibriSpeech (Panayotov et al., ICASSP 2015): read English; one transcript file for each chapter."""
+"""Read LibriSpeech (Panayotov et al., ICASSP 2015): read English speech with one transcript file per chapter."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from ossicle.corpora.items import (
     Reached,
     Recording,
     asr_line,
-    chosen,
-    expected,
     find_audio,
+    layout_error,
     read_lines,
+    select,
     subfolder,
 )
 from ossicle.errors import CorpusError
 
 FULL = ("train-clean-100", "train-clean-360", "train-other-500", "dev-clean", "dev-other", "test-clean", "test-other")
 MINI = ("train-clean-5", "dev-clean-2")
-"""Mini LibriSpeech: the same layout, less of it."""
+"""The splits of Mini LibriSpeech, which has the same layout."""
 SPLITS = FULL + MINI
 
 
 def read(source: Path, options: Options) -> Iterator[Item]:
-    """One manifest for each split."""
+    """Yield the lines of one manifest per split."""
     source = subfolder(source, "LibriSpeech") if (source / "LibriSpeech").is_dir() else source
-    there = [split for split in SPLITS if (source / split).is_dir()]
-    if not there:
-        raise expected(CORPORA["librispeech"], source, f"has no folder {', '.join(SPLITS)}")
+    available = [split for split in SPLITS if (source / split).is_dir()]
+    if not available:
+        raise layout_error(CORPORA["librispeech"], source, f"contains none of the folders {', '.join(SPLITS)}")
     genders = _genders(source / "SPEAKERS.TXT")
-    splits = chosen(options.splits, there, "split", source)
+    splits = select(options.splits, available, "split", source)
     for done, split in enumerate(splits):
         chapters = sorted((source / split).glob("*/*"))
         if not chapters:
-            raise expected(CORPORA["librispeech"], source / split, "holds no chapters")
+            raise layout_error(CORPORA["librispeech"], source / split, "contains no chapters")
         for number, chapter in enumerate(chapters, start=1):
             yield from _chapter(chapter, split, genders, options)
             yield Reached((done + number / len(chapters)) / len(splits))
@@ -49,11 +49,13 @@ def _chapter(folder: Path, split: str, genders: dict[str, str], options: Options
     speaker = folder.parent.name
     transcripts = folder / f"{speaker}-{folder.name}.trans.txt"
     if not transcripts.is_file():
-        raise expected(CORPORA["librispeech"], transcripts, "there is no such file")
+        raise layout_error(CORPORA["librispeech"], transcripts, "there is no such file")
     for number, line, _ in read_lines(transcripts):
         name, _, text = line.partition(" ")
         if not name.startswith(f"{speaker}-{folder.name}-"):
-            raise CorpusError(f"{transcripts}:{number}: begins with {name!r}, not {speaker}-{folder.name}-0000")
+            raise CorpusError(
+                f"{transcripts}:{number}: begins with {name!r}; expected an id such as {speaker}-{folder.name}-0000"
+            )
         if not text.strip():
             yield Dropped(name, "no transcript")
             continue
@@ -69,7 +71,7 @@ def _chapter(folder: Path, split: str, genders: dict[str, str], options: Options
 
 
 def _genders(path: Path) -> dict[str, str]:
-    """Speaker -> female, male, from lines such as ``14 | F | train-clean-360 | 25.03 | Kristin LeMoine``."""
+    """Return the gender of each speaker, from lines such as ``14 | F | train-clean-360 | 25.03 | Kristin LeMoine``."""
     if not path.is_file():
         return {}
     rows = (line.split("|") for _, line, _ in read_lines(path) if not line.startswith(";"))

@@ -1,4 +1,4 @@
-"""Multilingual LibriSpeech (Pratap et al., Interspeech 2020): a folder for each language."""
+"""Read Multilingual LibriSpeech (Pratap et al., Interspeech 2020): one folder per language."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from ossicle.corpora.items import (
     Reached,
     Recording,
     asr_line,
-    chosen,
     clean,
-    expected,
     find_audio,
+    layout_error,
     read_lines,
+    select,
+    within_part,
 )
 from ossicle.errors import CorpusError
 
@@ -36,7 +37,10 @@ SPLITS = ("train", "dev", "test")
 
 
 def read(source: Path, options: Options) -> Iterator[Item]:
-    """Manifests ``de.train``, ...; ``source``: the folder mls_german (or mls_german_opus), or the one above it."""
+    """Yield the lines of the manifests ``de.train``, ...
+
+    ``source`` is a folder such as mls_german or mls_german_opus, or the folder that contains these.
+    """
     above = source if _language(source) is None else source.parent
     folders = {
         language: path
@@ -44,17 +48,17 @@ def read(source: Path, options: Options) -> Iterator[Item]:
         if (language := _language(path)) and path.is_dir()
     }
     if not folders:
-        raise expected(CORPORA["mls"], source, "has no folder mls_german, mls_french, ...")
-    languages = chosen((options.language,) if options.language else (), list(folders), "language", source)
+        raise layout_error(CORPORA["mls"], source, "has no folder mls_german, mls_french, ...")
+    languages = select((options.language,) if options.language else (), list(folders), "language", source)
     parts = []
     for language in languages:
-        there = [split for split in SPLITS if (folders[language] / split).is_dir()]
-        parts += [(language, split) for split in chosen(options.splits, there, "split", folders[language])]
+        available = [split for split in SPLITS if (folders[language] / split).is_dir()]
+        parts += [(language, split) for split in select(options.splits, available, "split", folders[language])]
     if not parts:
-        raise expected(CORPORA["mls"], source, "has no folder train, dev, test")
+        raise layout_error(CORPORA["mls"], source, "has no folder train, dev, test")
     for done, (language, split) in enumerate(parts):
         for item in _read_split(folders[language] / split, language, options):
-            yield Reached((done + item.fraction) / len(parts)) if isinstance(item, Reached) else item
+            yield within_part(item, done, len(parts))
 
 
 def _language(folder: Path) -> str | None:
@@ -65,12 +69,12 @@ def _language(folder: Path) -> str | None:
 def _read_split(folder: Path, language: str, options: Options) -> Iterator[Item]:
     transcripts = folder / "transcripts.txt"
     if not transcripts.is_file():
-        raise expected(CORPORA["mls"], transcripts, "there is no such file")
+        raise layout_error(CORPORA["mls"], transcripts, "there is no such file")
     for number, line, fraction in read_lines(transcripts):
         name, tab, text = line.partition("\t")
         parts = name.split("_")
         if not tab or len(parts) != 3:
-            raise CorpusError(f"{transcripts}:{number}: is not SPEAKER_BOOK_NUMBER, a tab and the text")
+            raise CorpusError(f"{transcripts}:{number}: is invalid; expected SPEAKER_BOOK_NUMBER, a tab and the text")
         if clean(text):
             stem = folder / "audio" / parts[0] / parts[1] / name
             audio = find_audio(stem) or stem.with_suffix(".flac")

@@ -1,8 +1,8 @@
-"""Speaker descriptions of Multilingual LibriSpeech (Lyth and King, 2024): seven attributes as one text, task ``meta``.
+"""Read speaker descriptions of Multilingual LibriSpeech (Lyth and King, 2024) as one text, for the task ``meta``.
 
-The data set of the hub holds no audio. Either each row has an audio column (the official code joined them so), or
-``audio`` is the folder of the parquet files of mls_eng: both list the same utterances, found by where in which
-recording of LibriVox they are.
+The data set on the hub has no audio. Either the tables have an audio column, which the paper's code adds, or the
+option ``audio`` is the folder with the parquet files of mls_eng. Both data sets identify an utterance by its LibriVox
+recording and its position there.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ossicle.batch import Sample
 from ossicle.corpora import CORPORA
 from ossicle.corpora import DESCRIPTION_ATTRIBUTES as ATTRIBUTES
 from ossicle.corpora.disk import DiskDict
-from ossicle.corpora.items import Dropped, Item, Options, Reached, Recording, chosen, clean, expected
+from ossicle.corpora.items import Dropped, Item, Options, Reached, Recording, clean, layout_error, select, within_part
 from ossicle.corpora.tables import audio_of, columns_of, parquet_files, rows
 from ossicle.errors import CorpusError
 
@@ -23,55 +23,60 @@ INSTRUCTION = (
     "Describe the recording: speaking rate, gender of the speaker, noise, reverberation, monotony, "
     "signal-to-distortion noise and perceived quality."
 )
-PLACE = ("original_path", "begin_time")
-"""What an utterance is known by in both data sets."""
-TEXTS = ("transcript", "original_text", "text")
+JOIN_KEY = ("original_path", "begin_time")
+"""Columns that identify an utterance in both data sets."""
+TEXT_COLUMNS = ("transcript", "original_text", "text")
 
 
 def read(source: Path, options: Options) -> Iterator[Item]:
-    """Manifests ``SPLIT.meta``."""
+    """Yield the lines of the manifests ``SPLIT.meta``."""
     files = parquet_files(source)
     if not files:
-        raise expected(CORPORA["mls-descriptions"], source, "holds no .parquet file")
+        raise layout_error(CORPORA["mls-descriptions"], source, "contains no .parquet file")
     described = {split: _described(paths[0]) for split, paths in files.items()}
-    splits = chosen(options.splits, list(files), "split", source)
+    splits = select(options.splits, list(files), "split", source)
     for done, split in enumerate(splits):
         for item in _read_split(files[split], split, described[split], options):
-            yield Reached((done + item.fraction) / len(splits)) if isinstance(item, Reached) else item
+            yield within_part(item, done, len(splits))
 
 
 def _described(path: Path) -> list[str]:
+    """Return the columns of a table. Raises `CorpusError` if an attribute is missing."""
     names = columns_of(path)
     missing = [name for name in ATTRIBUTES if name not in names]
     if missing:
-        raise expected(CORPORA["mls-descriptions"], path, f"has no column {missing[0]!r}")
+        raise layout_error(CORPORA["mls-descriptions"], path, f"has no column {missing[0]!r}")
     return names
 
 
 def _read_split(files: list[Path], split: str, names: list[str], options: Options) -> Iterator[Item]:
     audio = options.columns.get("audio", "audio")
     if audio in names and options.audio is None:
-        wanted = [audio, *ATTRIBUTES, *(name for name in (*TEXTS, "speaker_id", "id") if name in names)]
+        wanted = [audio, *ATTRIBUTES, *(name for name in (*TEXT_COLUMNS, "speaker_id", "id") if name in names)]
         for number, (row, fraction) in enumerate(rows(files, wanted)):
             yield _item(row, row, audio, split, number, files[0].parent)
             yield Reached(fraction)
         return
     if options.audio is None:
-        raise expected(CORPORA["mls-descriptions"], files[0], "has no audio column and there is no --audio")
+        raise layout_error(
+            CORPORA["mls-descriptions"], files[0], "has no audio column; name the folder of mls_eng with --audio"
+        )
     yield from _joined(files, split, Path(options.audio))
 
 
 def _joined(files: list[Path], split: str, folder: Path) -> Iterator[Item]:
-    """Descriptions into an on-disk table first, then through the audio once."""
+    """Store the descriptions on disk, then read the audio once and look up the description of each utterance."""
     speech = parquet_files(folder)
     if split not in speech:
-        raise CorpusError(f"{folder}: has no parquet files of {split!r}; it has {', '.join(speech) or 'none'}")
+        raise CorpusError(
+            f"{folder}: has no parquet files of {split!r}; it has those of {', '.join(speech) or 'no split'}"
+        )
     described = DiskDict()
-    for row, fraction in rows(files, [*PLACE, *ATTRIBUTES]):
+    for row, fraction in rows(files, [*JOIN_KEY, *ATTRIBUTES]):
         described.add(_place(row), "\n".join(clean(str(row[name] or "")) for name in ATTRIBUTES))
         yield Reached(fraction / 10)
     names = columns_of(speech[split][0])
-    wanted = ["audio", *PLACE, *(name for name in (*TEXTS, "speaker_id", "id") if name in names)]
+    wanted = ["audio", *JOIN_KEY, *(name for name in (*TEXT_COLUMNS, "speaker_id", "id") if name in names)]
     for number, (row, fraction) in enumerate(rows(speech[split], wanted)):
         found = described.get(_place(row))
         if found is None:
@@ -83,11 +88,11 @@ def _joined(files: list[Path], split: str, folder: Path) -> Iterator[Item]:
 
 
 def _place(row: Mapping[str, Any]) -> str:
-    return f"{row[PLACE[0]]} {float(row[PLACE[1]]):.3f}"
+    return f"{row[JOIN_KEY[0]]} {float(row[JOIN_KEY[1]]):.3f}"
 
 
 def _item(about: Mapping[str, Any], row: Mapping[str, Any], audio: str, split: str, number: int, folder: Path) -> Item:
-    """The line of an utterance: ``about`` has its attributes, ``row`` its speech in the column ``audio``."""
+    """Return the recording of an utterance with the attributes in ``about`` and the column ``audio`` of ``row``."""
     values = [clean(str(about[attribute] or "")) for attribute in ATTRIBUTES]
     name = str(row.get("id") or f"{split}-{number:08d}")
     if not all(values):
@@ -96,7 +101,7 @@ def _item(about: Mapping[str, Any], row: Mapping[str, Any], audio: str, split: s
     if isinstance(found, Dropped):
         return found
     path, make = found
-    text = next((row[column] for column in TEXTS if isinstance(row.get(column), str)), None)
+    text = next((row[column] for column in TEXT_COLUMNS if isinstance(row.get(column), str)), None)
     sample = Sample(
         id=name,
         audio=path,

@@ -1,7 +1,8 @@
-"""MuST-C v1 (Di Gangi et al., NAACL 2019): TED talks, segments by ``SPLIT.yaml``, one text file for each language.
+"""Read MuST-C v1 (Di Gangi et al., NAACL 2019): TED talks with translations to 8 languages.
 
-Every language pair brings its own copy of the talks and cuts them a little differently. Transcripts (stage 1) are
-therefore taken from one pair only: the first of ``targets``, else of those there.
+The segments of a split are in ``SPLIT.yaml``, and there is one text file per language.
+Each language pair has its own copy of the talks, with slightly different segments. Transcripts (stage 1) therefore come
+from one pair only: the first of ``targets``, or the first pair in the folder.
 """
 
 from __future__ import annotations
@@ -23,15 +24,16 @@ from ossicle.corpora.items import (
     Reached,
     Recording,
     asr_line,
-    chosen,
     clean,
-    expected,
+    layout_error,
     read_lines,
+    select,
     st_line,
+    within_part,
 )
 from ossicle.errors import CorpusError
 
-try:  # ten times as fast, where PyYAML was built with it
+try:  # ten times as fast; not every build of PyYAML has it
     from yaml import CSafeLoader as Loader
 except ImportError:
     from yaml import SafeLoader as Loader  # type: ignore[assignment]
@@ -42,23 +44,26 @@ FIELDS = ("duration", "offset", "speaker_id", "wav")
 
 
 def read(source: Path, options: Options) -> Iterator[Item]:
-    """Manifests ``train`` (asr), ``train.st-de``, ...; ``source``: the folder of en-de, en-es, ..., or one of them."""
+    """Yield the lines of the manifests ``train`` (asr), ``train.st-de``, ...
+
+    ``source`` is the folder that contains en-de, en-es, ..., or one of these folders.
+    """
     only = source.name.removeprefix("en-")
     if only in TARGETS and (source / "data").is_dir():
         pairs, source = [only], source.parent
     else:
         pairs = [target for target in TARGETS if (source / f"en-{target}" / "data").is_dir()]
     if not pairs:
-        raise expected(CORPORA["mustc"], source, "has no en-de/data, en-es/data, ...")
-    targets = chosen(options.targets, pairs, "language pair en to", source)
-    there = [split for split in SPLITS if any(_folder(source, target, split).is_dir() for target in targets)]
-    splits = chosen(options.splits, there, "split", source)
+        raise layout_error(CORPORA["mustc"], source, "has no en-de/data, en-es/data, ...")
+    targets = select(options.targets, pairs, "language pair en to", source)
+    available = [split for split in SPLITS if any(_folder(source, target, split).is_dir() for target in targets)]
+    splits = select(options.splits, available, "split", source)
     parts = [(target, split) for target in targets for split in splits if _folder(source, target, split).is_dir()]
     for done, (target, split) in enumerate(parts):
         names = {"st": f"{split}.st-{target}"} | ({"asr": split} if target == targets[0] else {})
         wanted = {task: name for task, name in names.items() if options.wants(task)}
         for item in _read_split(_folder(source, target, split), target, wanted, options):
-            yield Reached((done + item.fraction) / len(parts)) if isinstance(item, Reached) else item
+            yield within_part(item, done, len(parts))
 
 
 def _folder(source: Path, target: str, split: str) -> Path:
@@ -70,13 +75,13 @@ def _read_split(folder: Path, target: str, names: dict[str, str], options: Optio
     english, foreign = (texts.with_name(f"{folder.name}.{language}") for language in ("en", target))
     for path in (index, english, foreign):
         if not path.is_file():
-            raise expected(CORPORA["mustc"], path, "there is no such file")
+            raise layout_error(CORPORA["mustc"], path, "there is no such file")
     counts: Counter[str] = Counter()
     for rows in zip_longest(read_lines(index), read_lines(english), read_lines(foreign)):
         if None in rows:
             number = next(row[0] for row in rows if row is not None)
             raise CorpusError(
-                f"{index}:{number}: {english.name}, {foreign.name} and it must have a line each; one ends"
+                f"{index}:{number}: {english.name}, {foreign.name} and this file differ in length; download them again"
             )
         (number, entry, fraction), (_, text, _), (_, translation, _) = rows
         segment = _segment(entry, f"{index}:{number}")
@@ -97,7 +102,7 @@ def _read_split(folder: Path, target: str, names: dict[str, str], options: Optio
 
 def _item(sample: Sample, target: str, translation: str, names: dict[str, str], options: Options) -> Item:
     if sample.end_s is None or sample.end_s <= sample.start_s:
-        return Dropped(sample.id, "segment without length")
+        return Dropped(sample.id, "empty segment")
     if not clean(sample.text):
         return Dropped(sample.id, "no transcript")
     lines = [(names["asr"], asr_line(sample, options))] if "asr" in names else []
@@ -107,11 +112,14 @@ def _item(sample: Sample, target: str, translation: str, names: dict[str, str], 
 
 
 def _segment(entry: str, where: str) -> dict[str, Any]:
-    """One line of the index: ``- {duration: 3.5, offset: 16.08, rW: 9, uW: 0, speaker_id: spk.7, wav: ted_7.wav}``."""
+    """Return a segment from its line in the index.
+
+    A line is ``- {duration: 3.5, offset: 16.08, rW: 9, uW: 0, speaker_id: spk.7, wav: ted_7.wav}``.
+    """
     try:
         found = yaml.load(entry, Loader)
     except yaml.YAMLError as error:
-        raise CorpusError(f"{where}: is not YAML; fetch the file again") from error
+        raise CorpusError(f"{where}: is not YAML; download the file again") from error
     if not (isinstance(found, list) and len(found) == 1 and isinstance(found[0], dict)):
         raise CorpusError(
             f"{where}: is not a segment; expected - {{duration: .., offset: .., speaker_id: .., wav: ..}}"
@@ -122,5 +130,5 @@ def _segment(entry: str, where: str) -> dict[str, Any]:
     try:
         seconds = {name: float(found[0][name]) for name in ("duration", "offset")}
     except ValueError as error:
-        raise CorpusError(f"{where}: {error}; duration and offset are seconds") from error
+        raise CorpusError(f"{where}: {error}; write duration and offset in seconds") from error
     return found[0] | seconds

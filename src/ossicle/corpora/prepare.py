@@ -1,4 +1,4 @@
-"""`ossicle prepare`: a corpus as it was downloaded in, manifests out."""
+"""Convert a corpus, as it was downloaded, into manifests (`ossicle prepare`)."""
 
 from __future__ import annotations
 
@@ -12,75 +12,92 @@ from typing import Any
 
 from ossicle.corpora import CORPORA
 from ossicle.corpora.items import Item, Options
-from ossicle.corpora.report import REPORT_NAME, Bar, Report
-from ossicle.corpora.writer import JOURNAL_NAME, Limits, write
+from ossicle.corpora.report import REPORT_NAME, Report
+from ossicle.corpora.writer import JOURNAL_NAME, Limits, progress_of, write
 from ossicle.errors import CorpusError
 
 THREADS = 16
-"""Opening files waits for the disk or the network; what decodes (libsndfile, soxr) lets other threads run."""
-FILES = frozenset({"parquet", "lhotse", "jsonl"})
-"""Corpora that may be a single file."""
-FOR_ALL = frozenset({"lower", "min_s", "max_s"})
+"""Default number of threads. Opening files waits for the disk or the network, and decoding releases the interpreter."""
+SINGLE_FILE = frozenset({"parquet", "lhotse", "jsonl"})
+"""Corpora whose source may be a single file."""
+COMMON_OPTIONS = frozenset({"lower", "min_s", "max_s"})
+"""Options that every corpus has."""
 FLAGS = {"splits": "--split", "targets": "--target", "subsets": "--subset", "tasks": "--task", "columns": "--column"}
+
+Reader = Callable[[Path, Options], Iterable[Item]]
+"""A corpus: a function ``read(source, options)`` that yields the items in ``source``."""
 
 
 def prepare(
-    name: str, source: Path, out: Path, options: Options | None = None, *, jobs: int = THREADS, show: bool | None = None
-) -> Report:
-    """Write the manifests of the corpus ``name`` in the folder ``source`` to the folder ``out``.
-
-    A call that was stopped is continued; one that was completed is only reported. ``show``: a progress bar; ``None``
-    means on a terminal. Raises `CorpusError` for an unknown name, an option that the corpus does not have, a source
-    that is not that corpus, and an ``out`` that holds something else.
-    """
-    options = options or Options()
-    if name not in CORPORA:
-        raise CorpusError(f"there is no corpus {name!r}; there are {', '.join(CORPORA)}")
-    chosen = changed(options, Options())
-    for key in sorted(chosen.keys() - FOR_ALL - CORPORA[name].options):
-        has = ", ".join(FLAGS.get(option, f"--{option}") for option in sorted(CORPORA[name].options)) or "none"
-        raise CorpusError(f"the corpus {name} has no option {FLAGS.get(key, f'--{key}')}; its own options: {has}")
-    if not source.exists():
-        raise CorpusError(f"{source}: there is no such file or folder; expected {CORPORA[name].layout}")
-    if source.is_file() and name not in FILES:
-        raise CorpusError(f"{source}: is a file, not the folder of the corpus; expected {CORPORA[name].layout}")
-    read = import_module(f"{__package__}.{CORPORA[name].module}").read
-    return prepare_with(read, name, source, out, options, jobs=jobs, show=show)
-
-
-def prepare_with(  # noqa: PLR0913 - those of `prepare`, and the corpus itself
-    read: Callable[[Path, Options], Iterable[Item]],
-    name: str,
+    corpus: str | Reader,
     source: Path,
     out: Path,
     options: Options | None = None,
     *,
     jobs: int = THREADS,
-    show: bool | None = None,
+    show: bool = True,
 ) -> Report:
-    """`prepare` for a corpus of your own: ``read`` yields its items, ``name`` is only said and remembered."""
+    """Write the manifests of the corpus in ``source`` to the folder ``out``.
+
+    An interrupted call resumes. A call that was completed before only returns its report.
+
+    Args:
+        corpus: a name in `ossicle.corpora.CORPORA`, or the function that reads your own corpus.
+        source: folder of the corpus, or a file for the corpora in `SINGLE_FILE`.
+        out: folder for the manifests, which is created.
+        options: the part of the corpus to read; everything by default.
+        jobs: number of threads that probe and convert audio.
+        show: whether to show the progress.
+
+    Raises:
+        CorpusError: the name or an option is unknown, ``source`` does not have the layout of the corpus, or ``out``
+            contains something else.
+    """
     options = options or Options()
-    about = {"corpus": name, "source": str(source.resolve()), "options": changed(options, Options())}
-    done = done_before(out, about)
-    if done is not None:
-        return done
-    with Bar(name, show=show) as bar, ThreadPoolExecutor(jobs) as pool:
-        return write(read(source, options), out, about, Limits.of(options), pool, bar=bar)
+    if isinstance(corpus, str):
+        read, name = _reader(corpus, source, options), corpus
+    else:
+        read, name = corpus, f"{corpus.__module__}.{corpus.__qualname__}"
+    about = {"corpus": name, "source": str(source.resolve()), "options": non_defaults(options, Options())}
+    finished = load_report(out, about)
+    if finished is not None:
+        return finished
+    with progress_of(name, enabled=show) as progress, ThreadPoolExecutor(jobs) as pool:
+        return write(read(source, options), out, about, Limits.of(options), pool, progress=progress)
 
 
-def changed(options: Any, default: Any) -> dict[str, Any]:
-    """What a user chose, as the plain values that are written to ``prepare.json`` and compared with it."""
+def _reader(name: str, source: Path, options: Options) -> Reader:
+    """Return the function that reads the corpus ``name``, after a check of the source and the options."""
+    if name not in CORPORA:
+        raise CorpusError(f"there is no corpus {name!r}; choose one of {', '.join(CORPORA)}")
+    corpus = CORPORA[name]
+    for key in sorted(non_defaults(options, Options()).keys() - COMMON_OPTIONS - corpus.options):
+        own = ", ".join(FLAGS.get(option, f"--{option}") for option in sorted(corpus.options)) or "none"
+        raise CorpusError(f"the corpus {name} has no option {FLAGS.get(key, f'--{key}')}; its own options: {own}")
+    if not source.exists():
+        raise CorpusError(f"{source}: there is no such file or folder; expected {corpus.layout}")
+    if source.is_file() and name not in SINGLE_FILE:
+        raise CorpusError(f"{source}: is a file, not the folder of the corpus; expected {corpus.layout}")
+    read: Reader = import_module(f"{__package__}.{corpus.module}").read
+    return read
+
+
+def non_defaults(options: Any, default: Any) -> dict[str, Any]:
+    """Return the fields of the dataclass ``options`` that differ from ``default``, as plain JSON values."""
     usual = asdict(default)
-    return json.loads(json.dumps({key: value for key, value in asdict(options).items() if value != usual[key]}))
+    plain: dict[str, Any] = json.loads(
+        json.dumps({key: value for key, value in asdict(options).items() if value != usual[key]})
+    )
+    return plain
 
 
-def done_before(out: Path, about: dict[str, Any]) -> Report | None:
-    """The report of an earlier, complete call; raises `CorpusError` if that prepared something else."""
+def load_report(out: Path, about: dict[str, Any]) -> Report | None:
+    """Return the report of an earlier complete call, or None. Raises `CorpusError` if that call prepared other data."""
     path = out / REPORT_NAME
     if not path.exists() or (out / JOURNAL_NAME).exists():
         return None
     report = Report.load(path)
     if report.about != about:
-        raise CorpusError(f"{path}: {out} already holds {report.about}, not {about}; choose another folder")
+        raise CorpusError(f"{path}: {out} already contains {report.about}, not {about}; choose another folder")
     missing = [name for name in report.manifests if not (out / f"{name}.jsonl").exists()]
     return None if missing else report

@@ -1,4 +1,4 @@
-"""Records whose fields have names of their own: which field is what, and the manifest lines that a record makes."""
+"""Convert records with other field names to manifest lines."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ossicle.batch import Sample
 from ossicle.corpora.items import Dropped, Options, asr_line, clean, st_line
 from ossicle.errors import CorpusError
 
-USUAL = {
+FIELD_NAMES = {
     "id": ("id", "key", "utt_id", "segment_id"),
     "audio": ("audio", "audio_filepath", "wav", "source", "path"),
     "text": ("text", "sentence", "transcript", "transcription", "txt"),
@@ -23,24 +23,27 @@ USUAL = {
     "duration_s": ("duration_s", "duration"),
     "start_s": ("start_s", "offset"),
 }
-"""Our fields, and the names that others give them; the first that is there is taken."""
+"""Common names of each field of Ossicle, in order of preference."""
 
 
 def fields_of(names: Collection[str], options: Options, where: object) -> dict[str, str]:
-    """Our field -> the name it has here: as the user says, else the usual one. Raises `CorpusError`."""
-    unknown = options.columns.keys() - USUAL.keys()
+    """Return the column of each field of Ossicle: the user's choice, or else the first common name that exists.
+
+    Raises `CorpusError` if the user names an unknown field or a column that does not exist.
+    """
+    unknown = options.columns.keys() - FIELD_NAMES.keys()
     if unknown:
-        raise CorpusError(f"--column {sorted(unknown)[0]}=...: is not a field; the fields are {', '.join(USUAL)}")
+        raise CorpusError(f"--column {sorted(unknown)[0]}=...: is not a field; choose one of {', '.join(FIELD_NAMES)}")
     for ours, theirs in options.columns.items():
         if theirs not in names:
-            raise CorpusError(f"{where}: has no column {theirs!r} for {ours}; it has {', '.join(names)}")
-    usual = {ours: next((name for name in theirs if name in names), None) for ours, theirs in USUAL.items()}
+            raise CorpusError(f"{where}: has no column {theirs!r} for {ours}; choose one of {', '.join(names)}")
+    usual = {ours: next((name for name in theirs if name in names), None) for ours, theirs in FIELD_NAMES.items()}
     found = usual | dict(options.columns)
     return {ours: theirs for ours, theirs in found.items() if theirs is not None}
 
 
 def sample_of(record: Mapping[str, Any], fields: Mapping[str, str], name: str, audio: Path, options: Options) -> Sample:
-    """What the record says of the speech itself; ``name`` where it has no id. Raises `ValueError` for odd numbers."""
+    """Return the speech of a record, with the id ``name`` if it has none. Raises `ValueError` for invalid numbers."""
 
     def value(field: str) -> Any:
         return record.get(fields[field]) if field in fields else None
@@ -62,10 +65,10 @@ def sample_of(record: Mapping[str, Any], fields: Mapping[str, str], name: str, a
 def lines_of(
     record: Mapping[str, Any], fields: Mapping[str, str], sample: Sample, split: str, options: Options
 ) -> tuple[tuple[str, Sample], ...] | Dropped:
-    """The lines of a record: ``SPLIT`` (its transcript), ``SPLIT.st-TARGET`` (a translation) or ``SPLIT.TASK``.
+    """Return the lines of a record for ``SPLIT`` (transcript), ``SPLIT.st-TARGET`` (translation) or ``SPLIT.TASK``.
 
-    An answer is a translation where the record names a target language or the user does, and else the answer to the
-    record's instruction, of the task ``qa`` or the one that the user names.
+    An answer is a translation if the record or the user names a target language. Otherwise it answers the instruction
+    of the record, and its task is ``qa`` or the one that the user names.
     """
     lines: list[tuple[str, Sample]] = []
     if sample.text and options.wants("asr"):
@@ -87,7 +90,7 @@ def lines_of(
 
 
 def _texts(value: Any) -> list[str]:
-    """A text, a list of texts, or the answers of SQuAD as Hugging Face stores them, ``{"text": [...]}``."""
+    """Return the texts in a string, a list, or the answers of SQuAD on the Hugging Face hub, ``{"text": [...]}``."""
     if isinstance(value, Mapping):
         value = value.get("text")
     if value is None:

@@ -1,8 +1,7 @@
-"""Speak one utterance into a file, in a process of its own. Nothing here imports torch, so that it starts fast."""
+"""Write one generated utterance to a file. This module does not import torch, so that processes start fast."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import soundfile
 
 from ossicle.audio import SAMPLE_RATE_HZ
 from ossicle.corpora.voices import Voice, speak_with_times
+from ossicle.files import atomic
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,23 +20,24 @@ class SpeakJob:
     text: str
     voice: Voice
     seed: int
+    """Seed for rate, pitch and noise."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spoken:
-    """A job done."""
+    """The result of a `SpeakJob`."""
 
     path: Path
     duration_s: float
     rate_wpm: int
+    """Speaking rate in words per minute."""
     words: list[tuple[str, float, float]]
-    """(word, start_s, end_s)"""
+    """Word, start and end in seconds."""
 
 
 def speak_file(job: SpeakJob) -> Spoken:
-    """Speak ``job.text`` into ``job.path``, 16-bit WAV at 16 kHz."""
+    """Write the speech of ``job`` as 16-bit WAV at 16 kHz. Raises `VoiceError` as `speak_with_times` does."""
     utterance = speak_with_times(job.text, job.voice, job.seed)
-    partial = job.path.with_suffix(f".{os.getpid()}.partial")
-    soundfile.write(partial, utterance.waveform, SAMPLE_RATE_HZ, subtype="PCM_16", format="WAV")
-    partial.replace(job.path)  # a file is there only when it is complete
+    with atomic(job.path) as partial:
+        soundfile.write(partial, utterance.waveform, SAMPLE_RATE_HZ, subtype="PCM_16", format="WAV")
     return Spoken(path=job.path, duration_s=utterance.duration_s, rate_wpm=utterance.rate_wpm, words=utterance.words)

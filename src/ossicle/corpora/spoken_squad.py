@@ -1,8 +1,8 @@
-"""Spoken-SQuAD (Lee et al., Interspeech 2018): SQuAD questions about passages that a machine reads aloud.
+"""Read Spoken-SQuAD (Lee et al., Interspeech 2018): SQuAD questions about passages of generated speech.
 
-Its audio is one file for each sentence, ``ARTICLE_PARAGRAPH_SENTENCE.wav``; a passage is joined from them, without a
-pause, as FLAC in OUT/audio. Its contexts are what a recogniser heard (22.7% word errors): they become ``text``, which
-serves as a weak transcript only.
+The corpus has one file per sentence, ``ARTICLE_PARAGRAPH_SENTENCE.wav``. The sentences of a passage are joined without
+pauses, as FLAC in OUT/audio. The contexts are the output of a speech recogniser (22.7% word errors). They become
+``text``, which is therefore only a weak transcript.
 """
 
 from __future__ import annotations
@@ -12,29 +12,30 @@ import os
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from ossicle.batch import Sample
 from ossicle.corpora import CORPORA
 from ossicle.corpora.audio_makers import Joined
-from ossicle.corpora.items import Dropped, Item, Options, Reached, Recording, chosen, clean, expected
+from ossicle.corpora.items import Dropped, Item, Options, Reached, Recording, clean, layout_error, select, within_part
 from ossicle.errors import CorpusError
 
 SPLITS = {"train": ("spoken_train-v1.1.json", "train_wav"), "test": ("spoken_test-v1.1.json", "dev_wav")}
-"""The test set is made from SQuAD's development set, hence the folder's name."""
+"""Index and audio folder by split. The test set is SQuAD's development set, hence the name of its folder."""
 
 UNPACKED = "Spoken-SQuAD_audio"
-"""Where the archive of the audio puts the two folders."""
+"""The folder in which the audio archive puts the two audio folders."""
 
 
 def read(source: Path, options: Options) -> Iterator[Item]:
-    """Manifests ``train.qa`` and ``test.qa``: a line for each question."""
-    there = [split for split, (index, _) in SPLITS.items() if (source / index).is_file()]
-    if not there:
-        raise expected(CORPORA["spoken-squad"], source, "has no spoken_train-v1.1.json or spoken_test-v1.1.json")
-    splits = chosen(options.splits, there, "split", source)
+    """Yield the lines of the manifests ``train.qa`` and ``test.qa``, one per question."""
+    available = [split for split, (index, _) in SPLITS.items() if (source / index).is_file()]
+    if not available:
+        raise layout_error(CORPORA["spoken-squad"], source, "has no spoken_train-v1.1.json or spoken_test-v1.1.json")
+    splits = select(options.splits, available, "split", source)
     for done, split in enumerate(splits):
         for item in _read_split(source, split):
-            yield Reached((done + item.fraction) / len(splits)) if isinstance(item, Reached) else item
+            yield within_part(item, done, len(splits))
 
 
 def _read_split(source: Path, split: str) -> Iterator[Item]:
@@ -42,10 +43,10 @@ def _read_split(source: Path, split: str) -> Iterator[Item]:
     if (source / UNPACKED / folder.name).is_dir():
         folder = source / UNPACKED / folder.name
     if not folder.is_dir():
-        raise expected(CORPORA["spoken-squad"], folder, "there is no such folder")
+        raise layout_error(CORPORA["spoken-squad"], folder, "there is no such folder")
     sentences = _sentences(folder)
     if not sentences:
-        raise expected(CORPORA["spoken-squad"], folder, "holds no file such as 0_0_0.wav")
+        raise layout_error(CORPORA["spoken-squad"], folder, "contains no file such as 0_0_0.wav")
     try:
         articles = json.loads(index.read_text(encoding="utf-8"))["data"]  # 30 MB
         for number, article in enumerate(articles):
@@ -55,10 +56,12 @@ def _read_split(source: Path, split: str) -> Iterator[Item]:
                 yield _passage(f"{split}-{number}_{place}", split, paragraph, parts, numbers)
             yield Reached((number + 1) / len(articles))
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise CorpusError(f"{index}: is not laid out like SQuAD ({error!r}): data, paragraphs, context, qas") from error
+        raise CorpusError(
+            f"{index}: does not have the layout of SQuAD ({error!r}); expected data, paragraphs, context, qas"
+        ) from error
 
 
-def _passage(name: str, split: str, paragraph: dict, parts: tuple[Path, ...], numbers: list[int]) -> Item:
+def _passage(name: str, split: str, paragraph: dict[str, Any], parts: tuple[Path, ...], numbers: list[int]) -> Item:
     questions = paragraph["qas"]
     if not questions:
         return Dropped(name, "passage without a question")
@@ -84,7 +87,7 @@ def _passage(name: str, split: str, paragraph: dict, parts: tuple[Path, ...], nu
 
 
 def _sentences(folder: Path) -> dict[tuple[int, int], list[int]]:
-    """Numbers of the sentences there are, by article and paragraph; about 100,000 in all."""
+    """Return the numbers of the available sentences by article and paragraph, about 100,000 in all."""
     found: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
     for entry in os.scandir(folder):
         numbers = entry.name.removesuffix(".wav").split("_")

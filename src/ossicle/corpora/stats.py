@@ -1,8 +1,8 @@
-"""`ossicle stats`: what manifests hold, what comes twice, and what leaks from one into another.
+"""Compute statistics of manifests, and find duplicates and leaks between them (`ossicle stats`).
 
-Works through a temporary database on disk, so that a manifest of any length fits. The same audio means the same file
-and overlapping segments; two copies of a file are not found out. Manifests of one split (``train.jsonl`` and its tasks
-``train.st-de.jsonl``, ``train.qa.jsonl`` in the same folder) are meant to share, and do not leak into each other.
+The lines are kept in a temporary database on disk, so that a manifest of any length fits. Two lines share audio if they
+have overlapping segments of one file; copies of a file are not detected. The manifests of one split (``train.jsonl``,
+``train.st-de.jsonl``, ``train.qa.jsonl`` in one folder) share their audio on purpose and are not compared.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from typing import Any
 from ossicle.audio import audio_duration_s
 from ossicle.batch import Sample
 from ossicle.data.manifest import iterate_manifest
-from ossicle.errors import AudioError
+from ossicle.errors import AudioError, DataError
 
 QUANTILES = (0, 5, 25, 50, 75, 95, 100)
-"""Percent."""
+"""Quantiles that are computed, in percent."""
 HISTOGRAM_S = (0, 1, 2, 5, 10, 15, 20, 30, 45, 60, 150)
-"""Lower edges of the bins of durations."""
+"""Lower edges of the duration bins, in seconds."""
 TASK = re.compile(r"\.(st-[\w-]+|qa|meta)$")
+"""The task in the name of a manifest, without the suffix."""
 
 _SCHEMA = """
 PRAGMA cache_size = -65536;
@@ -45,15 +46,19 @@ CREATE INDEX by_speaker ON recordings (speaker, manifest);
 
 
 def stats(manifests: Sequence[Path]) -> dict[str, Any]:
-    """``{"manifests": {path: figures}, "leaks": [...]}``, plain values as `--json` prints them.
+    """Return ``{"manifests": {path: figures}, "leaks": [...]}`` as the plain values that ``--json`` prints.
 
-    Seconds, words per second, and counts. Figures of speech (hours, durations, rates, languages, speakers) count a
-    recording once, whatever number of lines ask about it. Raises `ManifestError` for a line that is wrong.
+    The figures are seconds, words per second and counts. Durations, rates, languages and speakers count a recording
+    once, even if several lines use it.
+
+    Raises:
+        ManifestError: a line is invalid.
+        DataError: a manifest is named twice.
     """
     names = [str(path) for path in manifests]
     if len(set(names)) < len(names):
-        raise ValueError("a manifest is named twice; every manifest would leak into itself")
-    database = sqlite3.connect("")  # the empty name: temporary, gone with the connection
+        raise DataError("a manifest is named twice; name each manifest once")
+    database = sqlite3.connect("")  # the empty name makes a temporary database
     database.executescript(_SCHEMA)
     unreadable = []
     for number, path in enumerate(manifests):
@@ -72,12 +77,12 @@ def stats(manifests: Sequence[Path]) -> dict[str, Any]:
 
 
 def split_of(path: Path) -> Path:
-    """The path without suffix and task: the same for the manifests of one split, as `ossicle prepare` names them."""
+    """Return the path without suffix and task, which is equal for the manifests of one split."""
     return path.resolve().with_name(TASK.sub("", path.name.removesuffix(".jsonl")))
 
 
 def plain(text: str) -> str:
-    """Lower-case words without punctuation: what makes two texts the same."""
+    """Return the lower-case words without punctuation. Two texts are equal if these words are."""
     return " ".join(re.sub(r"[^\w\s']", " ", text.lower()).split())
 
 
@@ -94,7 +99,7 @@ def _row(manifest: int, sample: Sample, unreadable: list[int]) -> tuple[Any, ...
     return (
         manifest,
         sample.id,
-        os.path.abspath(sample.audio),  # noqa: PTH100 - "../a.wav" of one manifest may be "a.wav" of another
+        os.path.abspath(sample.audio),  # noqa: PTH100 - two manifests may name a file by different relative paths
         sample.start_s,
         None if duration_s is None else sample.start_s + duration_s,
         duration_s,
@@ -108,7 +113,7 @@ def _row(manifest: int, sample: Sample, unreadable: list[int]) -> tuple[Any, ...
 
 
 def _figures(database: sqlite3.Connection, manifest: int) -> dict[str, Any]:
-    def one(query: str) -> Any:
+    def scalar(query: str) -> Any:
         return database.execute(query, {"m": manifest}).fetchone()[0]
 
     def counts(table: str, column: str) -> dict[str, int]:
@@ -118,17 +123,17 @@ def _figures(database: sqlite3.Connection, manifest: int) -> dict[str, Any]:
     of = "FROM recordings WHERE manifest = :m"
     rate = f"{of} AND words > 0 AND duration_s > 0"
     return {
-        "lines": one("SELECT count(*) FROM lines WHERE manifest = :m"),
-        "recordings": one(f"SELECT count(*) {of}"),
-        "speech_s": round(one(f"SELECT coalesce(sum(duration_s), 0) {of}"), 3),
+        "lines": scalar("SELECT count(*) FROM lines WHERE manifest = :m"),
+        "recordings": scalar(f"SELECT count(*) {of}"),
+        "speech_s": round(scalar(f"SELECT coalesce(sum(duration_s), 0) {of}"), 3),
         "duration_s": _quantiles(database, "duration_s", f"{of} AND duration_s IS NOT NULL", manifest),
         "histogram_s": _histogram(database, manifest),
         "words_per_s": _quantiles(database, "words / duration_s", rate, manifest),
-        "slowest": _ids(database, f"SELECT id {rate} ORDER BY words / duration_s LIMIT 1", manifest),
-        "fastest": _ids(database, f"SELECT id {rate} ORDER BY words / duration_s DESC LIMIT 1", manifest),
-        "without_text": one(f"SELECT count(*) {of} AND text IS NULL"),
-        "speakers": one(f"SELECT count(DISTINCT speaker) {of}"),
-        "without_speaker": one(f"SELECT count(*) {of} AND speaker IS NULL"),
+        "slowest": _first(database, f"SELECT id {rate} ORDER BY words / duration_s LIMIT 1", manifest),
+        "fastest": _first(database, f"SELECT id {rate} ORDER BY words / duration_s DESC LIMIT 1", manifest),
+        "without_text": scalar(f"SELECT count(*) {of} AND text IS NULL"),
+        "speakers": scalar(f"SELECT count(DISTINCT speaker) {of}"),
+        "without_speaker": scalar(f"SELECT count(*) {of} AND speaker IS NULL"),
         "languages": counts("recordings", "language"),
         "tasks": counts("lines", "task"),
         "duplicates": {
@@ -140,7 +145,7 @@ def _figures(database: sqlite3.Connection, manifest: int) -> dict[str, Any]:
 
 
 def _quantiles(database: sqlite3.Connection, value: str, where: str, manifest: int) -> dict[str, float]:
-    """By percent, and the mean; empty where there are no values."""
+    """Return the mean and the quantiles by percent, or an empty dictionary if there are no values."""
     count, mean = database.execute(f"SELECT count(*), avg({value}) {where}", {"m": manifest}).fetchone()
     if not count:
         return {}
@@ -152,7 +157,7 @@ def _quantiles(database: sqlite3.Connection, value: str, where: str, manifest: i
 
 
 def _histogram(database: sqlite3.Connection, manifest: int) -> dict[str, int]:
-    """Recordings by duration, under the lower edge of their bin in seconds."""
+    """Return the number of recordings by the lower edge of their duration bin, in seconds."""
     found = {}
     for low, high in zip(HISTOGRAM_S, (*HISTOGRAM_S[1:], 1e9), strict=True):
         query = "SELECT count(*) FROM recordings WHERE manifest = ? AND duration_s >= ? AND duration_s < ?"
@@ -160,13 +165,13 @@ def _histogram(database: sqlite3.Connection, manifest: int) -> dict[str, int]:
     return found
 
 
-def _ids(database: sqlite3.Connection, query: str, manifest: int) -> str | None:
+def _first(database: sqlite3.Connection, query: str, manifest: int) -> str | None:
     row = database.execute(query, {"m": manifest}).fetchone()
     return None if row is None else row[0]
 
 
 def _repeated(database: sqlite3.Connection, columns: str, table: str, manifest: int) -> dict[str, Any]:
-    """How many rows say what an earlier row says, and the id of one."""
+    """Return the number of rows that repeat the columns of an earlier row, and the id of one of them."""
     first = columns.partition(",")[0]
     groups = f"""SELECT count(*) - 1 AS more, min(id) AS id FROM {table}
                  WHERE manifest = ? AND {first} IS NOT NULL GROUP BY {columns} HAVING count(*) > 1"""
@@ -175,7 +180,7 @@ def _repeated(database: sqlite3.Connection, columns: str, table: str, manifest: 
 
 
 def _leaks(database: sqlite3.Connection, a: tuple[int, str], b: tuple[int, str]) -> Iterable[dict[str, Any]]:
-    """What recordings of the second manifest share with the first: audio, text or speaker."""
+    """Yield what recordings of manifest ``b`` share with manifest ``a``: audio, text or speaker."""
     overlap = "one.file = two.file AND one.start_s < two.end_s AND two.start_s < one.end_s"
     for what, same in (("audio", overlap), ("text", "one.text = two.text"), ("speaker", "one.speaker = two.speaker")):
         query = f"""SELECT count(*), min(two.id) FROM recordings AS two WHERE two.manifest = ? AND EXISTS

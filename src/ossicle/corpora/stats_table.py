@@ -1,4 +1,4 @@
-"""The figures of `ossicle.corpora.stats` as tables."""
+"""Print the figures of `ossicle.corpora.stats` as tables."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BAR_CHARACTERS = 24
 
 
 def print_stats(found: Mapping[str, Any], console: Console | None = None) -> None:
-    """A column for each manifest; then the durations as bars, then the leaks."""
+    """Print a table with one column per manifest, then histograms of the durations, then the leaks."""
     console = console or Console()
     manifests: dict[str, Any] = found["manifests"]
     table = Table("", box=box.SIMPLE)
@@ -30,11 +30,11 @@ def print_stats(found: Mapping[str, Any], console: Console | None = None) -> Non
         text = f"{leak['recordings']} recordings of {leak['of']} share their {leak['what']} with {leak['in']}"
         console.print(f"[yellow]leak:[/] {escape(text)} (first: {escape(leak['first'])})", soft_wrap=True)
     if len(manifests) > 1 and not found["leaks"]:
-        console.print("no leaks: no audio, text or speaker is in two of the splits")
+        console.print("no leaks: the splits share no audio, text or speaker")
 
 
 def _short(manifests: Mapping[str, Any]) -> list[str]:
-    """Names of the files, with their folders where those alone would be the same."""
+    """Return the names of the files, with their folders if two names are equal."""
     paths = [Path(name) for name in manifests]
     same = len({path.name for path in paths}) < len(paths)
     return [escape(f"{path.parent.name}/{path.name}" if same else path.name) for path in paths]

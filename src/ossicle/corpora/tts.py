@@ -1,8 +1,8 @@
-"""`ossicle prepare-tts`: a corpus of texts becomes generated speech with manifests, as Spoken-SQuAD was made.
+"""Convert texts into generated speech with manifests, as in Spoken-SQuAD (`ossicle prepare-tts`).
 
-Four kinds of TEXTS, told apart by what they hold: plain text, one utterance a line; JSONL with a language code as key
-of each text (``{"en": ..., "de": ...}``); JSONL with context, question and answers; SQuAD's own JSON. Each utterance or
-passage is spoken once; its transcript, translations and questions are lines about the same audio.
+TEXTS has one of four formats: plain text with one utterance per line; JSONL with a language code as key of each text
+(``{"en": ..., "de": ...}``); JSONL with context, question and answers; or the JSON of SQuAD. Each utterance or passage
+is spoken once. Its transcript, translations and questions become lines with the same audio.
 """
 
 from __future__ import annotations
@@ -33,63 +33,71 @@ from ossicle.corpora.items import (
     read_lines,
     st_line,
 )
-from ossicle.corpora.prepare import changed, done_before
-from ossicle.corpora.report import Bar, Report
+from ossicle.corpora.prepare import load_report, non_defaults
+from ossicle.corpora.report import Report
 from ossicle.corpora.tables import safe_name
 from ossicle.corpora.tts_engines import CommandMaker, EspeakMaker, espeak_voices, fill
 from ossicle.corpora.voices import espeak
-from ossicle.corpora.writer import Limits, write
+from ossicle.corpora.writer import Limits, progress_of, write
 from ossicle.errors import CorpusError
 from ossicle.prompts import LANGUAGE_NAMES
 
 PARALLEL_FROM = 64
-"""Fewer utterances than this are spoken sooner than new processes start."""
-EXPECTED = 'one text a line; or JSONL with {"en": .., "de": ..} or {"context": .., "question": .., "answers": [..]}'
+"""Number of utterances from which processes are used. Fewer are spoken before new processes have started."""
+EXPECTED = 'one text per line; or JSONL with {"en": .., "de": ..} or {"context": .., "question": .., "answers": [..]}'
 
 
 @dataclass(frozen=True, kw_only=True)
 class TtsOptions:
-    """How to speak."""
+    """Settings of the generated speech."""
 
     language: str = "en"
-    """Spoken, where the line does not say."""
+    """Spoken language of lines that name none."""
     targets: tuple[str, ...] = ()
-    """Languages to translate to; empty: all there are."""
+    """Target languages of translations; by default all that a line has."""
     command: str | None = None
-    """Template of a command that speaks; ``None``: espeak-ng."""
+    """Template of the command that speaks; None uses espeak-ng."""
     voices: tuple[str, ...] = ()
-    """Names for ``{voice}`` in the command; each is drawn equally often."""
+    """Values of ``{voice}`` in the command, drawn with equal probability."""
     kind: Literal["train", "test"] = "train"
-    """Which of espeak-ng's voices."""
+    """Voices of espeak-ng for training, or those held out for tests."""
     seed: int = 0
+    """Seed for voice, rate, pitch and noise."""
     limit: int | None = None
-    """Utterances, from the first."""
+    """Number of utterances or passages to speak, from the first; None speaks all."""
     lower: bool = False
+    """Write transcripts in lower case."""
     min_s: float = 0.0
+    """Shortest utterance to keep, in seconds."""
     max_s: float = float("inf")
+    """Longest utterance to keep, in seconds."""
 
 
 def prepare_tts(
-    texts: Path, out: Path, options: TtsOptions | None = None, *, jobs: int | None = None, show: bool | None = None
+    texts: Path, out: Path, options: TtsOptions | None = None, *, jobs: int | None = None, show: bool = True
 ) -> Report:
-    """Speak ``texts`` into ``out/audio`` and write manifests ``NAME`` (asr), ``NAME.st-TARGET`` and ``NAME.qa``.
+    """Write the speech of ``texts`` to ``out/audio``, and manifests for it.
 
-    A call that was stopped is continued. espeak-ng speaks in ``jobs`` processes (``None``: one per core), a command in
-    as many threads. Raises `CorpusError` for texts of another form or a command that is not there, and
-    `ossicle.corpora.voices.VoiceError` without espeak-ng.
+    The manifests are ``NAME`` (asr), ``NAME.st-TARGET`` and ``NAME.qa``. An interrupted call resumes. espeak-ng runs in
+    ``jobs`` processes, one per core by default. A command runs in ``jobs`` threads.
+
+    Raises:
+        CorpusError: the texts have another format, or the command is invalid.
+        VoiceError: espeak-ng is needed and not installed.
     """
     options = options or TtsOptions()
     if not texts.is_file():
         raise CorpusError(f"{texts}: there is no such file; expected {EXPECTED}")
     _check_engine(options)
-    about = {"corpus": "tts", "source": str(texts.resolve()), "options": changed(options, TtsOptions())}
-    done = done_before(out, about)
-    if done is not None:
-        return done
+    about = {"corpus": "tts", "source": str(texts.resolve()), "options": non_defaults(options, TtsOptions())}
+    finished = load_report(out, about)
+    if finished is not None:
+        return finished
     items = _limited(_read(texts, options), options.limit)
-    first = list(islice(items, 2 * PARALLEL_FROM))  # half of them only tell how far it is
-    with Bar("speaking", show=show) as bar, _pool(options, len(first) < 2 * PARALLEL_FROM, jobs) as pool:
-        return write(chain(first, items), out, about, Limits(options.min_s, options.max_s), pool, bar=bar)
+    first = list(islice(items, 2 * PARALLEL_FROM))  # every second item is a `Reached`
+    limits, few = Limits(options.min_s, options.max_s), len(first) < 2 * PARALLEL_FROM
+    with progress_of("speaking", enabled=show) as progress, _pool(options, few, jobs) as pool:
+        return write(chain(first, items), out, about, limits, pool, progress=progress)
 
 
 def _check_engine(options: TtsOptions) -> None:
@@ -98,18 +106,18 @@ def _check_engine(options: TtsOptions) -> None:
         return
     words = fill(options.command, {})
     if not words or shutil.which(words[0]) is None:
-        raise CorpusError(f"--command {options.command}: there is no program {words[0] if words else ''!r}")
+        raise CorpusError(f"--command {options.command}: there is no program {words[0] if words else ''!r}; install it")
     if "{out}" not in options.command:
-        raise CorpusError(f"--command {options.command}: does not say where {{out}}, the audio file to write, goes")
+        raise CorpusError(f"--command {options.command}: has no {{out}}; write {{out}} where the audio file goes")
     if "{voice}" in options.command and not options.voices:
-        raise CorpusError(f"--command {options.command}: has {{voice}}; name voices with --voice")
+        raise CorpusError(f"--command {options.command}: has {{voice}}; name the voices with --voice")
 
 
 def _pool(options: TtsOptions, few: bool, jobs: int | None) -> Executor:
     if options.command is not None or few:
         return ThreadPoolExecutor(jobs)
-    # Processes, as espeak-ng is one engine per process; spawned, as a fork of a process with threads can hang.
-    # Ctrl-C is for this process alone: it ends the others in order.
+    # espeak-ng has global state, so each process speaks one text at a time. Processes are spawned because a fork of a
+    # process with threads can hang. They ignore Ctrl-C because this process stops them.
     ignore = (signal.SIGINT, signal.SIG_IGN)
     return ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=signal.signal, initargs=ignore)
 
@@ -130,7 +138,7 @@ def _read(texts: Path, options: TtsOptions) -> Iterator[Item]:
         return
     records = _records(texts)
     for _, group in groupby(records, key=lambda found: found[1].get("context", found[0])):
-        found = list(group)  # the questions about one passage, or a single text
+        found = list(group)  # all questions about a passage, or one text
         number, record, fraction = found[0]
         if "context" in record:
             yield _passage(record, [record for _, record, _ in found], f"{texts.stem}-{number:06d}", texts, options)
@@ -140,7 +148,7 @@ def _read(texts: Path, options: TtsOptions) -> Iterator[Item]:
 
 
 def _records(texts: Path) -> Iterator[tuple[int, dict[str, Any], float]]:
-    """Line number, what the line holds, and the share of the file read."""
+    """Yield line number, record and the share of the file that is read."""
     is_json = texts.suffix == ".jsonl"
     for number, line, fraction in read_lines(texts):
         if not line.strip():
@@ -152,14 +160,14 @@ def _records(texts: Path) -> Iterator[tuple[int, dict[str, Any], float]]:
 
 
 def _utterance(record: dict[str, Any], name: str, texts: Path, options: TtsOptions) -> Item:
-    """A text with its translations."""
+    """Return the recording of a text with its translations."""
     spoken = record.get(options.language, record.get("text"))
     name = str(record.get("id", name))
     if spoken is None:
-        raise CorpusError(f"{texts}: {name!r} has no text in {options.language!r}; it has {', '.join(record)}")
+        raise CorpusError(f"{texts}: {name!r} has no text in {options.language!r}; its keys are {', '.join(record)}")
     if not clean(spoken):
         return Dropped(name, "no text")
-    others = LANGUAGE_NAMES.keys() - {options.language, "id"}  # "id" names the line; Indonesian has to be asked for
+    others = LANGUAGE_NAMES.keys() - {options.language, "id"}  # "id" is the id of the line; Indonesian must be selected
     codes = options.targets or tuple(code for code in record if code in others)
     sample, make = _spoken(name, clean(spoken), options.language, options)
     plain = Options(lower=options.lower)
@@ -173,7 +181,7 @@ def _utterance(record: dict[str, Any], name: str, texts: Path, options: TtsOptio
 def _passage(
     passage: dict[str, Any], questions: list[dict[str, Any]], name: str, texts: Path, options: TtsOptions
 ) -> Item:
-    """A passage with the questions about it; a question is ``question``, ``answers`` and maybe ``id``."""
+    """Return the recording of a passage with its questions: ``question``, ``answers`` and an optional ``id``."""
     name = str(passage.get("id", name))
     text = clean(passage["context"])
     if not text:
@@ -192,7 +200,7 @@ def _passage(
 
 
 def _answers(question: dict[str, Any]) -> list[str]:
-    """The preferred ``answer`` first, then all of ``answers``: texts, or SQuAD's ``{"text": ...}``."""
+    """Return ``answer`` if there is one, then ``answers``: texts, or SQuAD's ``{"text": ...}``."""
     found = [question["answer"]] if "answer" in question else []
     return found + [answer["text"] if isinstance(answer, dict) else answer for answer in question.get("answers", [])]
 
@@ -205,11 +213,13 @@ def _squad(texts: Path, options: TtsOptions) -> Iterator[Item]:
                 yield _passage(paragraph, paragraph["qas"], f"{texts.stem}-{number}_{place}", texts, options)
             yield Reached((number + 1) / len(articles))
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise CorpusError(f"{texts}: is not laid out like SQuAD ({error!r}): data, paragraphs, context, qas") from error
+        raise CorpusError(
+            f"{texts}: does not have the layout of SQuAD ({error!r}); expected data, paragraphs, context, qas"
+        ) from error
 
 
 def _spoken(name: str, text: str, language: str, options: TtsOptions) -> tuple[Sample, Make]:
-    """The utterance and what speaks it: the voice is drawn by seed and id, not by the order of the lines."""
+    """Return the utterance and what speaks it. The voice depends on seed and id, not on the order of the lines."""
     draw = zlib.crc32(f"{options.seed} {name}".encode())
     make: Make
     if options.command is None:

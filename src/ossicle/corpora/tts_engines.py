@@ -1,4 +1,4 @@
-"""What speaks a text into a file: espeak-ng, or any command. Picklable, for a pool of processes."""
+"""Speak a text into an audio file, with espeak-ng or with any command (values of `Recording.make`, picklable)."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ from ossicle.data.words import WORDS
 from ossicle.errors import MakeError, VoiceError
 
 TIMEOUT_S = 600.0
-PLACE = re.compile(r"\{(\w+)\}")
+"""Longest run time of a command, in seconds."""
+PLACEHOLDER = re.compile(r"\{(\w+)\}")
 ESPEAK_NAMES = {"en": "en-us", "zh": "cmn", "sv-SE": "sv", "zh-CN": "cmn"}
 
 
 @dataclass(frozen=True)
 class EspeakMaker:
-    """Speaks with espeak-ng, 16 kHz WAV, and knows the time of every word."""
+    """Writes WAV at 16 kHz with espeak-ng, and returns the time of every word."""
 
     text: str
     voice: Voice
     seed: int
 
     def __call__(self, path: Path) -> Mapping[str, Any]:
-        """Write ``path``; raises `MakeError`."""
+        """Write ``path``. Raises `MakeError` if espeak-ng fails."""
         try:
             spoken = speak_file(SpeakJob(path=path, text=self.text, voice=self.voice, seed=self.seed))
         except VoiceError as error:
@@ -41,9 +42,9 @@ class EspeakMaker:
 
 @dataclass(frozen=True)
 class CommandMaker:
-    """Runs a command. ``{text}``, ``{text_file}``, ``{out}``, ``{voice}`` and ``{language}`` in it are filled in.
+    """Runs a command after replacing ``{text}``, ``{text_file}``, ``{out}``, ``{voice}`` and ``{language}`` in it.
 
-    The text also comes on standard input, as piper wants it. No shell is involved.
+    The command also receives the text on standard input, which piper needs. It does not run in a shell.
     """
 
     template: str
@@ -52,7 +53,7 @@ class CommandMaker:
     language: str
 
     def __call__(self, path: Path) -> Mapping[str, Any]:
-        """Have ``path`` written; raises `MakeError` where the command fails or writes nothing."""
+        """Write ``path``. Raises `MakeError` if the command fails, writes no file, or exceeds `TIMEOUT_S`."""
         with tempfile.TemporaryDirectory() as folder:
             text_file = Path(folder) / "text.txt"
             text_file.write_text(self.text + "\n", encoding="utf-8")
@@ -63,23 +64,28 @@ class CommandMaker:
                     words, input=self.text, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
                 )
             except subprocess.TimeoutExpired as error:
-                raise MakeError(f"{words[0]} took more than {TIMEOUT_S:.0f} s") from error
+                raise MakeError(f"{words[0]} ran for more than {TIMEOUT_S:.0f} s") from error
         if done.returncode or not path.is_file():
             said = (done.stderr or done.stdout).strip().splitlines()
-            raise MakeError(f"{words[0]} ended with {done.returncode}: {said[-1] if said else 'and wrote no file'}")
+            raise MakeError(
+                f"{words[0]} failed with exit code {done.returncode}: {said[-1] if said else 'it wrote no file'}"
+            )
         return {}
 
 
 def fill(template: str, values: Mapping[str, str]) -> list[str]:
-    """The words of the command; only the names in ``values`` are filled in, other braces stay."""
-    return [PLACE.sub(lambda match: values.get(match[1], match[0]), word) for word in shlex.split(template)]
+    """Return the words of the command with the names in ``values`` replaced. Other braces are not changed."""
+    return [PLACEHOLDER.sub(lambda match: values.get(match[1], match[0]), word) for word in shlex.split(template)]
 
 
 def espeak_voices(language: str, kind: str) -> list[Voice]:
-    """Speakers of the language: the lab's (51 to train with, 10 others to test) in English, else their variants."""
+    """Return the generated voices of a language, for ``kind`` ``"train"`` or ``"test"``.
+
+    English has 51 voices for training and 10 others for tests. Other languages use the variants of these voices.
+    """
     voices = train_voices() if kind == "train" else test_voices()
     if language == "en":
         return voices
     accent = ESPEAK_NAMES.get(language, language)
-    named = {voice.variant: voice for voice in voices}  # a variant once, whatever its accents
+    named = {voice.variant: voice for voice in voices}  # each variant once
     return [Voice(accent=accent, variant=voice.variant, gender=voice.gender) for voice in named.values()]

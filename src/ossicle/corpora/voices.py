@@ -1,7 +1,7 @@
-"""Synthetic voices: espeak-ng through its C interface, with the time of every word.
+"""Generate speech with word times through the C interface of espeak-ng.
 
-espeak-ng is GPL-3, so no part of it is in this package: ``espeakng_loader`` (the ``lab`` extra) brings the shared
-library and its data, and ctypes calls it at run time.
+espeak-ng is GPL-3, so this package contains no part of it. The package ``espeakng_loader`` (extra ``tts``) provides the
+shared library and its data, and ctypes calls the library at run time.
 """
 
 from __future__ import annotations
@@ -21,19 +21,22 @@ from ossicle.audio import SAMPLE_RATE_HZ
 from ossicle.errors import VoiceError
 
 RATE_WPM = (150, 210)
+"""Range of the speaking rate, in words per minute."""
 PITCH = (38, 62)
-"""Range of espeak's pitch parameter; 50 is what the voice file says."""
+"""Range of the pitch parameter of espeak-ng; 50 is the pitch of the voice file."""
 NOISE_STD = (0.0005, 0.004)
-"""White noise, as a standard deviation on the scale where the waveform lies in [-1, 1]."""
+"""Range of the standard deviation of the added white noise; the waveform is in [-1, 1]."""
 PEAK = (0.4, 0.9)
+"""Range of the largest absolute sample value."""
 EDGE_SILENCE_S = 0.05
+"""Longest silence before and after the speech, in seconds."""
 
 Gender = Literal["female", "male"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Voice:
-    """A speaker: an accent of espeak-ng with one of its voice variants."""
+    """A generated voice: an accent of espeak-ng with one of its voice variants."""
 
     accent: str
     variant: str
@@ -41,30 +44,31 @@ class Voice:
 
     @property
     def name(self) -> str:
-        """The name espeak-ng knows it by, such as ``en-us+f3``."""
+        """The name of the voice in espeak-ng, such as ``en-us+f3``."""
         return f"{self.accent}+{self.variant}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Utterance:
-    """What `speak_with_times` returns."""
+    """A generated utterance with its word times."""
 
     waveform: np.ndarray  # (S,) float32 mono at 16 kHz, in [-1, 1]
     words: list[tuple[str, float, float]]
-    """(word, start_s, end_s) for each word of the text, in order. espeak-ng reports starts; an end is the next start.
-    Where espeak-ng speaks several words as one ("of the"), they share its time in proportion to their letters."""
+    """Word, start and end in seconds, for each word in order. espeak-ng reports starts, and a word ends where the next
+    starts. Words that espeak-ng speaks as one ("of the") share its time in proportion to their letters."""
     rate_wpm: int
+    """Speaking rate in words per minute."""
     pitch: int
+    """Pitch parameter of espeak-ng."""
 
     @property
     def duration_s(self) -> float:
-        """Length in seconds."""
+        """The duration in seconds."""
         return len(self.waveform) / SAMPLE_RATE_HZ
 
 
-# Accents: "en" is British. No variant is in both splits, whatever the accent. Whispers, robots, croaks and children are
-# left out: hard to understand. Where a variant's file states a gender it is this one (a test compares); the files that
-# state none are men's voices.
+# The accent "en" is British. The two splits share no variant. Whispers, robots, croaks and children are excluded
+# because they are hard to understand. The genders are those of the variants' files; a file without one is male.
 _TRAIN = {
     "female": {
         "en-us": "Alicia anika aunty belinda f1 f2 f5 linda steph steph2",
@@ -88,12 +92,12 @@ _TEST = {
 
 
 def train_voices() -> list[Voice]:
-    """The voices to train with (51); shares no variant with `test_voices`."""
+    """Return the 51 voices for training, which share no variant with `test_voices`."""
     return _expand(_TRAIN)
 
 
 def test_voices() -> list[Voice]:
-    """The voices kept for development and test sets (10): 5 women's and 5 men's."""
+    """Return the 10 voices for development and test sets, 5 female and 5 male."""
     return _expand(_TEST)
 
 
@@ -101,23 +105,23 @@ test_voices.__test__ = False  # type: ignore[attr-defined]  # pytest would colle
 
 
 def speak(text: str, voice: Voice, seed: int = 0) -> np.ndarray:
-    """The waveform (S,) of `speak_with_times`."""
+    """Return the waveform (S,) of `speak_with_times`."""
     return speak_with_times(text, voice, seed).waveform
 
 
 def speak_with_times(text: str, voice: Voice, seed: int = 0) -> Utterance:
-    """Speak ``text``, at a rate, pitch and noise level drawn from the seed, the voice and the text.
+    """Speak ``text`` at a rate, pitch, peak level and noise level drawn from the seed, the voice and the text.
 
-    Leading and trailing silence is cut to 0.05 s. The result depends on the arguments alone.
+    Silence before and after the speech is cut to `EDGE_SILENCE_S`. Equal arguments give equal results.
 
     Raises:
-        VoiceError: without the ``lab`` extra, or if espeak-ng does not have the voice or finds nothing to say.
+        VoiceError: espeak-ng is not installed, does not have the voice, or produces no sound for the text.
     """
     rng = np.random.default_rng([seed, zlib.crc32(f"{voice.name}\n{text}".encode())])
     rate_wpm, pitch = (int(rng.integers(low, high, endpoint=True)) for low, high in (RATE_WPM, PITCH))
     speech = espeak().synthesise(text, voice.name, rate_wpm, pitch)
     if not speech.samples.any():
-        raise VoiceError(f"espeak-ng found nothing to say in {text!r}: give it a text with words")
+        raise VoiceError(f"espeak-ng produces no sound for {text!r}; use a text with words")
     waveform = soxr.resample(speech.samples.astype(np.float32), speech.sample_rate_hz, SAMPLE_RATE_HZ)
     first, last = _speech_span(waveform)
     waveform = waveform[first:last] * (rng.uniform(*PEAK) / np.abs(waveform).max())
@@ -131,28 +135,27 @@ def speak_with_times(text: str, voice: Voice, seed: int = 0) -> Utterance:
 
 @dataclass(frozen=True)
 class Speech:
-    """What espeak-ng gives back."""
+    """The output of espeak-ng."""
 
     samples: np.ndarray  # (S,) int16
     sample_rate_hz: int
     starts: dict[int, float]
-    """Position of a word in the text (characters) -> its start in seconds."""
+    """Start of a word in seconds, by the index of its first character in the text."""
 
 
 class Espeak:
-    """The espeak-ng library of this process (use `espeak`, which makes it once).
+    """The espeak-ng library of this process; `espeak` returns the only instance.
 
-    espeak-ng keeps its voice, callback, flutter phase and echo buffer in global variables: ``synthesise`` therefore
-    holds a lock from loading to unloading, and loads the library anew for every text (4 ms), since nothing else
-    puts those variables back and a text would sound different after another. For parallel synthesis take
-    processes, not threads.
+    espeak-ng keeps its voice, callback, flutter phase and echo buffer in global variables, and has no function that
+    resets them. ``synthesise`` therefore loads the library for every text (4 ms) and holds a lock until it is unloaded.
+    Otherwise the sound of a text would depend on the texts before it. Use processes, not threads, to speak in parallel.
     """
 
     def __init__(self) -> None:
         try:
             import espeakng_loader
         except ImportError as error:
-            raise VoiceError('speaking needs espeak-ng: pip install "ossicle[lab]"') from error
+            raise VoiceError("generated voices need espeak-ng; install it: pip install espeakng-loader") from error
         self._path = str(espeakng_loader.get_library_path())
         self._data = str(espeakng_loader.get_data_path()).encode()
         self._lock = threading.Lock()
@@ -160,7 +163,7 @@ class Espeak:
         self._libc.dlclose.argtypes = (ctypes.c_void_p,)
 
     def synthesise(self, text: str, voice: str, rate_wpm: int, pitch: int) -> Speech:
-        """Speak ``text``; the same arguments give the same samples."""
+        """Speak ``text``. Equal arguments give equal samples. Raises `VoiceError` if espeak-ng fails."""
         with self._lock:
             library = ctypes.CDLL(self._path)
             try:
@@ -179,33 +182,35 @@ class Espeak:
                     starts.setdefault(event.text_position - 1, event.audio_position / 1000)
             if wav and count > 0:
                 chunks.append(np.ctypeslib.as_array(wav, shape=(count,)).copy())
-            return 0  # 0 = go on
+            return 0  # continue
 
         sample_rate_hz = library.espeak_Initialize(_OUTPUT_SYNCHRONOUS, 0, self._data, _DONT_EXIT)
         if sample_rate_hz <= 0:
-            raise VoiceError("espeak-ng could not read its data: reinstall espeakng-loader")
-        callback = _CALLBACK(collect)  # kept in a variable: ctypes does not keep it alive
+            raise VoiceError("espeak-ng cannot read its data; reinstall espeakng-loader")
+        callback = _CALLBACK(collect)  # in a variable, because ctypes does not keep it alive
         library.espeak_SetSynthCallback(callback)
         if library.espeak_SetVoiceByName(voice.encode()) != 0:
-            raise VoiceError(f"espeak-ng has no voice {voice!r}")
+            raise VoiceError(f"espeak-ng has no voice {voice!r}; choose an accent and a variant that it lists")
         for parameter, value in ((_RATE, rate_pitch[0]), (_PITCH, rate_pitch[1]), (_VOLUME, _VOLUME_PERCENT)):
             library.espeak_SetParameter(parameter, value, 0)
-        library.espeak_ng_SetRandSeed(ctypes.c_long(0))  # or breathy voices draw their noise from the clock
+        library.espeak_ng_SetRandSeed(ctypes.c_long(0))  # otherwise the clock seeds the noise of breathy voices
         buffer = ctypes.create_string_buffer(text.encode())
         status = library.espeak_Synth(buffer, ctypes.c_size_t(len(buffer)), 0, 1, 0, _UTF8, None, None)
         if status != 0 or library.espeak_Synchronize() != 0:
-            raise VoiceError(f"espeak-ng failed on {text!r} with voice {voice!r}")
+            raise VoiceError(
+                f"espeak-ng failed on {text!r} with the voice {voice!r}; use another voice or leave out the text"
+            )
         return Speech(np.concatenate([*chunks, np.zeros(0, np.int16)]), sample_rate_hz, starts)
 
 
 @cache
 def espeak() -> Espeak:
-    """The one `Espeak` of this process."""
+    """Return the `Espeak` of this process. Raises `VoiceError` if espeak-ng is not installed."""
     return Espeak()
 
 
 class _Event(ctypes.Structure):
-    """espeak-ng's ``espeak_EVENT``."""
+    """The structure ``espeak_EVENT`` of espeak-ng."""
 
     _fields_ = (
         ("type", ctypes.c_int),
@@ -223,7 +228,7 @@ _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctype
 _OUTPUT_SYNCHRONOUS = 2
 _DONT_EXIT = 1 << 15
 _RATE, _VOLUME, _PITCH = 1, 2, 3
-_VOLUME_PERCENT = 40  # espeak-ng's 100 clips with the louder variants
+_VOLUME_PERCENT = 40  # at the default of 100, the louder variants clip
 _UTF8 = 1
 _EVENT_LIST_END, _EVENT_WORD = 0, 1
 
@@ -238,14 +243,14 @@ def _expand(table: dict[Any, dict[str, str]]) -> list[Voice]:
 
 
 def _speech_span(waveform: np.ndarray) -> tuple[int, int]:
-    """First and one-past-last sample to keep: the part within 45 dB of the peak, and the silence allowed around it."""
+    """Return the start and end of the part within 45 dB of the peak, with the allowed silence around it."""
     loud = np.flatnonzero(np.abs(waveform) > np.abs(waveform).max() * 10 ** (-45 / 20))
     edge = int(EDGE_SILENCE_S * SAMPLE_RATE_HZ)
     return max(int(loud[0]) - edge, 0), min(int(loud[-1]) + 1 + edge, len(waveform))
 
 
 def _word_times(text: str, starts: dict[int, float], duration_s: float) -> list[tuple[str, float, float]]:
-    """Spread the reported starts (by character position) over all words of ``text``."""
+    """Return the times of all words of ``text`` from the starts that espeak-ng reported by character index."""
     words: list[str] = text.split()
     positions, cursor = [], 0
     for word in words:

@@ -1,8 +1,8 @@
-"""From the items of a corpus to manifests: probes and makes audio in parallel, counts, and continues after a stop.
+"""Write the items of a corpus to manifests, with parallel audio work and a journal for resuming.
 
-Everything goes to a journal first, one line for each item in the order in which the corpus yields them; an item whose
-line is there is done. At the end the journal is split into the manifests, ``dropped.jsonl`` and ``prepare.json``.
-Memory does not grow with the corpus: a window of items, and an on-disk set of the ids.
+Each item first becomes one line of the journal, in the order of the corpus. A later call skips the items whose lines
+exist. At the end the journal is split into the manifests, ``dropped.jsonl`` and ``prepare.json``. Memory does not
+grow with the corpus: the writer holds a window of items, and keeps the set of ids on disk.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -21,54 +21,69 @@ from typing import Any, TextIO
 from ossicle.audio import TOLERANCE_S, audio_duration_s
 from ossicle.corpora.disk import DiskDict
 from ossicle.corpora.items import Dropped, Item, Make, Options, Reached, Recording
-from ossicle.corpora.report import REPORT_NAME, Bar, Report
-from ossicle.data.dataset import DURATION_TOLERANCE_S
+from ossicle.corpora.report import REPORT_NAME, Report
 from ossicle.data.manifest import manifest_line
 from ossicle.errors import AudioError, CorpusError, MakeError
+from ossicle.files import atomic
+from ossicle.progress import Progress
 
 JOURNAL_NAME = ".prepare.partial"
 WINDOW = 256
-"""Items that are read ahead of the one that is written. Some hold their audio, about 0.5 MB each."""
+"""Number of items that are read ahead of the one that is written. An item may hold its audio, about 0.5 MB."""
 FLUSH_EVERY_S = 0.5
-"""How much work a killed call can lose, beside what is in the window. After every item would take most of the time."""
+"""Time between two flushes of the journal, in seconds. A flush after every item would dominate the run time."""
 GIVE_UP_AFTER = 1000
-"""If that many are dropped before the first one is kept, the folder is the wrong one."""
+"""Number of items after which the writer stops if it could use none: the folder is then the wrong one."""
+STATED_DURATION_TOLERANCE_S = 0.5
+"""Largest difference between the duration in the corpus and that of the file; equal to the tolerance of datasets."""
 
 Result = Recording | Dropped
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What an utterance may last, in seconds."""
+    """The shortest and the longest duration of an utterance, in seconds."""
 
     min_s: float = 0.0
     max_s: float = float("inf")
 
     @classmethod
     def of(cls, options: Options) -> Limits:
-        """Those a user chose."""
+        """Return the limits in ``options``."""
         return cls(options.min_s, options.max_s)
 
 
-def write(
-    items: Iterable[Item], out: Path, about: Mapping[str, Any], limits: Limits, pool: Executor, *, bar: Bar
-) -> Report:
-    """Write the manifests of ``items`` to the folder ``out``; a call that was stopped is continued.
+def progress_of(title: str, *, enabled: bool = True) -> Progress:
+    """Return the display for `write`, which counts the share of the index that is done, in percent."""
+    return Progress(title, 100, unit="%", enabled=enabled)
 
-    ``about`` says what is prepared: a folder that holds something else is refused. ``pool`` runs the work; in a pool of
-    processes, `Recording.make` must be picklable. Raises `CorpusError` if nothing can be used.
+
+def write(
+    items: Iterable[Item], out: Path, about: Mapping[str, Any], limits: Limits, pool: Executor, *, progress: Progress
+) -> Report:
+    """Write the manifests of ``items`` to the folder ``out``, or resume an interrupted call.
+
+    Args:
+        items: the items of the corpus, in an order that does not change between calls.
+        out: folder for the manifests, which is created.
+        about: corpus, source and options. A journal with another value is not resumed.
+        limits: durations of the utterances to keep.
+        pool: executor for the audio work. With processes, `Recording.make` must be picklable.
+        progress: display made by `progress_of`.
+
+    Raises:
+        CorpusError: no item can be used, or the journal in ``out`` does not match ``items`` or ``about``.
     """
     out.mkdir(parents=True, exist_ok=True)
     journal = out / JOURNAL_NAME
-    done, last = _resume(journal, about)
-    bar.start(done)
+    done, last = _read_journal(journal, about)
     work = _Worker(out, limits)
     with journal.open("a", encoding="utf-8", newline="\n") as file:
         if not journal.stat().st_size:
             file.write(json.dumps(about) + "\n")
         kept, flushed = done > 0, time.monotonic()
-        with closing(_in_order(_after(items, done, last, journal), pool, work)) as results:
-            for number, result in enumerate(_told(results, bar)):
+        with closing(_in_order(_remaining(items, done, last, journal), pool, work)) as results:
+            for number, result in enumerate(_show(results, done, progress)):
                 file.write(_entry(result, out) + "\n")
                 if time.monotonic() - flushed > FLUSH_EVERY_S:
                     file.flush()
@@ -77,13 +92,13 @@ def write(
                 if number + 1 == GIVE_UP_AFTER and not kept:
                     journal.unlink()
                     why = f"the first {number + 1} are all left out: {_why(result)}"
-                    raise CorpusError(f"{out}: nothing written, {why}")
+                    raise CorpusError(f"{out}: nothing written, {why}; check the folder of the corpus")
     return _split(journal, out, about)
 
 
 @dataclass(frozen=True)
 class _Worker:
-    """Makes the audio where there is none yet, and measures it. Picklable."""
+    """Creates the audio of a recording if needed, and measures it. Picklable."""
 
     out: Path
     limits: Limits
@@ -106,9 +121,9 @@ class _Worker:
             detail = f"{sample.audio}: {sample.start_s}-{end_s} s of {file_s:.2f} s"
             return Dropped(sample.id, "segment outside its recording", detail)
         stated_s = duration_s if sample.duration_s is None else sample.duration_s
-        if abs(stated_s - duration_s) > DURATION_TOLERANCE_S:
+        if abs(stated_s - duration_s) > STATED_DURATION_TOLERANCE_S:
             detail = f"{sample.audio}: lasts {duration_s:.2f} s, the corpus states {stated_s:.2f} s"
-            return Dropped(sample.id, "another duration than stated", detail)
+            return Dropped(sample.id, "duration differs from the stated one", detail)
         if not self.limits.min_s <= duration_s <= self.limits.max_s:
             side = "short" if duration_s < self.limits.min_s else "long"
             return Dropped(sample.id, f"too {side}", f"{sample.audio}: {duration_s:.2f} s")
@@ -124,17 +139,12 @@ def _file_duration_s(path: Path) -> float:
 
 def _make(path: Path, make: Make) -> Mapping[str, Any]:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".partial-{path.name}")  # the suffix stays: it may decide the format
-    try:
-        made = make(partial)
-        partial.replace(path)  # a file is there only when it is complete
-        return made
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic(path) as partial:
+        return make(partial)
 
 
-def _resume(journal: Path, about: Mapping[str, Any]) -> tuple[int, str]:
-    """How many items an earlier call finished, and the id of the last; cuts off a line it did not finish."""
+def _read_journal(journal: Path, about: Mapping[str, Any]) -> tuple[int, str]:
+    """Return the number of finished items and the id of the last one, and remove an incomplete last line."""
     if not journal.exists():
         return 0, ""
     entries, last, good, head = 0, "", 0, None
@@ -146,13 +156,15 @@ def _resume(journal: Path, about: Mapping[str, Any]) -> tuple[int, str]:
             head = head or entry
             entries, last, good = entries + 1, entry.get("id", ""), good + len(raw)
         if head != dict(about) and entries > 1:
-            raise CorpusError(f"{journal}: is an unfinished preparation of something else; finish or remove it")
+            raise CorpusError(
+                f"{journal}: is an unfinished preparation of another corpus or of other options; finish or remove it"
+            )
         file.truncate(good if head == dict(about) else 0)
     return max(entries - 1, 0), last
 
 
-def _after(items: Iterable[Item], done: int, last: str, journal: Path) -> Iterator[Item]:
-    """The items from the first that is not done; raises `CorpusError` where the source is no longer the same."""
+def _remaining(items: Iterable[Item], done: int, last: str, journal: Path) -> Iterator[Item]:
+    """Yield the items after the first ``done``. Raises `CorpusError` if the source has changed since."""
     left = done
     for item in items:
         if isinstance(item, Reached) or not left:
@@ -161,17 +173,17 @@ def _after(items: Iterable[Item], done: int, last: str, journal: Path) -> Iterat
         left -= 1
         if not left and _id(item) != last:
             raise CorpusError(
-                f"{journal}: stopped after {last!r}, where {_id(item)!r} is now: the source has changed; "
-                "remove the file to begin anew"
+                f"{journal}: the source has changed: item {done} was {last!r} and is now {_id(item)!r}; "
+                "remove the file to start again"
             )
     if left:
-        raise CorpusError(f"{journal}: has {left} more than the source has now; remove the file to begin anew")
+        raise CorpusError(f"{journal}: the source has {left} fewer items than before; remove the file to start again")
 
 
 def _in_order(
     items: Iterable[Item], pool: Executor, work: Callable[[Recording], Result]
 ) -> Generator[Item, None, None]:
-    """The items, a recording as what ``work`` made of it; closing it cancels what has not begun."""
+    """Yield the items with the result of ``work`` for each recording. Closing cancels the work that has not begun."""
     waiting: deque[Future[Result] | Item] = deque()
     try:
         for item in items:
@@ -190,14 +202,20 @@ def _result(entry: Future[Result] | Item) -> Item:
     return entry.result() if isinstance(entry, Future) else entry
 
 
-def _told(results: Iterable[Item], bar: Bar) -> Iterator[Result]:
-    """The results, the bar moved on for each."""
+def _show(results: Iterable[Item], done: int, progress: Progress) -> Iterator[Result]:
+    """Yield the results and show the share of the index, the recordings, their throughput and the hours of speech."""
+    new, speech_s, started_s = 0, 0.0, time.monotonic()
     for result in results:
-        if isinstance(result, Reached):
-            bar.reach(result.fraction)
-            continue
-        bar.count(0.0 if isinstance(result, Dropped) else result.lines[0][1].duration_s or 0.0)
-        yield result
+        if not isinstance(result, Reached):
+            new += 1
+            speech_s += 0.0 if isinstance(result, Dropped) else result.lines[0][1].duration_s or 0.0
+            yield result
+        elif new:
+            rate = new / max(time.monotonic() - started_s, 1e-9)
+            status = f"{done + new} recordings, {rate:.0f}/s, {speech_s / 3600:.2f} h"
+            progress.update(100 * result.fraction, status=status)
+        else:
+            progress.begin_at(100 * result.fraction)  # an earlier call did this part
 
 
 def _id(item: Result) -> str:
@@ -218,16 +236,33 @@ def _entry(result: Result, out: Path) -> str:
 
 
 def _split(journal: Path, out: Path, about: Mapping[str, Any]) -> Report:
-    """The manifests from the journal, complete or not at all; then the report, which says that all is done."""
-    report, seen, files = Report(dict(about)), DiskDict(), _Files(out)
+    """Write the manifests from the journal, then the report, and remove the journal."""
+    report = Report(dict(about))
+    try:
+        with ExitStack() as stack:  # an error removes all partial manifests
+            _distribute(journal, report, _Manifests(out, stack))
+            if not report.manifests:
+                why = report.main_reason()
+                raise CorpusError(f"{out}: nothing written, because no utterance can be used: {why}")
+    except CorpusError:
+        journal.unlink()
+        raise
+    report.save(out / REPORT_NAME)
+    journal.unlink()
+    return report
+
+
+def _distribute(journal: Path, report: Report, manifests: _Manifests) -> None:
+    """Write each line of the journal to its manifest, and count it. A repeated id in a manifest is left out."""
+    seen = DiskDict()
 
     def drop(dropped: Dropped) -> None:
         report.drop(dropped)
         entry = {"id": dropped.id, "reason": dropped.reason, "detail": dropped.detail}
-        files.add("dropped", json.dumps(entry, ensure_ascii=False))
+        manifests.add("dropped", json.dumps(entry, ensure_ascii=False))
 
-    with files, journal.open(encoding="utf-8", newline="\n") as entries:
-        next(entries)  # what it is about
+    with journal.open(encoding="utf-8", newline="\n") as entries:
+        next(entries)  # the first line describes the corpus
         for entry in map(json.loads, entries):
             if "dropped" in entry:
                 drop(Dropped(entry["id"], entry["dropped"], entry["detail"]))
@@ -235,49 +270,23 @@ def _split(journal: Path, out: Path, about: Mapping[str, Any]) -> Report:
             counted = set()
             for name, line_id, line in entry["lines"]:
                 if not seen.add(f"{name}\n{line_id}"):
-                    drop(Dropped(line_id, "id occurs twice", f"in {name}.jsonl; the first is kept"))
+                    drop(Dropped(line_id, "repeated id", f"in {name}.jsonl; the first line is kept"))
                     continue
-                files.add(name, line)
+                manifests.add(name, line)
                 report.count(name, entry["duration_s"] if name not in counted else None)
                 counted.add(name)
-    if report.manifests:
-        files.publish()
-        report.save(out / REPORT_NAME)
-        journal.unlink()
-        return report
-    files.remove()
-    journal.unlink()
-    raise CorpusError(f"{out}: nothing written, as nothing can be used: {report.first_reason()}")
 
 
-class _Files:
-    """JSONL files by name, under other names until `publish`."""
+class _Manifests:
+    """JSONL files by name, which get their names when ``stack`` closes without an error."""
 
-    def __init__(self, out: Path) -> None:
-        self._out = out
+    def __init__(self, out: Path, stack: ExitStack) -> None:
+        self._out, self._stack = out, stack
         self._files: dict[str, TextIO] = {}
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None:
-        for file in self._files.values():
-            file.close()
 
     def add(self, name: str, line: str) -> None:
         """Write a line to ``name.jsonl``."""
         if name not in self._files:
-            self._files[name] = self._partial(name).open("w", encoding="utf-8", newline="\n")
+            partial = self._stack.enter_context(atomic(self._out / f"{name}.jsonl"))
+            self._files[name] = self._stack.enter_context(partial.open("w", encoding="utf-8", newline="\n"))
         self._files[name].write(line + "\n")
-
-    def publish(self) -> None:
-        """Give the files their names."""
-        for name in self._files:
-            self._partial(name).replace(self._out / f"{name}.jsonl")
-
-    def remove(self) -> None:
-        """Leave nothing behind."""
-        for name in self._files:
-            self._partial(name).unlink()
-
-    def _partial(self, name: str) -> Path:
-        return self._out / f".{name}.jsonl.partial"
