@@ -1,7 +1,7 @@
-"""README and docs are tests: their Python runs, their commands parse, the files they name exist.
+"""Test README and docs: their Python runs, their commands parse, and the files that they name exist.
 
-Python blocks of a page run one after the other in one namespace, in a folder that `workplace` fills with the files that
-the pages name. What a line ``print(...)  # → text`` prints must be that text. ```` ```python no-run ```` is only read.
+The Python blocks of a page run in order in one namespace, in a folder that `workplace` fills with the files that
+the pages name. A line ``print(...)  # → text`` must print that text. A block ```` ```python no-run ```` does not run.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import ossicle_lab.models
 from ossicle.cli.main import app
 from ossicle.data.manifest import read_manifest
 from ossicle.evaluate import metrics
-from ossicle.models.projector import QFormerConfig
+from ossicle.models.projectors import QFormerConfig
 from ossicle.models.speech_llm import ModelConfig
 from ossicle.testing import tiny_encoder, tiny_llm, tiny_manifest
 from ossicle.train import recipe as config
@@ -31,10 +31,12 @@ from places import CORE_RECIPES, ROOT
 
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md")),
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
     *sorted(CORE_RECIPES.glob("*/*.md")),
     ROOT / "lab" / "README.md",
 ]
+# Folders in which a path such as `data/manifest.py` may be, besides the folder of the page.
+CODE = [ROOT, ROOT / "src" / "ossicle", ROOT / "lab" / "src" / "ossicle_lab"]
 FENCE = re.compile(r"^```(\S*)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PRINTS = re.compile(r"^ *print\(.*\)  # → (.*)$", re.MULTILINE)
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
@@ -44,7 +46,7 @@ MADE_BY_USE = ("runs/", "my/", "corpus/", "tour/")
 
 @dataclass(frozen=True)
 class Block:
-    """One fenced block."""
+    """Hold one fenced block; ``line`` is the line of its first line in the page."""
 
     language: str
     info: str
@@ -53,6 +55,7 @@ class Block:
 
 
 def blocks(page: Path, language: str) -> list[Block]:
+    """Return the fenced blocks of ``page`` in ``language``."""
     text = page.read_text(encoding="utf-8")
     found = [Block(m[1], m[2].strip(), m[3], text[: m.start()].count("\n") + 2) for m in FENCE.finditer(text)]
     return [block for block in found if block.language == language]
@@ -67,13 +70,13 @@ def runnable(page: Path) -> list[Block]:
 
 
 def yaml_files(page: Path) -> dict[str, str]:
-    """Recipes that a page writes out: YAML blocks that begin with ``# name.yaml``."""
+    """Return the recipes on a page by name: YAML blocks that begin with ``# name.yaml``."""
     named = [(re.match(r"# (\S+\.yaml)\n", block.text), block.text) for block in blocks(page, "yaml")]
     return {match[1]: text for match, text in named if match}
 
 
 def commands(page: Path) -> list[tuple[int, str]]:
-    """Every shown ``ossicle ...`` command with its line: in shell blocks, and inline where it has a subcommand."""
+    """Return every ``ossicle ...`` command with its line: those in shell blocks, and inline ones with a subcommand."""
     found = []
     for block in blocks(page, "sh"):
         for match in re.finditer(r"^ossicle (?:.*\\\n)*.*", block.text, re.MULTILINE):
@@ -86,7 +89,7 @@ def commands(page: Path) -> list[tuple[int, str]]:
 
 @pytest.fixture(scope="module")
 def lab_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Tiny random models in place of the lab's: the pages show how, not how well."""
+    """Make tiny random models, which replace the laboratory's to save time."""
     folder = tmp_path_factory.mktemp("weights")
     tiny_encoder(folder / "encoder")
     tiny_llm(folder / "llm")
@@ -95,7 +98,7 @@ def lab_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def workplace(tmp_path: Path, lab_weights: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The working directory of a reader who has run the demo and has two recordings and two manifests."""
+    """Make the working directory of a reader who ran the demo and has two recordings and two manifests."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(ossicle_lab.models, "weights", lambda part: str(lab_weights / part))
     monkeypatch.setattr(metrics, "METRICS", dict(metrics.METRICS))
@@ -107,13 +110,13 @@ def workplace(tmp_path: Path, lab_weights: Path, monkeypatch: pytest.MonkeyPatch
     rows = [f"0-{i}.wav\tspeaker{i}\tone two" for i in range(3)]
     Path("corpus/transcripts.tsv").write_text("\n".join(rows) + "\n")
     ModelConfig(projector=QFormerConfig(width=16, heads=2, layers=1, ffn=16)).build().save("runs/demo/model")
-    AcceleratorState._reset_state(True)  # the pages train in bf16, other tests in this process may not
+    AcceleratorState._reset_state(True)  # other tests in this process may have set another precision
     yield tmp_path
     AcceleratorState._reset_state(True)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if runnable(page)], ids=page_id)
-def test_python_of_the_page_runs_and_prints_what_it_says(
+def test_python_on_the_page_runs_and_prints_what_it_says(
     page: Path, workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     namespace: dict[str, object] = {"__name__": "__main__"}
@@ -134,7 +137,7 @@ def test_commands_parse(page: Path, workplace: Path) -> None:
         where = f"{page_id(page)}:{line}: {command}"
         subcommand = get_command(app).commands.get(name)  # type: ignore[attr-defined]
         assert subcommand is not None, f"{where}: there is no such command"
-        if not arguments:  # named in a sentence, not shown with its arguments
+        if not arguments:  # a sentence names the command without its arguments
             continue
         context = subcommand.make_context(name, arguments)  # raises for options that do not exist
         if name == "train":
@@ -161,10 +164,8 @@ def test_files_that_the_page_names_exist(page: Path) -> None:
     for link in LINK.findall(text):
         assert (page.parent / link).exists(), f"{page_id(page)}: link to {link}"
     for name in CODE_PATH.findall(FENCE.sub("", text)):
-        places = (ROOT, ROOT / "src" / "ossicle", ROOT / "lab" / "src" / "ossicle_lab", page.parent)
-        assert name.startswith(MADE_BY_USE) or any((place / name).exists() for place in places), (
-            f"{page_id(page)}: there is no {name}"
-        )
+        found = any((folder / name).exists() for folder in (*CODE, page.parent))
+        assert found or name.startswith(MADE_BY_USE), f"{page_id(page)}: there is no {name}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
@@ -172,6 +173,12 @@ def test_make_targets_that_the_page_names_exist(page: Path) -> None:
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     named = re.findall(r"(?:`|^)make ([a-z]+)", page.read_text(encoding="utf-8"), re.MULTILINE)
     assert set(named) <= set(targets)
+
+
+def test_every_page_of_docs_is_in_the_navigation_of_the_site() -> None:
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    pages = {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")}
+    assert pages <= set(re.findall(r": (\S+\.md)$", navigation, re.MULTILINE))
 
 
 def test_the_picture_is_well_formed_and_brings_its_own_background() -> None:
