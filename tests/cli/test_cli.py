@@ -4,19 +4,19 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
-from ossicle import __version__
 from ossicle.cli.main import app, main
 from ossicle.data.manifest import read_manifest
-from ossicle.evaluate.score import read_hypotheses
+from ossicle.evaluate.hypotheses import read_hypotheses
 from ossicle.testing import ENCODERS, LLMS
 from ossicle.train.tracking import METRICS_FILE, read_metrics
 
 
 @pytest.fixture
 def ossicle():
-    """``ossicle("train", ...)``: run a command here and return what it printed; a failure is raised."""
+    """``ossicle("train", ...)``: run a command in this process and return its output; an error is raised."""
 
     def run(*arguments: object) -> str:
         return (
@@ -28,7 +28,7 @@ def ossicle():
 
 @pytest.fixture
 def fails(monkeypatch, capsys):
-    """``fails("train", ...)``: the message of a command that is expected to fail."""
+    """``fails("train", ...)``: the error message of a command that is expected to fail."""
 
     def run(*arguments: object) -> str:
         monkeypatch.setattr(sys, "argv", ["ossicle", *(str(argument) for argument in arguments)])
@@ -38,6 +38,7 @@ def fails(monkeypatch, capsys):
         assert caught.value.code == 1
         said = capsys.readouterr().err
         assert "Traceback" not in said
+        assert "This is a bug" not in said
         return " ".join(said.split())
 
     return run
@@ -54,30 +55,11 @@ def test_help_imports_no_torch():
     assert found.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        "train",
-        "cache",
-        "evaluate",
-        "analyze",
-        "align",
-        "import-official",
-        "transcribe",
-        "translate",
-        "ask",
-        "demo",
-        "version",
-    ],
-)
-def test_every_command_explains_itself(command):
+@pytest.mark.parametrize("command", sorted(get_command(app).commands))
+def test_every_command_has_a_help_page(command):
     result = CliRunner().invoke(app, [command, "--help"])
     assert result.exit_code == 0
     assert "Usage" in result.output
-
-
-def test_version(ossicle):
-    assert ossicle("version").strip() == __version__
 
 
 @pytest.mark.parametrize("llm", LLMS)
@@ -119,7 +101,7 @@ def test_transcribe_translate_and_ask(ossicle, trained, task_manifest):
     assert several.startswith(f"{files[0]}: {one.splitlines()[0] if one.strip() else ''}")
     translated = ossicle("translate", files[0], "--to", "de", "--model", trained)
     asked = ossicle("ask", "translate to german", files[0], "--model", trained)
-    assert translated == asked  # the wording it learned for st/de
+    assert translated == asked  # the instruction of st/de in the training data
     assert translated != one
 
 
@@ -138,7 +120,7 @@ def test_errors_keep_their_brackets(fails, recipe):
     [
         ("data.train=[nowhere.jsonl]", "nowhere.jsonl"),
         ("model.llm=nowhere/at/all", "nowhere/at/all"),
-        ("objective.layers=9", "layers [9] are not all in 0..3"),
+        ("objective.layers=9", "the model has hidden states 0..3"),
     ],
 )
 def test_what_is_wrong_with_a_run_is_said_without_a_traceback(fails, recipe, change, message):
@@ -163,7 +145,7 @@ def test_resume_with_other_settings_is_refused(fails, trained, recipe):
 
 
 def test_a_filled_cache_leaves_nothing_to_compute(ossicle, recipe, tmp_path, monkeypatch):
-    """Frames and texts: a training run after `ossicle cache` gives the losses that it has without caches."""
+    """A training run after `ossicle cache` has the same losses as without caches, for frames and texts."""
     plain = recipe(objective={"name": "contrastive", "layers": [0, 2]}, train={"steps": 3})
     caches = [f"data.cache_dir={tmp_path / 'cache'}", "data.cache_text=true"]
     ossicle("cache", plain, *caches)
@@ -186,4 +168,4 @@ def test_a_filled_cache_leaves_nothing_to_compute(ossicle, recipe, tmp_path, mon
 def test_a_cache_of_nothing_is_refused(fails, recipe):
     assert "set data.cache_text=true" in fails("cache", recipe())
     wrong = recipe(objective={"name": "next_token"}, data={"cache_text": True})
-    assert "compares nothing" in fails("cache", wrong)
+    assert "data.cache_text: this objective does not compare" in fails("cache", wrong)

@@ -1,4 +1,4 @@
-"""The cascade on generated speech: what the lab's CTC head hears is what the lab's LLM reads."""
+"""The cascade on generated speech, with the laboratory's encoder and LLM."""
 
 import json
 from pathlib import Path
@@ -10,20 +10,20 @@ from ossicle.cli.main import app
 from ossicle.data.collate import Collator
 from ossicle.data.dataset import SpeechDataset
 from ossicle.data.manifest import read_manifest
-from ossicle.evaluate.cascade import NOTHING_HEARD, CascadeCollator, Recogniser
+from ossicle.evaluate.cascade import EMPTY_TRANSCRIPT, CascadeCollator, Recogniser
 from ossicle.evaluate.metrics import wer
 from ossicle.models.speech_llm import ModelConfig
 from places import ENCODER, LLM
 
 pytestmark = pytest.mark.skipif(
     not all((part / "model.safetensors").exists() for part in (ENCODER, LLM)),
-    reason="the lab's encoder and LLM are not built: make lab",
+    reason="the laboratory's encoder and LLM are not built: run make lab",
 )
 
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Recognition, German and questions about four passages."""
+    """Manifest of recognition, translation to German, and questions about four passages."""
     pytest.importorskip("espeakng_loader", reason='needs pip install "ossicle[lab]"')
     from ossicle_lab.world.corpus import make_corpus
 
@@ -53,7 +53,7 @@ def test_the_batch_has_what_was_heard_and_the_samples_their_transcripts(tasks):
     assert batch.samples == dataset.samples
     assert batch.text is not None
     read = [model.llm.tokenizer.decode(ids[mask]).strip() for ids, mask in zip(*vars(batch.text).values(), strict=True)]
-    assert read == ["tom saw the cat", NOTHING_HEARD]
+    assert read == ["tom saw the cat", EMPTY_TRANSCRIPT]
 
 
 def test_the_command_scores_the_cascade_against_the_transcripts(tasks, tmp_path):

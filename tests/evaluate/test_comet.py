@@ -1,4 +1,4 @@
-"""The protocol with a stand-in for the scorer: no COMET score comes from here."""
+"""The protocol between Ossicle and a COMET scorer, with a stub for the scorer."""
 
 import json
 import sys
@@ -25,7 +25,7 @@ pathlib.Path(sys.argv[2]).write_text("".join(json.dumps(entry) + "\\n" for entry
 
 @pytest.fixture
 def scorer(tmp_path):
-    """Makes a scorer of the program given, and returns its command."""
+    """``scorer(program)``: write a scorer and return the options that call it."""
 
     def make(program):
         path = tmp_path / "a scorer.py"
@@ -50,8 +50,11 @@ def test_utterances_go_out_and_scores_come_back(scorer, tmp_path):
 @pytest.mark.parametrize(
     ("program", "message"),
     [
-        ("import sys; sys.exit('no route to the hub')", "failed with 1 and said: no route to the hub. COMET runs in"),
-        ("", "wrote no answer. COMET runs in an environment of its own"),
+        (
+            "import sys; sys.exit('no route to the hub')",
+            "failed with status 1 and printed: no route to the hub. COMET",
+        ),
+        ("", "wrote no answer. COMET runs in a separate environment"),
         ("import sys; open(sys.argv[2], 'w').write('{}')", "line 1 is '{}': expected"),
         (STUB.replace("for line in lines]", "for line in lines[:1]]"), "scored 1 of 2 utterances"),
         (STUB.replace("len(line", "'x' or len(line").replace(" / 10", ""), "line 2 is .* expected"),
@@ -80,23 +83,23 @@ def test_the_own_environment_is_made_once_and_only_whole(monkeypatch, tmp_path):
     monkeypatch.setattr(module.shutil, "which", lambda name: None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     folder = tmp_path / "ossicle" / "unbabel-comet-2.2.7"
-    folder.mkdir(parents=True)  # what an interrupted installation left
-    first = module._own_command()
+    folder.mkdir(parents=True)  # left by an interrupted installation
+    first = module._default_command()
     assert first == [str(folder / "bin" / "python"), str(module.WORKER)]
     assert [command[1:3] for command in commands] == [["-m", "venv"], ["-m", "pip"]]
-    assert module._own_command() == first
+    assert module._default_command() == first
     assert len(commands) == 2
 
 
 def test_uvx_is_used_where_there_is_one(monkeypatch):
     monkeypatch.setattr(module.shutil, "which", lambda name: f"/bin/{name}")
-    command = module._own_command()
+    command = module._default_command()
     assert command[:3] == ["/bin/uvx", "--from", "unbabel-comet==2.2.7"]
     assert command[-2:] == ["python", str(module.WORKER)]
 
 
 def test_the_worker_finds_the_package_and_not_the_files_beside_it(monkeypatch, tmp_path):
-    """With a stand-in for unbabel-comet that returns the length of the translation."""
+    """A stub of unbabel-comet returns the length of the translation."""
     (tmp_path / "comet.py").write_text(
         "class Model:\n"
         "    def predict(self, lines, **options):\n"

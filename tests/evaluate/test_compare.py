@@ -3,13 +3,13 @@ import json
 import pytest
 
 from ossicle.errors import HypothesesError
-from ossicle.evaluate.compare import compare, normalised_average, normalised_interval, over_seeds
+from ossicle.evaluate.compare import compare, normalised_average, normalised_interval, spread_over_seeds
 from ossicle.evaluate.hypotheses import Hypothesis
-from ossicle.evaluate.score import Row, ScoreOptions, score, score_groups, units_of
+from ossicle.evaluate.score import Row, ScoreOptions, resampling_units, score, score_groups
 
 
 def write(path, hypotheses, **about):
-    """A file of ASR hypotheses of "one two three four", "0", "1", ... their ids."""
+    """Write a file of ASR hypotheses of "one two three four" with the ids 0, 1, ...."""
     lines = [
         {"id": str(number), "language": "en", "hypothesis": text, "references": ["one two three four"], **about}
         for number, text in enumerate(hypotheses)
@@ -58,7 +58,7 @@ def test_only_common_utterances_are_compared(tmp_path):
 
 def test_runs_that_cannot_be_compared(tmp_path):
     first = write(tmp_path / "a.jsonl", ["one"])
-    with pytest.raises(HypothesesError, match=r"a\.jsonl:1 and .*b\.jsonl:1: no utterance in common"):
+    with pytest.raises(HypothesesError, match=r"a\.jsonl:1 and .*b\.jsonl:1: these files have no line in common"):
         of_files(first, write(tmp_path / "b.jsonl", ["one"], task="qa"))
     other = tmp_path / "c.jsonl"
     other.write_text(json.dumps({"id": "0", "language": "en", "hypothesis": "one", "references": ["one"]}))
@@ -71,23 +71,25 @@ def test_speakers_are_the_units_where_all_are_known(tmp_path):
         return Hypothesis(id=identifier, hypothesis="", references=("a",), speaker=speaker)
 
     known = [line("1", "anna"), line("2", "ben"), line("3", "anna")]
-    assert units_of(known) == (["anna", "ben", "anna"], "2 speakers")
-    assert units_of([*known, line("1", None)]) == (["1", "2", "3", "1"], "3 utterances")
-    assert units_of([known[0], known[2]]) == (["1", "3"], "2 utterances")
+    assert resampling_units(known) == (["anna", "ben", "anna"], "2 speakers")
+    assert resampling_units([*known, line("1", None)]) == (["1", "2", "3", "1"], "3 utterances")
+    assert resampling_units([known[0], known[2]]) == (["1", "3"], "2 utterances")
     path = write(tmp_path / "a.jsonl", ["one two three four", ""], speaker="anna")
     assert score(path)[0].units == "2 utterances"
 
 
 def test_mean_and_sd_over_seeds():
-    found = {(each.task, each.metric): each for each in over_seeds([rows(10, 1, 2), rows(12, 1, 2), rows(17, 1, 5)])}
+    found = {
+        (each.task, each.metric): each for each in spread_over_seeds([rows(10, 1, 2), rows(12, 1, 2), rows(17, 1, 5)])
+    }
     wer = found["asr", "wer"]
     assert (wer.mean, wer.seeds) == (13, 3)
     assert wer.sd == pytest.approx(13**0.5)  # deviations -3, -1, 4: 26 / 2
     assert found["st", "bleu"].sd == 0
     with pytest.raises(ValueError, match="at least two runs"):
-        over_seeds([rows(1, 1, 1)])
+        spread_over_seeds([rows(1, 1, 1)])
     with pytest.raises(ValueError, match="run 2 holds"):
-        over_seeds([rows(1, 1, 1), rows(1, 1, 1)[:2]])
+        spread_over_seeds([rows(1, 1, 1), rows(1, 1, 1)[:2]])
 
 
 def test_normalised_average_by_hand():
@@ -110,7 +112,7 @@ def test_normalised_average_takes_comet_where_all_have_it_and_the_mean_over_lang
 
 @pytest.mark.parametrize(("shared", "sd"), [(True, 2 / 3 * 2.291), (False, 2**0.5 / 3 * 2.291)])
 def test_normalised_average_gets_the_interval_of_its_tasks_together(tmp_path, shared, sd):
-    """ASR and QA are 400 coin tosses of 0.3, with sd 2.291 each: the same tosses on the same speech, or others."""
+    """ASR and QA are 400 coin tosses of 0.3, with sd 2.291 each, and the tosses are shared or independent."""
     lines = []
     for number in range(400):
         right = number % 10 < 3

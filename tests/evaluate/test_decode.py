@@ -9,11 +9,12 @@ from ossicle.batch import Batch, Sample
 from ossicle.data.dataset import SpeechDataset, Utterance
 from ossicle.errors import HypothesesError
 from ossicle.evaluate.decode import decode, meta_path, references_of
-from ossicle.evaluate.score import read_hypotheses, score
+from ossicle.evaluate.hypotheses import read_hypotheses
+from ossicle.evaluate.score import score
 
 
 class Parrot:
-    """Says the transcript, and remembers what it was asked; dies at its n-th batch if told so."""
+    """A decoder that answers with the transcript and records its batches; it is interrupted at batch ``dies_at``."""
 
     def __init__(self, dies_at=None):
         self.batches = []
@@ -56,7 +57,7 @@ def test_every_utterance_is_decoded_longest_first(samples, out):
     report = decode(model, SpeechDataset(samples), collate, out, fingerprint="abc", batch_size=2)
     assert model.batches == [["u4", "u3"], ["u2", "u1"], ["u0"]]
     assert model.decoding[0] == {"max_new_tokens": 200}
-    assert (report.decoded, report.already_there, report.skipped) == (5, 0, [])
+    assert (report.decoded, report.already_decoded, report.skipped) == (5, 0, [])
     assert report.audio_s == pytest.approx(3.75)
     first = json.loads(out.read_text().splitlines()[0])
     assert first == {
@@ -74,19 +75,19 @@ def test_every_utterance_is_decoded_longest_first(samples, out):
     assert score(out)[0].scores["wer"] == 50
 
 
-def test_a_killed_run_goes_on_where_it_stopped(samples, out):
+def test_an_interrupted_run_resumes(samples, out):
     with pytest.raises(KeyboardInterrupt):
         decode(Parrot(dies_at=1), SpeechDataset(samples), collate, out, fingerprint="abc", batch_size=2)
     with out.open("a") as file:
-        file.write('{"id": "u2", "hypo')  # killed in the middle of a line
+        file.write('{"id": "u2", "hypo')  # interrupted in the middle of a line
     model = Parrot()
     report = decode(model, SpeechDataset(samples), collate, out, fingerprint="abc", batch_size=2)
     assert model.batches == [["u2", "u1"], ["u0"]]
-    assert (report.decoded, report.already_there) == (3, 2)
+    assert (report.decoded, report.already_decoded) == (3, 2)
     assert sorted(line.id for line in read_hypotheses(out)) == ["u0", "u1", "u2", "u3", "u4"]
 
     report = decode(model, SpeechDataset(samples), collate, out, fingerprint="abc")
-    assert (report.decoded, report.already_there) == (0, 5)
+    assert (report.decoded, report.already_decoded) == (0, 5)
 
 
 @pytest.mark.parametrize("change", [{"fingerprint": "other"}, {"max_new_tokens": 7}])
@@ -110,6 +111,14 @@ def test_a_file_of_unknown_origin_is_refused(samples, out):
     meta_path(out).unlink()
     with pytest.raises(HypothesesError, match=r"no hypotheses\.meta\.json"):
         decode(Parrot(), SpeechDataset(samples[:1]), collate, out, fingerprint="abc")
+
+
+def test_progress_is_printed_in_logs(samples, out, capsys, monkeypatch):
+    monkeypatch.setattr("ossicle.progress.LINE_EVERY_S", 0)
+    decode(Parrot(), SpeechDataset(samples), collate, out, fingerprint="abc", batch_size=2)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("decoding  2/4 s of audio")
+    assert lines[-1].startswith(f"{out}: decoded 5 utterances, 4 s of audio in ")
 
 
 def test_broken_audio_is_left_out_and_listed(samples, out, capsys):

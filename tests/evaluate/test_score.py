@@ -5,7 +5,9 @@ import pytest
 from rich.console import Console
 
 from ossicle.errors import HypothesesError
-from ossicle.evaluate.score import Hypothesis, print_table, read_hypotheses, score, write_scores
+from ossicle.evaluate.hypotheses import Hypothesis, read_hypotheses
+from ossicle.evaluate.score import score, write_scores
+from ossicle.evaluate.tables import print_table
 
 LINES = [
     {"id": "1", "task": "asr", "language": "en", "hypothesis": "the car", "references": ["The car."]},

@@ -1,11 +1,11 @@
-"""Tables are never cut."""
+"""A table keeps every figure, however narrow the terminal is."""
 
 import io
 
 from rich.console import Console
 from rich.table import Table
 
-from ossicle.evaluate.show import print_whole
+from ossicle.evaluate.tables import print_whole
 
 
 def test_a_table_wider_than_the_terminal_keeps_every_figure():

@@ -1,1 +1,1 @@
-"""The command line: `ossicle COMMAND`."""
+"""The command line, `ossicle COMMAND`. One file holds the commands of one group; `main` assembles them."""

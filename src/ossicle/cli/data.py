@@ -1,4 +1,4 @@
-"""The commands that make and examine manifests. Thin, like `ossicle.cli.main`, which adds them."""
+"""Commands that make, inspect and align manifests."""
 
 from __future__ import annotations
 
@@ -8,51 +8,47 @@ from typing import Annotated, Literal
 
 import typer
 
+from ossicle.cli.options import AsJson, Lower, MaxDuration, MinDuration, SkipBroken, Targets
 from ossicle.corpora import CORPORA
 
-PREPARE_HELP = "Turn a corpus, as it was downloaded, into manifests.\n\n\b\nNAME is one of\n" + "\n".join(
+PREPARE_HELP = "Convert a downloaded corpus into manifests.\n\n\b\nNAME is one of\n" + "\n".join(
     f"{name:<16}  {corpus.help}" for name, corpus in CORPORA.items()
 )
 
 
 def prepare(  # noqa: PLR0913 - each parameter is an option of the command
-    name: Annotated[str, typer.Argument(help="The corpus; see above.", show_default=False)],
-    source: Annotated[Path, typer.Argument(help="Its folder (or file).", show_default=False)],
-    out: Annotated[Path, typer.Argument(help="Folder for the manifests; a second call continues.", show_default=False)],
-    split: Annotated[list[str] | None, typer.Option(help="Only this split; may be repeated.")] = None,
-    subset: Annotated[list[str] | None, typer.Option(help="GigaSpeech: XS, S, M, L, XL, DEV, TEST.")] = None,
+    name: Annotated[str, typer.Argument(help="Name of the corpus; see above.", show_default=False)],
+    source: Annotated[Path, typer.Argument(help="Folder or file of the corpus.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="Folder for the manifests; a second call resumes.", show_default=False)],
+    split: Annotated[list[str] | None, typer.Option(help="Convert only this split; repeatable.")] = None,
+    subset: Annotated[list[str] | None, typer.Option(help="GigaSpeech: XS, S, M, L, XL, DEV or TEST.")] = None,
     language: Annotated[
-        str | None, typer.Option(help="Language spoken, where there are several or none is said.")
+        str | None, typer.Option(help="Spoken language, where the corpus has several or names none.")
     ] = None,
-    target: Annotated[
-        list[str] | None, typer.Option(help="Only translations to this language; may be repeated.")
-    ] = None,
+    target: Targets = None,
     task: Annotated[
-        list[str] | None, typer.Option(help="Only lines of this task: asr, st, qa; may be repeated.")
+        list[str] | None, typer.Option(help="Write only lines of this task; repeatable: asr, st, qa.")
     ] = None,
-    column: Annotated[list[str] | None, typer.Option(help="parquet, jsonl: FIELD=COLUMN, e.g. text=sentence.")] = None,
-    audio: Annotated[Path | None, typer.Option(help="mls-descriptions: the parquet files of mls_eng.")] = None,
-    lower: Annotated[bool, typer.Option("--lower", help="Write transcripts in lower case.")] = False,
-    min_duration: Annotated[float, typer.Option(help="Leave out shorter utterances, in seconds.")] = 0.0,
-    max_duration: Annotated[float, typer.Option(help="Leave out longer utterances, in seconds.")] = float("inf"),
+    column: Annotated[
+        list[str] | None, typer.Option(help="parquet, jsonl: FIELD=COLUMN, e.g. text=sentence; repeatable.")
+    ] = None,
+    audio: Annotated[Path | None, typer.Option(help="mls-descriptions: folder of mls_eng's parquet files.")] = None,
+    lower: Lower = False,
+    min_duration: MinDuration = 0.0,
+    max_duration: MaxDuration = float("inf"),
     jobs: Annotated[int, typer.Option(help="Threads that probe and decode audio.")] = 16,
 ) -> None:
-    """Turn a corpus, as it was downloaded, into manifests."""
+    """Convert a downloaded corpus into manifests."""
     from ossicle.corpora.items import Options
     from ossicle.corpora.prepare import prepare as run
-    from ossicle.errors import CorpusError
 
-    pairs = [entry.partition("=") for entry in column or ()]
-    wrong = next((entry for entry, (_, equals, _) in zip(column or (), pairs, strict=True) if not equals), None)
-    if wrong is not None:
-        raise CorpusError(f"--column {wrong}: write FIELD=COLUMN, such as text=sentence")
     options = Options(
         splits=tuple(split or ()),
         language=language,
         targets=tuple(target or ()),
         subsets=tuple(subset or ()),
         tasks=tuple(task or ()),
-        columns={field: name for field, _, name in pairs},
+        columns=_columns(column or ()),
         audio=None if audio is None else str(audio),
         lower=lower,
         min_s=min_duration,
@@ -61,43 +57,26 @@ def prepare(  # noqa: PLR0913 - each parameter is an option of the command
     run(name, source, out, options, jobs=jobs).print(out)
 
 
-def stats(
-    manifests: Annotated[list[Path], typer.Argument(help="Manifests (JSONL).", show_default=False)],
-    as_json: Annotated[bool, typer.Option("--json", help="Print plain JSON.")] = False,
-) -> None:
-    """Show what manifests hold: durations, rates, languages, tasks, speakers, duplicates, and leaks between them."""
-    from ossicle.corpora.stats import stats as run
-    from ossicle.corpora.stats_table import print_stats
-
-    found = run(manifests)
-    if as_json:
-        print(json.dumps(found, indent=2, ensure_ascii=False))
-    else:
-        print_stats(found)
-
-
 def prepare_tts(  # noqa: PLR0913 - each parameter is an option of the command
-    texts: Annotated[Path, typer.Argument(help="Plain text, JSONL or SQuAD's JSON.", show_default=False)],
+    texts: Annotated[Path, typer.Argument(help="Plain text, JSONL or a JSON file of SQuAD.", show_default=False)],
     out: Annotated[
-        Path, typer.Argument(help="Folder for audio and manifests; a second call continues.", show_default=False)
+        Path, typer.Argument(help="Folder for audio and manifests; a second call resumes.", show_default=False)
     ],
-    language: Annotated[str, typer.Option(help="Language to speak, where the line does not say.")] = "en",
-    target: Annotated[
-        list[str] | None, typer.Option(help="Only translations to this language; may be repeated.")
-    ] = None,
+    language: Annotated[str, typer.Option(help="Language to speak, for lines that name none.")] = "en",
+    target: Targets = None,
     command: Annotated[
-        str | None, typer.Option(help="Speak with this, e.g. 'piper -m en.onnx -f {out}'; see docs.")
+        str | None, typer.Option(help="TTS command, e.g. 'piper -m en.onnx -f {out}'; see docs/corpora.md.")
     ] = None,
-    voice: Annotated[list[str] | None, typer.Option(help="A name for {voice} in the command; may be repeated.")] = None,
-    voices: Annotated[Literal["train", "test"], typer.Option(help="espeak-ng: which of the lab's voices.")] = "train",
-    seed: Annotated[int, typer.Option(help="Of the draw of voices, rates and pitches.")] = 0,
-    limit: Annotated[int | None, typer.Option(help="Only so many utterances, from the first.")] = None,
-    min_duration: Annotated[float, typer.Option(help="Leave out shorter utterances, in seconds.")] = 0.0,
-    max_duration: Annotated[float, typer.Option(help="Leave out longer utterances, in seconds.")] = float("inf"),
-    lower: Annotated[bool, typer.Option("--lower", help="Write transcripts in lower case.")] = False,
-    jobs: Annotated[int | None, typer.Option(help="Processes; one per core if not said.")] = None,
+    voice: Annotated[list[str] | None, typer.Option(help="Value for {voice} in the command; repeatable.")] = None,
+    voices: Annotated[Literal["train", "test"], typer.Option(help="espeak-ng: set of voices to draw from.")] = "train",
+    seed: Annotated[int, typer.Option(help="Seed for drawing voices, rates and pitches.")] = 0,
+    limit: Annotated[int | None, typer.Option(help="Maximum number of utterances, taken from the start.")] = None,
+    min_duration: MinDuration = 0.0,
+    max_duration: MaxDuration = float("inf"),
+    lower: Lower = False,
+    jobs: Annotated[int | None, typer.Option(help="Processes. Default: one per core.")] = None,
 ) -> None:
-    """Speak a corpus of texts: translations and questions about texts become stage-2 manifests."""
+    """Synthesise speech for a text corpus and write manifests for asr, st and qa."""
     from ossicle.corpora.tts import TtsOptions
     from ossicle.corpora.tts import prepare_tts as run
 
@@ -116,8 +95,62 @@ def prepare_tts(  # noqa: PLR0913 - each parameter is an option of the command
     run(texts, out, options, jobs=jobs).print(out)
 
 
+def stats(
+    manifests: Annotated[list[Path], typer.Argument(help="Manifests (JSONL).", show_default=False)],
+    as_json: AsJson = False,
+) -> None:
+    """Show the contents of manifests: durations, rates, languages, tasks, speakers, duplicates and leaks."""
+    from ossicle.corpora.stats import stats as run
+    from ossicle.corpora.stats_table import print_stats
+
+    found = run(manifests)
+    if as_json:
+        print(json.dumps(found, indent=2, ensure_ascii=False))
+    else:
+        print_stats(found)
+
+
+def align(  # noqa: PLR0913 - each parameter is an option of the command
+    manifest: Annotated[Path, typer.Argument(help="Manifest (JSONL) with transcripts.", show_default=False)],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="File for the manifest with word times.", show_default=False)
+    ],
+    model: Annotated[
+        str, typer.Option(help="CTC model: hub id, folder, or `lab` for the laboratory's tiny encoder.")
+    ] = "lab",
+    batch_size: Annotated[int, typer.Option(help="Utterances per batch.")] = 16,
+    from_textgrid: Annotated[
+        Path | None, typer.Option(help="Read word times from the TextGrids of this folder instead.")
+    ] = None,
+    from_ctm: Annotated[Path | None, typer.Option(help="Read word times from this CTM file instead.")] = None,
+    skip_broken: SkipBroken = False,
+) -> None:
+    """Add the start and end of each word, which mixed speech-text training needs."""
+    from ossicle.align.aligner import Aligner
+    from ossicle.align.files import align_manifest, import_words
+
+    source = from_textgrid or from_ctm
+    if source is not None:
+        report = import_words(manifest, out, source, skip_broken=skip_broken)
+    else:
+        report = align_manifest(manifest, out, Aligner.load(model), batch_size=batch_size, skip_broken=skip_broken)
+    print(f"{out}: {report.summary()}")
+
+
 def add_to(app: typer.Typer) -> None:
-    """Add the commands of this file."""
-    app.command(help=PREPARE_HELP)(prepare)
-    app.command()(prepare_tts)
-    app.command()(stats)
+    """Add the commands of this file to ``app``."""
+    panel = "Data"
+    app.command(help=PREPARE_HELP, rich_help_panel=panel)(prepare)
+    for command in (prepare_tts, stats, align):
+        app.command(rich_help_panel=panel)(command)
+
+
+def _columns(pairs: list[str] | tuple[()]) -> dict[str, str]:
+    """Return field -> column of arguments such as ``text=sentence``. Raises `typer.BadParameter` for others."""
+    columns = {}
+    for pair in pairs:
+        field, equals, column = pair.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"--column {pair}: write FIELD=COLUMN, such as text=sentence")
+        columns[field] = column
+    return columns

@@ -1,1 +1,1 @@
-"""Decoding, scoring and alignment analysis."""
+"""Decode test sets, score the hypotheses, and compare runs."""

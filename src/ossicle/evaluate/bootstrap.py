@@ -1,8 +1,8 @@
-"""How sure a score is: 95% intervals by resampling the units (utterances or speakers) of a test set.
+"""Compute 95% confidence intervals by resampling the units (utterances or speakers) of a test set.
 
-Shapes: N utterances, U units, R resamples, M metrics. A resample draws U units with replacement; each unit brings all
-of its utterances (the cluster bootstrap), since errors of one speaker go together. Metrics and runs that are given in
-one call see the same resamples: that is what makes a comparison paired (Koehn, 2004; Bisani and Ney, 2004).
+Shapes: N utterances, U units, R resamples, M metrics. A resample draws U units with replacement, and each unit brings
+all of its utterances (cluster bootstrap), because the errors of one speaker are correlated. All metrics and runs of one
+call share the same resamples, which makes a comparison paired (Koehn, 2004; Bisani and Ney, 2004).
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ import numpy as np
 from ossicle.evaluate.parts import Floats, Parts
 
 RESAMPLES = 1000
+"""Default number of resamples."""
 COVERAGE = 95.0
+"""Percentage of the resampled values inside an interval."""
 _CHUNK = 2_000_000
-"""Weights held at a time, to bound memory (16 MB)."""
+"""Maximum number of weights in memory at a time (16 MB)."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """The middle 95% of the resampled values."""
+    """Middle 95% of the resampled values."""
 
     low: float
     high: float
@@ -30,19 +32,26 @@ class Interval:
 
 @dataclass(frozen=True)
 class Paired:
-    """How far run B is from run A, on the same utterances."""
+    """Difference between run B and run A on the same utterances."""
 
     difference: float
     """B - A."""
     interval: Interval | None
-    """Of the difference; null where there is one unit only."""
+    """Interval of the difference; None if there is only one unit, or no resampling."""
     p: float | None
-    """Two-sided: how often resampled differences stray from their mean as far as the difference is from 0."""
+    """Two-sided p-value: share of resampled differences that deviate from their mean by at least ``|difference|``."""
 
 
 def resample(parts: Sequence[Parts], units: Sequence[Hashable], *, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
-    """Values of the M metrics in each resample, (M, R); ``units`` (N,) names the unit of each utterance."""
-    sums = [_by_unit(each.counts, units) for each in parts]  # M x (U, K)
+    """Return the value of each of the M metrics in each resample, (M, R).
+
+    Args:
+        parts: counts of the M metrics, N rows each.
+        units: unit of each utterance, (N,).
+        resamples: number of resamples R.
+        seed: seed of the draw.
+    """
+    sums = [_sum_by_unit(each.counts, units) for each in parts]  # M x (U, K)
     count = len(sums[0])
     generator = np.random.default_rng(seed)
     values: list[Floats] = []
@@ -58,10 +67,10 @@ def resample(parts: Sequence[Parts], units: Sequence[Hashable], *, resamples: in
 def intervals(
     parts: Sequence[Parts], units: Sequence[Hashable], *, resamples: int = RESAMPLES, seed: int = 0
 ) -> list[Interval | None]:
-    """One interval per metric; None for all where there are fewer than two units to draw from, or no resamples."""
+    """Return the interval of each metric; None for all if there are fewer than two units, or no resamples."""
     if len(set(units)) < 2 or resamples == 0 or not parts:
         return [None] * len(parts)
-    return [interval(row) for row in resample(parts, units, resamples=resamples, seed=seed)]
+    return [percentile_interval(row) for row in resample(parts, units, resamples=resamples, seed=seed)]
 
 
 def paired(
@@ -72,9 +81,10 @@ def paired(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> list[Paired]:
-    """``second`` minus ``first``, metric by metric; row i of all counts is the same utterance.
+    """Return ``second`` minus ``first`` for each metric; row i of all counts is the same utterance.
 
-    The p-value is sacreBLEU's: the distribution of differences, shifted to a mean of 0, and (c + 1) / (R + 1).
+    The p-value is computed as in sacreBLEU, (c + 1) / (R + 1). The R resampled differences are shifted to a mean of 0,
+    and c counts those whose absolute value is at least that of the observed difference.
     """
     differences = [b.value - a.value for a, b in zip(first, second, strict=True)]
     if len(set(units)) < 2 or resamples == 0:
@@ -83,21 +93,21 @@ def paired(
     drawn = values[len(first) :] - values[: len(first)]
     found = []
     for difference, row in zip(differences, drawn, strict=True):
-        # a tolerance, so that equal runs differ in no resample by more than they do in truth
-        strays = int((np.abs(row - row.mean()) >= abs(difference) - 1e-9).sum())
-        found.append(Paired(difference, interval(row), (strays + 1) / (len(row) + 1)))
+        # the tolerance absorbs rounding: without it, two equal runs could get a p-value below 1
+        larger = int((np.abs(row - row.mean()) >= abs(difference) - 1e-9).sum())
+        found.append(Paired(difference, percentile_interval(row), (larger + 1) / (len(row) + 1)))
     return found
 
 
-def interval(values: Floats) -> Interval:
-    """The middle 95% of resampled values (R,)."""
+def percentile_interval(values: Floats) -> Interval:
+    """Return the middle 95% of resampled values (R,)."""
     tail = (100 - COVERAGE) / 2
     low, high = np.percentile(values, [tail, 100 - tail])
     return Interval(float(low), float(high))
 
 
-def _by_unit(counts: Floats, units: Sequence[Hashable]) -> Floats:
-    """Counts (N, K) summed within each unit, (U, K), units in the order of their first utterance."""
+def _sum_by_unit(counts: Floats, units: Sequence[Hashable]) -> Floats:
+    """Sum counts (N, K) within each unit and return (U, K), with units in the order of their first utterance."""
     number: dict[Hashable, int] = {}
     rows = np.array([number.setdefault(unit, len(number)) for unit in units])
     sums = np.zeros((len(number), counts.shape[1]))

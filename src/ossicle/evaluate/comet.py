@@ -1,8 +1,9 @@
-"""COMET of translations, by another Python: Unbabel's package needs versions of libraries that Ossicle cannot have.
+"""Score translations with COMET in a separate Python environment.
 
-The scorer is a command that gets two more arguments, REQUEST and ANSWER. REQUEST is JSON lines: ``{"model": ...}``
-first, then ``{"src": ..., "mt": ..., "ref": ...}`` per utterance. It writes ANSWER: ``{"model": ..., "version": ...}``
-first, then ``{"score": ...}`` per utterance, in order. `comet_worker.py` is such a scorer.
+Unbabel's package needs library versions that conflict with those of Ossicle, so the scorer is a command. It is called
+with two more arguments, REQUEST and ANSWER, which are files of JSON lines. REQUEST begins with ``{"model": ...}``,
+followed by ``{"src": ..., "mt": ..., "ref": ...}`` per utterance. The scorer writes ANSWER: first
+``{"model": ..., "version": ...}``, then ``{"score": ...}`` per utterance, in order. `comet_worker.py` is such a scorer.
 """
 
 from __future__ import annotations
@@ -27,39 +28,42 @@ MODEL = "Unbabel/wmt22-comet-da"
 PACKAGE = "unbabel-comet==2.2.7"
 WORKER = Path(__file__).with_name("comet_worker.py")
 HELP = (
-    f"COMET runs in an environment of its own, with {PACKAGE} (from PyPI) and the model {MODEL} (2.3 GB, from the "
-    "Hugging Face hub; its package calls a model 'not supported' where the hub does not answer). Run this once where "
-    "both can be reached, or give --comet-command a scorer of yours. BLEU and chrF, without --comet, need none of it"
+    f"COMET runs in a separate environment with {PACKAGE} (from PyPI) and the model {MODEL} (2.3 GB, from the Hugging "
+    "Face hub). If the hub cannot be reached, the package reports that the model is not supported. Run this command "
+    "once where both can be downloaded, or give your own scorer with --comet-command. "
+    "Without --comet, translations get BLEU and chrF only"
 )
 
 
 @dataclass(frozen=True)
 class CometOptions:
-    """Which scorer, of which model."""
+    """Settings of COMET."""
 
     command: str | None = None
-    """A scorer as described above; null = `comet_worker.py` by uvx, or in a virtual environment made for it."""
+    """Command of a scorer as described above. None runs `comet_worker.py` with uvx, or in a virtual environment that
+    is created once."""
     model: str = MODEL
+    """Hub id of the COMET model."""
 
 
 def comet(lines: Sequence[Hypothesis], options: CometOptions) -> Score:
-    """Mean COMET of translations, times 100, against the first reference of each.
+    """Compute the mean COMET score of translations, times 100, against the first reference of each line.
 
     Raises:
-        CometError: no scorer, no model, or a scorer that does not answer line for line.
+        CometError: a line has no transcript, the scorer or its model is missing, or the answer is invalid.
     """
     for line in lines:
         if not line.text:
-            raise CometError(f'{line.source}: no "text": COMET reads what was said; decode again with transcripts')
+            raise CometError(f'{line.source}: no "text": COMET needs the transcript; decode again with transcripts')
     utterances = [(line.text or "", line.hypothesis, line.references[0]) for line in lines]
-    described, values = _ask(utterances, options)
-    return score_of(mean_parts([100 * value for value in values]), described)
+    signature, values = _run_scorer(utterances, options)
+    return score_of(mean_parts([100 * value for value in values]), signature)
 
 
-def _ask(utterances: Sequence[tuple[str, str, str]], options: CometOptions) -> tuple[str, list[float]]:
-    """Signature and scores of (source, translation, reference) triples."""
+def _run_scorer(utterances: Sequence[tuple[str, str, str]], options: CometOptions) -> tuple[str, list[float]]:
+    """Return the signature and the scores of (source, translation, reference) triples."""
     requests = [{"model": options.model}, *({"src": src, "mt": mt, "ref": ref} for src, mt, ref in utterances)]
-    command = shlex.split(options.command) if options.command else _own_command()
+    command = shlex.split(options.command) if options.command else _default_command()
     with tempfile.TemporaryDirectory() as folder:
         request, answer = Path(folder) / "request.jsonl", Path(folder) / "answer.jsonl"
         request.write_text("".join(json.dumps(entry) + "\n" for entry in requests), encoding="utf-8")
@@ -67,16 +71,16 @@ def _ask(utterances: Sequence[tuple[str, str, str]], options: CometOptions) -> t
         if not answer.is_file():
             raise CometError(f"{shlex.join(command)} wrote no answer. {HELP}")
         header, *rest = answer.read_text(encoding="utf-8").splitlines() or [""]
-    described = _described(header)
+    signature = _parse_header(header)
     if len(rest) != len(utterances):
         raise CometError(
             f"{shlex.join(command)} scored {len(rest)} of {len(utterances)} utterances; it must score each"
         )
-    return described, [_score(line, number) for number, line in enumerate(rest, start=2)]
+    return signature, [_parse_score(line, number) for number, line in enumerate(rest, start=2)]
 
 
-def _described(header: str) -> str:
-    """The signature that the first line of the answer makes."""
+def _parse_header(header: str) -> str:
+    """Return the signature given by the first line of the answer."""
     try:
         entry = json.loads(header)
         return f"model:{entry['model']}|version:{entry['version']}|refs:first"
@@ -84,7 +88,7 @@ def _described(header: str) -> str:
         raise CometError(f'the answer\'s line 1 is {header!r}: expected {{"model": ..., "version": ...}}') from error
 
 
-def _score(line: str, number: int) -> float:
+def _parse_score(line: str, number: int) -> float:
     try:
         score = float(json.loads(line)["score"])
     except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
@@ -94,8 +98,8 @@ def _score(line: str, number: int) -> float:
     return score
 
 
-def _own_command() -> list[str]:
-    """uvx where there is one, else a virtual environment that is made once."""
+def _default_command() -> list[str]:
+    """Return the command that runs `comet_worker.py`: with uvx if installed, else in a virtual environment."""
     if uvx := shutil.which("uvx"):
         return [uvx, "--from", PACKAGE, "--with", "setuptools<81", "python", str(WORKER)]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -114,5 +118,5 @@ def _run(command: Sequence[str]) -> None:
     except OSError as error:
         raise CometError(f"{shlex.join(command)}: {error}. {HELP}") from error
     if done.returncode:
-        said = " | ".join((done.stderr or done.stdout).strip().splitlines()[-3:]) or "nothing"
-        raise CometError(f"{shlex.join(command)} failed with {done.returncode} and said: {said}. {HELP}")
+        output = " | ".join((done.stderr or done.stdout).strip().splitlines()[-3:]) or "nothing"
+        raise CometError(f"{shlex.join(command)} failed with status {done.returncode} and printed: {output}. {HELP}")

@@ -1,4 +1,4 @@
-"""A scorer for `ossicle.evaluate.comet`, to be run by a Python that has unbabel-comet: it imports nothing of Ossicle.
+"""Score translations with unbabel-comet. This script runs in COMET's environment and imports nothing of Ossicle.
 
 Usage: python comet_worker.py REQUEST ANSWER
 """
@@ -10,8 +10,8 @@ from pathlib import Path
 
 
 def main(request: str, answer: str) -> None:
-    """Score the utterances of the file ``request`` into the file ``answer``."""
-    # a script's folder comes first in the search path, and in this one comet and metrics are files of Ossicle
+    """Score the utterances of the file ``request`` and write the file ``answer``."""
+    # Python puts the folder of a script first in the search path, where comet.py and metrics.py would shadow packages.
     sys.path[:] = [folder for folder in sys.path if Path(folder).resolve() != Path(__file__).resolve().parent]
     from comet import download_model, load_from_checkpoint
 

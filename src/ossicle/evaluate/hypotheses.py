@@ -1,4 +1,4 @@
-"""A file of hypotheses: one decoded utterance a line, and what it is judged against. Scoring reads nothing else."""
+"""Read and write files of hypotheses: one decoded utterance per line, with its references."""
 
 from __future__ import annotations
 
@@ -11,54 +11,59 @@ from pathlib import Path
 from ossicle.errors import HypothesesError
 
 Key = tuple[str | None, ...]
-"""Identity of a line: id, task, target language, instruction."""
+"""Identity of a line within its file: id, task, target language, instruction."""
 
-Group = tuple[str, str, str]
-"""What gets a score of its own: task, language spoken, language of the answers; "" where the file names none."""
+GroupKey = tuple[str, str, str]
+"""Task, spoken language and answer language of lines that are scored together; "" for a language that is not given."""
+
+_OPTIONAL = ("task", "instruction", "language", "target_language", "audio", "speaker", "text")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hypothesis:
-    """One decoded utterance and what it is judged against."""
+    """One decoded utterance and its references. Scoring reads nothing else."""
 
     id: str
     hypothesis: str
+    """Answer of the model."""
     references: tuple[str, ...]
+    """Accepted answers; each metric takes the best match."""
     task: str | None = None
+    """Task of the line; None is scored as ``asr``."""
     instruction: str | None = None
     language: str | None = None
-    """Language spoken."""
+    """Spoken language."""
     target_language: str | None = None
-    """Language to answer in; null = the one spoken."""
+    """Language of the answer; None is the spoken language."""
     audio: str | None = None
     speaker: str | None = None
     text: str | None = None
-    """What was said, where known: translations that repeat it are untranslated, and COMET reads it."""
+    """Transcript of the speech, if known. COMET and the failure rule ``untranslated`` need it."""
     source: str = "<memory>"
-    """``file:line`` it was read from, for errors; not part of the file."""
+    """``file:line`` that the line was read from, for error messages. It is not written to the file."""
 
     @property
     def key(self) -> Key:
-        """What makes a line its own: one recording may carry several tasks and questions."""
+        """Identity of the line; one recording may have several tasks and questions."""
         return self.id, self.task, self.target_language, self.instruction
 
     @property
-    def group(self) -> Group:
-        """No task means speech recognition; no target language the one spoken."""
+    def group(self) -> GroupKey:
+        """Group of lines that this line is scored with."""
         return self.task or "asr", self.language or "", self.target_language or self.language or ""
 
     def to_json(self) -> str:
-        """The line of the file, without the line end."""
+        """Return the line of the file, without the newline."""
         entry = asdict(self)
         del entry["source"]
         return json.dumps(entry, ensure_ascii=False)
 
 
 def read_hypotheses(path: Path) -> list[Hypothesis]:
-    """All lines of a hypotheses file, checked; blank lines are ignored and unknown keys dropped.
+    """Load and validate all lines of a file of hypotheses. Blank lines and unknown keys are ignored.
 
     Raises:
-        HypothesesError: the file is missing, empty or malformed, or two of its lines are the same.
+        HypothesesError: the file is missing, empty or invalid, or holds a line twice.
     """
     if not path.is_file():
         raise HypothesesError(f"{path}: no such file; `ossicle evaluate` writes it")
@@ -73,7 +78,7 @@ def read_hypotheses(path: Path) -> list[Hypothesis]:
             if first != number:
                 raise HypothesesError(
                     f"{path}:{number}: {hypothesis.id!r} with this task and instruction is on line {first} already; "
-                    "delete one of the two"
+                    "delete one of the two lines"
                 )
             hypotheses.append(hypothesis)
     if not hypotheses:
@@ -81,13 +86,13 @@ def read_hypotheses(path: Path) -> list[Hypothesis]:
     return hypotheses
 
 
-def grouped(lines: Iterable[Hypothesis]) -> dict[Group, list[Hypothesis]]:
-    """Lines by `Hypothesis.group`, groups in alphabetical order.
+def grouped(lines: Iterable[Hypothesis]) -> dict[GroupKey, list[Hypothesis]]:
+    """Return the lines of each group, with the groups in alphabetical order.
 
     Raises:
         HypothesesError: a line has no references.
     """
-    groups: dict[Group, list[Hypothesis]] = defaultdict(list)
+    groups: dict[GroupKey, list[Hypothesis]] = defaultdict(list)
     for line in lines:
         if not line.references:
             raise HypothesesError(
@@ -98,13 +103,17 @@ def grouped(lines: Iterable[Hypothesis]) -> dict[Group, list[Hypothesis]]:
 
 
 def parse_line(line: bytes, source: str) -> Hypothesis:
-    """A line of a hypotheses file; ``source`` is its ``file:line`` for the error."""
+    """Parse one line of a file of hypotheses; ``source`` is its ``file:line``.
+
+    Raises:
+        HypothesesError: the line is not a JSON object, or a field has the wrong type.
+    """
     try:
         entry = json.loads(line)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise HypothesesError(f"{source}: not JSON ({error}); fix or delete the line") from error
     if not isinstance(entry, dict):
-        raise HypothesesError(f"{source}: expected a JSON object, one per line")
+        raise HypothesesError(f"{source}: expected a JSON object; fix or delete the line")
     for name in ("id", "hypothesis"):
         if not isinstance(entry.get(name), str):
             raise HypothesesError(f'{source}: "{name}" must be a string')
@@ -118,6 +127,3 @@ def parse_line(line: bytes, source: str) -> Hypothesis:
     return Hypothesis(
         id=entry["id"], hypothesis=entry["hypothesis"], references=tuple(references), source=source, **optional
     )
-
-
-_OPTIONAL = ("task", "instruction", "language", "target_language", "audio", "speaker", "text")

@@ -1,4 +1,4 @@
-"""`ossicle transcribe | translate | ask`: recordings in, text out."""
+"""Answer recordings with a trained model: transcribe, translate, or follow an instruction."""
 
 from __future__ import annotations
 
@@ -14,7 +14,19 @@ from ossicle.prompts import ASR_INSTRUCTIONS, LANGUAGE_NAMES, TRANSLATE_INSTRUCT
 def listen(
     files: list[Path], folder: Path, task: str, language: str | None = None, *, question: str = ""
 ) -> Iterator[tuple[Path, str]]:
-    """Yield each recording with the model's answer to ``question``, or to the instruction it learned for ``task``."""
+    """Yield each recording with the model's answer.
+
+    Args:
+        files: recordings.
+        folder: folder of a run or of a checkpoint.
+        task: ``asr`` or ``st``; it selects the instruction that the model was trained with.
+        language: target language of ``st``.
+        question: instruction that replaces the one of ``task``.
+
+    Raises:
+        CheckpointError: ``folder`` is not a checkpoint.
+        AudioError: a recording cannot be read.
+    """
     device = Accelerator().device
     model = SpeechLLM.from_pretrained(folder, device=device).to(device)
     instruction = question or instruction_for(model, task, language)
@@ -23,9 +35,10 @@ def listen(
 
 
 def instruction_for(model: SpeechLLM, task: str, language: str | None = None) -> str:
-    """The wording of ``task`` in the model's training data, or a plain English one.
+    """Return the instruction for ``task`` from the model's training data, or a default instruction in English.
 
-    A language that training did not have is asked for in the words of one that it had.
+    For a target language that the training data lacks, the language name in the instruction of another target language
+    is replaced.
     """
     if task == "asr":
         return model.instructions.get(task, ASR_INSTRUCTIONS[0])

@@ -1,6 +1,6 @@
-"""Task ``meta``, the description of a recording: how many of its attributes are right, beside always saying the same.
+"""Score the task ``meta``, the description of a recording: accuracy of its attributes, and a constant baseline.
 
-An answer is a list separated by commas: values in the order of `ATTRIBUTES`, or ``name: value`` in any order. Values
+An answer is a comma-separated list of values in the order of `ATTRIBUTES`, or of ``name: value`` in any order. Values
 are compared after `normalise_basic`.
 """
 
@@ -17,9 +17,10 @@ _SIGNATURE = "norm:basic|refs:any"
 
 
 def attributes(text: str) -> dict[str, str]:
-    """Attribute -> value of an answer. A value without a name is named by its place, from ``attribute 8`` on by number.
+    """Return attribute -> value of an answer.
 
-    A value left out shifts those after it, which are then wrong: the order is part of the answer.
+    A value without a name gets the name of its position, or ``attribute 8`` and so on beyond `ATTRIBUTES`. The order is
+    part of the answer: if a value is missing, those after it count as wrong.
     """
     found = {}
     for place, piece in enumerate(text.split(",")):
@@ -32,27 +33,34 @@ def attributes(text: str) -> dict[str, str]:
 
 
 def accuracy(hypotheses: Sequence[str], references: References, language: str | None = None) -> Score:
-    """Share of all attributes of the references that are right; one left out is wrong, one too many is ignored."""
+    """Compute the percentage of correct attributes, over all attributes of the references.
+
+    A missing attribute is wrong, and an additional one is ignored.
+    """
     said = [attributes(hypothesis) for hypothesis in hypotheses]
     return _accuracy(said, references, hypotheses, _SIGNATURE)
 
 
 def majority(hypotheses: Sequence[str], references: References, language: str | None = None) -> Score:
-    """What `accuracy` gives to the most frequent value of each attribute, whatever the hypotheses say.
+    """Compute the `accuracy` of always answering the most frequent value of each attribute.
 
-    The values are those of the references scored here, so that no constant answer does better on this file.
+    The values are counted in these references, so no constant answer scores higher. The hypotheses are not used.
     """
     constant = _most_frequent(references)
     return _accuracy([constant] * len(hypotheses), references, hypotheses, f"{_SIGNATURE}|constant")
 
 
 def attribute_metrics(references: References) -> dict[str, Metric]:
-    """``accuracy/NAME`` and ``majority/NAME`` for each attribute that the references name."""
-    names = dict.fromkeys(name for accepted in references for text in _list(accepted) for name in attributes(text))
-    return {f"{kind}/{name}": _only(name, kind == "majority") for name in names for kind in ("accuracy", "majority")}
+    """Return the metrics ``accuracy/NAME`` and ``majority/NAME`` for each attribute of the references."""
+    names = dict.fromkeys(name for accepted in references for text in _as_list(accepted) for name in attributes(text))
+    return {
+        f"{kind}/{name}": _attribute_metric(name, kind == "majority")
+        for name in names
+        for kind in ("accuracy", "majority")
+    }
 
 
-def _only(name: str, constant: bool) -> Metric:
+def _attribute_metric(name: str, constant: bool) -> Metric:
     def metric(hypotheses: Sequence[str], references: References, language: str | None = None) -> Score:
         said = [_most_frequent(references)] * len(hypotheses) if constant else [attributes(h) for h in hypotheses]
         return _accuracy(said, references, hypotheses, f"{_SIGNATURE}|constant" if constant else _SIGNATURE, name)
@@ -67,23 +75,26 @@ def _accuracy(
     signature: str,
     only: str | None = None,
 ) -> Score:
-    """An attribute is right if any of the utterance's references gives it this value."""
-    right, counted = [], []
+    """Return the percentage of correct attributes in ``said``; ``only`` restricts it to the attribute of one name.
+
+    An attribute is correct if any reference of the utterance has the same value.
+    """
+    correct, counted = [], []
     for mine, (_, accepted) in zip(said, pairs(hypotheses, references), strict=True):
         wanted = [attributes(text) for text in accepted]
         names = {name for each in wanted for name in each if only in (None, name)}
-        right.append(sum(any(name in each and mine.get(name) == each[name] for each in wanted) for name in names))
+        correct.append(sum(any(name in each and mine.get(name) == each[name] for each in wanted) for name in names))
         counted.append(len(names))
-    return score_of(rate_parts(right, counted), signature)
+    return score_of(rate_parts(correct, counted), signature)
 
 
 def _most_frequent(references: References) -> dict[str, str]:
     values: dict[str, Counter[str]] = {}
     for accepted in references:
-        for name, value in attributes(_list(accepted)[0]).items():
+        for name, value in attributes(_as_list(accepted)[0]).items():
             values.setdefault(name, Counter())[value] += 1
     return {name: counter.most_common(1)[0][0] for name, counter in values.items()}
 
 
-def _list(accepted: str | Sequence[str]) -> Sequence[str]:
+def _as_list(accepted: str | Sequence[str]) -> Sequence[str]:
     return [accepted] if isinstance(accepted, str) else accepted

@@ -1,11 +1,11 @@
-"""What a list of hypotheses scores against its references: word errors, BLEU and chrF, SQuAD EM and F1.
+"""Compute the metrics of each task: word and character error rates, BLEU, chrF, and SQuAD's exact match and F1.
 
-Every metric has the same form: ``metric(hypotheses, references, language=None) -> Score``, where ``references[i]`` is
-one string or a list of accepted strings and ``language`` is the ISO 639-1 code of the text (only BLEU uses it, to
-choose its tokenizer). All values are percentages, 0-100; a word or character error rate can exceed 100.
+All metrics have the form ``metric(hypotheses, references, language=None) -> Score``. ``references[i]`` is one string or
+a list of accepted strings. ``language`` is the ISO 639-1 code of the text; only BLEU uses it, to choose its tokenizer.
+All values are percentages, 0-100, but error rates can exceed 100.
 
-Empty strings are scored, not skipped: a model that says nothing pays for it. Each metric says what an empty
-hypothesis or reference means to it. No utterances at all, or an utterance without a reference, is a `ValueError`.
+Empty strings are scored, not skipped. Each metric documents the effect of an empty hypothesis or reference. All raise
+`ValueError` if there are no utterances, or if an utterance has no reference.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import jiwer
 from sacrebleu.metrics import BLEU, CHRF
@@ -65,11 +66,11 @@ def wer(
     *,
     normalise: Normaliser | None = None,
 ) -> Score:
-    """Corpus-level word error rate: all errors over all reference words, the convention of the field.
+    """Compute the corpus-level word error rate: the errors of all utterances divided by all reference words.
 
-    An empty hypothesis counts every reference word as deleted; the words said against an empty reference count as
-    insertions. With several references, each utterance is scored against the one it is nearest to. Texts are compared
-    after ``normalise``, `normalise_basic` by default.
+    An empty hypothesis counts every reference word as deleted. Words against an empty reference count as insertions.
+    With several references, each utterance is scored against the one with the lowest error rate. Texts are compared
+    after ``normalise``, by default `normalise_basic`.
     """
     normalise = normalise or _BASIC
     edits = _edits(hypotheses, references, jiwer.process_words, normalise)
@@ -83,9 +84,10 @@ def wer_utterance_mean(
     *,
     normalise: Normaliser | None = None,
 ) -> Score:
-    """Mean of the utterances' word error rates (what the paper's code reports): short utterances weigh more.
+    """Compute the mean of the utterances' word error rates, which the paper's code reports.
 
-    An empty reference scores 0 if the hypothesis is empty too, else 100.
+    Short utterances have more weight than in `wer`. With an empty reference, the rate of the utterance is 0 for an
+    empty hypothesis and 100 otherwise.
     """
     normalise = normalise or _BASIC
     edits = _edits(hypotheses, references, jiwer.process_words, normalise)
@@ -99,7 +101,7 @@ def cer(
     *,
     normalise: Normaliser | None = None,
 ) -> Score:
-    """Corpus-level character error rate, spaces included; empty strings count as in `wer`."""
+    """Compute the corpus-level character error rate, including spaces. Empty strings count as in `wer`."""
     normalise = normalise or _BASIC
     edits = _edits(hypotheses, references, jiwer.process_characters, normalise)
     return score_of(_error_parts(edits), _error_signature("corpus", normalise))
@@ -129,11 +131,13 @@ def _error_parts(edits: Sequence[_Edits]) -> Parts:
     return rate_parts([each.errors for each in edits], [each.length for each in edits])
 
 
-def _edits(hypotheses: Sequence[str], references: References, align: Callable, normalise: Normaliser) -> list[_Edits]:
-    """Per utterance, the edits to the nearest reference, under one of jiwer's alignments."""
+def _edits(
+    hypotheses: Sequence[str], references: References, align: Callable[..., Any], normalise: Normaliser
+) -> list[_Edits]:
+    """Return the edits of each utterance against its nearest reference; ``align`` is a function of jiwer."""
 
     def against(reference: str, hypothesis: str) -> _Edits:
-        if not reference.strip():  # jiwer 3 refuses it
+        if not reference.strip():  # jiwer 3 raises an error for it
             return _Edits(len(hypothesis.split() if align is jiwer.process_words else hypothesis.strip()), 0)
         found = align(reference, hypothesis)
         deleted_or_replaced = found.substitutions + found.deletions
@@ -152,9 +156,10 @@ def _edits(hypotheses: Sequence[str], references: References, align: Callable, n
 
 
 def bleu(hypotheses: Sequence[str], references: References, language: str | None = None) -> Score:
-    """sacreBLEU, case and punctuation kept; tokenizer 13a, or sacreBLEU's own for ``language`` zh, ja and ko.
+    """Compute BLEU with sacreBLEU, with case and punctuation.
 
-    An empty hypothesis only shortens the output (brevity penalty). A corpus without one matching 4-gram is near 0.
+    The tokenizer is 13a, or sacreBLEU's tokenizer for ``language`` zh, ja or ko. An empty hypothesis only shortens the
+    output (brevity penalty). The score of a corpus without a matching 4-gram is near 0.
     """
     metric = BLEU(trg_lang=language or "")
     parts = bleu_parts(metric, *_columns(hypotheses, references))
@@ -162,7 +167,7 @@ def bleu(hypotheses: Sequence[str], references: References, language: str | None
 
 
 def chrf(hypotheses: Sequence[str], references: References, language: str | None = None) -> Score:
-    """chrF2: character n-gram F-score, kinder than BLEU to right stems with a wrong ending."""
+    """Compute chrF2, the character n-gram F-score, which gives credit for correct stems with a wrong ending."""
     metric = CHRF()
     parts = chrf_parts(metric, *_columns(hypotheses, references))
     return score_of(parts, str(metric.get_signature()))
@@ -181,20 +186,20 @@ _DROP_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalise_squad(text: str) -> str:
-    """SQuAD v1.1: lower-case, ASCII punctuation deleted, the articles a, an, the deleted, single spaces."""
+    """Normalise as SQuAD v1.1: lower case, no ASCII punctuation, no articles (a, an, the), single spaces."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_DROP_PUNCTUATION)).split())
 
 
 def exact_match(hypotheses: Sequence[str], references: References, language: str | None = None) -> Score:
-    """Share of answers equal to one of their references after `normalise_squad`."""
+    """Compute the percentage of answers that equal one of their references after `normalise_squad`."""
     return score_of(_mean_of_best(_same, hypotheses, references), _SQUAD_SIGNATURE)
 
 
 def f1(hypotheses: Sequence[str], references: References, language: str | None = None) -> Score:
-    """Mean over utterances of the best token F1 with a reference, after `normalise_squad`.
+    """Compute the mean over utterances of the best token F1 with a reference, after `normalise_squad`.
 
-    An empty answer scores 0, unless a reference is empty after normalisation too: then 100, so that F1 is never
-    below exact match (SQuAD v2's rule; v1.1 has no such answers).
+    An empty answer scores 0, or 100 if a reference is empty after normalisation too. This is the rule of SQuAD v2, and
+    it keeps F1 from being below exact match; v1.1 has no such answers.
     """
     return score_of(_mean_of_best(_token_f1, hypotheses, references), _SQUAD_SIGNATURE)
 
@@ -204,11 +209,11 @@ def _same(hypothesis: str, reference: str) -> float:
 
 
 def _token_f1(hypothesis: str, reference: str) -> float:
-    said, wanted = hypothesis.split(), reference.split()
-    if not said or not wanted:
-        return float(said == wanted)
-    shared = sum((Counter(said) & Counter(wanted)).values())
-    return 2 * shared / (len(said) + len(wanted))
+    answer, expected = hypothesis.split(), reference.split()
+    if not answer or not expected:
+        return float(answer == expected)
+    shared = sum((Counter(answer) & Counter(expected)).values())
+    return 2 * shared / (len(answer) + len(expected))
 
 
 def _mean_of_best(similarity: Callable[[str, str], float], hypotheses: Sequence[str], references: References) -> Parts:
@@ -219,7 +224,7 @@ def _mean_of_best(similarity: Callable[[str, str], float], hypotheses: Sequence[
     return mean_parts(best)
 
 
-# Which metrics a task gets ------------------------------------------------------------------------------------------
+# Metrics of each task -------------------------------------------------------------------------------------------
 
 METRICS: dict[str, Mapping[str, Metric]] = {
     "asr": {"wer": wer, "wer_utterance_mean": wer_utterance_mean, "cer": cer},
@@ -228,19 +233,20 @@ METRICS: dict[str, Mapping[str, Metric]] = {
     "voice": {"em": exact_match, "majority": meta.majority},
     "meta": {"accuracy": meta.accuracy, "majority": meta.majority, "wer": wer, "bleu": bleu},
 }
-"""Task kind -> metric name -> metric. A task not named here is scored as question answering.
+"""Task -> metric name -> metric. Other tasks are scored as question answering.
 
-``voice`` is one attribute of ``meta``, as the lab asks for it. The description string of ``meta`` gets WER and BLEU
-because the paper's code reports them.
+``voice`` asks for a single attribute of the speaker. ``meta`` has WER and BLEU of the description because the paper's
+code reports them.
 """
 
 
 def metrics_for(
     task: str | None, *, normalise: str = "basic", language: str | None = None, spelling: Path | None = None
 ) -> Mapping[str, Metric]:
-    """The metrics of a manifest's ``task``; no task means plain speech recognition.
+    """Return the metrics of a task by name; None is speech recognition.
 
-    ``normalise``, ``language`` and ``spelling`` choose the `normaliser` before word and character errors.
+    ``normalise``, ``language`` and ``spelling`` select the `normaliser` of word and character error rates. Raises as
+    `normaliser`.
     """
     found = METRICS.get(task or "asr", METRICS["qa"])
     if normalise == "basic":

@@ -1,4 +1,4 @@
-"""What is done to texts before their words are compared. By name, so that a score can say which it was."""
+"""Normalise texts before their words are compared. Each normaliser has a name that the score reports."""
 
 from __future__ import annotations
 
@@ -9,34 +9,41 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from ossicle.errors import ConfigError, DataError
+
 NORMALISERS = ("none", "basic", "whisper")
+"""Names that `normaliser` accepts."""
 
 
 @dataclass(frozen=True)
 class Normaliser:
-    """A function of a text, and what signatures call it."""
+    """A function that normalises a text, and its name in signatures."""
 
     apply: Callable[[str], str]
     signature: str
 
 
 def normaliser(name: str = "basic", language: str | None = None, spelling: Path | None = None) -> Normaliser:
-    """The normaliser ``name`` for texts in ``language`` (ISO 639-1).
+    """Return the normaliser ``name`` for texts in ``language``.
 
-    ``whisper`` is the one of OpenAI's Whisper, from transformers: for English it also writes numbers in figures and
-    contractions in full, for other languages it only removes case, brackets and symbols. ``spelling`` is the
-    ``normalizer.json`` that every Whisper checkpoint holds, which makes British spellings American; without it they
-    stay, and the signature says ``spelling:none``.
+    Args:
+        name: ``none``, ``basic`` (`normalise_basic`) or ``whisper``, OpenAI's normaliser as transformers implements it.
+            For English, ``whisper`` also writes numbers as figures and expands contractions. For other languages it
+            only removes case, brackets and symbols.
+        language: ISO 639-1 code.
+        spelling: ``normalizer.json`` of a Whisper checkpoint, which maps British spellings to American ones. Without
+            it British spellings stay, and the signature has ``spelling:none``.
 
     Raises:
-        ValueError: no such normaliser, or ``spelling`` is not such a file.
+        ConfigError: ``name`` is unknown.
+        DataError: ``spelling`` is not such a file.
     """
     if name == "none":
         return Normaliser(lambda text: text, "norm:none")
     if name == "basic":
         return Normaliser(normalise_basic, "norm:basic")
     if name != "whisper":
-        raise ValueError(f"no normaliser {name!r}: choose one of {', '.join(NORMALISERS)}")
+        raise ConfigError(f"no normaliser {name!r}: choose one of {', '.join(NORMALISERS)}")
     from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
 
     if language != "en":
@@ -49,20 +56,20 @@ def normaliser(name: str = "basic", language: str | None = None, spelling: Path 
 
 
 def normalise_basic(text: str) -> str:
-    """Lower-case, NFKC, no punctuation or symbols, single spaces.
+    """Return the text in lower case and NFKC, without punctuation and symbols, with single spaces.
 
-    An apostrophe between two letters stays ("don't"); any other mark becomes a space ("well-known" is two words).
+    An apostrophe between two letters stays ("don't"). Any other mark becomes a space, so "well-known" is two words.
     """
     text = unicodedata.normalize("NFKC", text).lower().replace("’", "'")
     padded = f" {text} "
-    spoken = (
-        char if _is_spoken(before, char, after) else " "
+    kept = (
+        char if _is_kept(before, char, after) else " "
         for before, char, after in zip(padded, padded[1:], padded[2:], strict=False)
     )
-    return " ".join("".join(spoken).split())
+    return " ".join("".join(kept).split())
 
 
-def _is_spoken(before: str, char: str, after: str) -> bool:
+def _is_kept(before: str, char: str, after: str) -> bool:
     if char == "'":
         return before.isalnum() and after.isalnum()
     return unicodedata.category(char)[0] not in "PS"
@@ -72,9 +79,9 @@ def _spelling(path: Path) -> Mapping[str, str]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(
+        raise DataError(
             f"{path}: cannot be read ({error}); give the normalizer.json of a Whisper checkpoint"
         ) from error
     if not isinstance(found, dict) or not all(isinstance(word, str) for word in found.values()):
-        raise ValueError(f"{path}: expected a JSON object of words; give the normalizer.json of a Whisper checkpoint")
+        raise DataError(f"{path}: expected a JSON object of words; give the normalizer.json of a Whisper checkpoint")
     return found

@@ -1,4 +1,4 @@
-"""`ossicle evaluate`: a checkpoint and a manifest in, hypotheses and scores out."""
+"""Evaluate a checkpoint: decode a manifest, score the hypotheses, and print the scores."""
 
 from __future__ import annotations
 
@@ -12,28 +12,36 @@ from ossicle.data.collate import Collator
 from ossicle.data.dataset import SpeechDataset, subset
 from ossicle.data.manifest import read_manifest
 from ossicle.evaluate.cascade import CascadeCollator, Recogniser
-from ossicle.evaluate.decode import decode
-from ossicle.evaluate.score import Row, print_table, score, write_scores
+from ossicle.evaluate.decode import MAX_NEW_TOKENS, decode
+from ossicle.evaluate.score import Row, score, write_scores
+from ossicle.evaluate.tables import print_table
 from ossicle.models.frozen import fingerprint
 from ossicle.models.speech_llm import SpeechLLM
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EvalOptions:
-    """How to decode."""
+    """Settings of decoding."""
 
     fraction: float = 1.0
+    """Share of the manifest to decode, a seeded subset."""
     batch_size: int = 16
-    max_new_tokens: int = 200
+    """Utterances per batch."""
+    max_new_tokens: int = MAX_NEW_TOKENS
+    """Maximum length of an answer in tokens."""
     skip_broken: bool = False
+    """Skip and list unreadable files instead of raising an error."""
     from_text: bool = False
-    """Read transcripts instead of speech: the upper bound."""
+    """Give the LLM the transcripts instead of the speech: the upper bound."""
     cascade: bool = False
-    """Read what the encoder's CTC head recognises: the cascade."""
+    """Give the LLM the text that the encoder's CTC head recognises."""
 
 
 def evaluate(folder: Path, manifest: Path, out: Path, options: EvalOptions) -> list[Row]:
-    """Decode ``manifest`` into ``out`` (continuing a killed run), then score that file and print the table."""
+    """Decode ``manifest`` into ``out`` with the checkpoint in ``folder``, score that file and print the table.
+
+    An interrupted call resumes. Raises `OssicleError` if the checkpoint, the manifest or ``out`` cannot be used.
+    """
     samples = subset(read_manifest(manifest), options.fraction)
     dataset = SpeechDataset(samples, on_error="skip" if options.skip_broken else "raise", max_duration_s=float("inf"))
     device = Accelerator().device

@@ -1,0 +1,104 @@
+"""Commands that decode a test set and score the hypotheses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from ossicle.cli.options import AsJson, Checkpoint, SkipBroken
+
+
+def evaluate(  # noqa: PLR0913 - each parameter is an option of the command
+    model: Checkpoint,
+    manifest: Annotated[Path, typer.Argument(help="Stage-2 manifest (JSONL) with references.", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Option(help="File for the hypotheses. Default: MODEL/eval/MANIFEST.jsonl.")
+    ] = None,
+    fraction: Annotated[float, typer.Option(help="Share of the manifest to decode, a seeded subset.")] = 1.0,
+    batch_size: Annotated[int, typer.Option(help="Utterances per batch.")] = 16,
+    max_new_tokens: Annotated[int, typer.Option(help="Maximum length of an answer, in tokens.")] = 200,
+    skip_broken: SkipBroken = False,
+    from_text: Annotated[
+        bool, typer.Option("--from-text", help="Give the LLM the transcripts instead of the speech: the upper bound.")
+    ] = False,
+    cascade: Annotated[
+        bool, typer.Option("--cascade", help="Give the LLM the text that the encoder's CTC head recognises.")
+    ] = False,
+) -> None:
+    """Decode a manifest, then score the hypotheses of each task and language."""
+    from ossicle.evaluate.run import EvalOptions
+    from ossicle.evaluate.run import evaluate as run
+
+    if from_text and cascade:
+        raise typer.BadParameter("--from-text and --cascade exclude each other: give only one")
+    kind = "-text" if from_text else "-cascade" if cascade else ""
+    options = EvalOptions(
+        fraction=fraction,
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        skip_broken=skip_broken,
+        from_text=from_text,
+        cascade=cascade,
+    )
+    run(model, manifest, out or model / "eval" / f"{manifest.stem}{kind}.jsonl", options)
+
+
+def score(  # noqa: PLR0913 - each parameter is an option of the command
+    files: Annotated[
+        list[Path], typer.Argument(help="Hypotheses (JSONL) written by `ossicle evaluate`.", show_default=False)
+    ],
+    normalise: Annotated[
+        Literal["none", "basic", "whisper"], typer.Option(help="Text normalisation before WER and CER.")
+    ] = "basic",
+    spelling: Annotated[
+        Path | None, typer.Option(help="File normalizer.json of a Whisper checkpoint, for --normalise whisper.")
+    ] = None,
+    seeds: Annotated[
+        bool, typer.Option("--seeds", help="Treat the files as seeds of one run: show mean ± sd, not differences.")
+    ] = False,
+    lower: Annotated[
+        str | None, typer.Option(help="Lower reference run of the normalised average: a file, or the stem of one.")
+    ] = None,
+    upper: Annotated[str | None, typer.Option(help="Upper reference run, given as for --lower.")] = None,
+    comet: Annotated[
+        bool, typer.Option("--comet", help="Score translations with COMET, which runs in a separate environment.")
+    ] = False,
+    comet_command: Annotated[
+        str | None, typer.Option(help="Command of your own COMET scorer; see docs/evaluation.md.")
+    ] = None,
+    resamples: Annotated[int, typer.Option(help="Bootstrap resamples; 0 = no intervals.", min=0)] = 1000,
+    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Score hypotheses with confidence intervals; compare each further file with the first."""
+    from ossicle.evaluate.comet import CometOptions
+    from ossicle.evaluate.rescore import rescore
+    from ossicle.evaluate.score import ScoreOptions
+    from ossicle.evaluate.tables import print_results
+
+    if (lower is None) != (upper is None):
+        raise typer.BadParameter("the normalised average needs both --lower and --upper")
+    if spelling is not None and normalise != "whisper":
+        raise typer.BadParameter("--spelling has an effect only with --normalise whisper")
+    options = ScoreOptions(
+        normalise=normalise,
+        spelling=spelling,
+        resamples=resamples,
+        seed=seed,
+        comet=CometOptions(comet_command) if comet or comet_command else None,
+    )
+    references = None if lower is None or upper is None else (lower, upper)
+    results = rescore(files, options, seeds=seeds, references=references)
+    if as_json:
+        print(json.dumps(results.to_json(), indent=2, ensure_ascii=False))
+    else:
+        print_results(results)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the commands of this file to ``app``."""
+    for command in (evaluate, score):
+        app.command(rich_help_panel="Evaluation")(command)
