@@ -1,14 +1,17 @@
 # Two commands on a fresh machine: `make demo` and `make test`. Each sets up its own environment in .venv.
 
 PYTHON ?= python3
-# The oldest and newest torch that are tested: >= 2.9 works; a GPU machine may want another build here.
+# The newest torch that is tested; >= 2.9 works. A machine with a GPU may want another build here.
 TORCH ?= torch==2.13.0
+# Versions that the tests passed with; set it to nothing for the newest ones.
+CONSTRAINTS ?= constraints.txt
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+INSTALL := $(PIP) install $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo quick test check format bench lab real text clean
+.PHONY: help demo quick test check types format docs bench lab real text clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -19,22 +22,28 @@ demo: $(VENV)/.demo  ## The whole method on generated speech: both stages, a tab
 quick: $(VENV)/.demo  ## The same, smaller (about 3 minutes once installed)
 	$(BIN)/ossicle demo --quick
 
-test: $(VENV)/.dev  ## Run the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+test: $(VENV)/.dev  ## Run the tests, with the coverage of the core
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --cov --cov-report=term --cov-fail-under=90
 
-check: $(VENV)/.dev  ## Formatting, lint and types
+check: $(VENV)/.dev types  ## Formatting, lint, types and the import contract
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+
+types: $(VENV)/.dev
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: $(VENV)/.dev  ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+docs: $(VENV)/.docs  ## Build the documentation site in site/, with every link checked
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 bench: $(VENV)/.dev  ## Run the benchmarks; each prints one table
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
-lab: $(VENV)/.demo  ## Rebuild the lab's tiny encoder and LLM (about 40 minutes on 2 cores; continues if stopped)
+lab: $(VENV)/.demo  ## Train the laboratory's tiny encoder and LLM again (about 40 minutes on 2 cores; continues if stopped)
 	$(BIN)/python -m ossicle_lab.models.build
 
 real: $(VENV)/.demo  ## The paper's table on recorded speech: make real SPEECH=FOLDER TEXT=FOLDER
@@ -46,17 +55,21 @@ text: $(VENV)/.demo  ## Both stages on real text in generated voices: make text 
 	$(BIN)/python -m ossicle_lab.real.text $(or $(DATA),$(error say where the texts are: make text DATA=FOLDER))
 
 clean:  ## Delete the environment and caches, not the runs
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache site
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
+$(VENV)/.demo: pyproject.toml lab/pyproject.toml | $(VENV)/bin/python
 	@echo "Installing Ossicle and $(TORCH) into $(VENV) (once) ..."
 	@$(PIP) install $(TORCH)
-	@$(PIP) install -e '.[tts]' -e ./lab
+	@$(INSTALL) -e '.[tts]' -e ./lab
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.demo
-	@$(PIP) install -e '.[dev]'
+	@$(INSTALL) -e '.[dev]'
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.dev
+	@$(INSTALL) -e '.[docs]'
 	@touch $@
