@@ -1,4 +1,4 @@
-"""Every family through the whole program: load from disk, a step of each stage, decode, save, reload."""
+"""Test every family end to end: load from disk, a step of each stage, decode, save, reload."""
 
 from __future__ import annotations
 

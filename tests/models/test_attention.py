@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from ossicle.models import packing
-from ossicle.models.attention import SHORT, attend
+from ossicle.models.packing import SHORT, attend
 
 
 def vectors(length: int, dtype: torch.dtype) -> list[torch.Tensor]:
@@ -41,14 +41,14 @@ def test_it_is_the_attention_of_pytorch_forward_and_backward(dtype: torch.dtype,
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("masked", [True, False])
 def test_a_step_of_generation_is_what_transformers_computes(dtype: torch.dtype, masked: bool):
-    """One query per sequence, two query heads for each of the keys', sequences padded on the left."""
+    """Use one query per sequence, two query heads per key head, and padding on the left."""
     generator = torch.Generator().manual_seed(0)
     query = torch.randn(3, 4, 1, 8, generator=generator).to(dtype)
     key, value = (torch.randn(3, 2, 7, 8, generator=generator).to(dtype) for _ in range(2))
     mask = (torch.arange(7) >= torch.tensor([0, 2, 6])[:, None])[:, None, None] if masked else None
     module = torch.nn.Module()
     module.num_key_value_groups, module.is_causal = 2, True
-    found, _ = packing.attention(module, query, key, value, mask, scaling=0.3)
+    found, _ = packing.packed_attention(module, query, key, value, mask, scaling=0.3)
     expected, _ = sdpa_attention_forward(module, query, key, value, mask, scaling=0.3)
     assert found.shape == (3, 1, 4, 8) and found.dtype == dtype
     assert torch.allclose(found, expected, atol=1e-5 if dtype == torch.float32 else 3e-2)

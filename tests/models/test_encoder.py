@@ -71,7 +71,7 @@ def test_a_batch_equals_its_utterances_one_by_one(folders, family):
 
 
 def test_group_norm_models_see_the_padding(folders):
-    """As in transformers: base models were trained that way, and their batches need utterances of like length."""
+    """Base models read padding, as in transformers. Their batches need utterances of similar length."""
     encoder = load_encoder(str(folders["hubert-group"]))
     first, second = noise(0.6, 0.6)
     equal = encoder(pad([first, second]))

@@ -2,8 +2,7 @@ import pytest
 import torch
 
 from ossicle.errors import ConfigError
-from ossicle.models.frame_projectors import ConvConfig, ConvProjector, LinearConfig, MLPConfig, StackProjector
-from ossicle.models.projector import QFormerConfig
+from ossicle.models.projectors import ConvConfig, ConvProjector, LinearConfig, MLPConfig, QFormerConfig, StackProjector
 
 CONFIGS = {
     "linear": LinearConfig(),
@@ -28,7 +27,6 @@ def mask_of(lengths: list[int], longest: int) -> torch.Tensor:
 def test_one_token_for_four_frames(kind, frames, tokens):
     projector = make(kind)
     assert projector.frames_per_token == 4
-    assert projector.num_tokens(frames) == tokens
     values, mask = projector(torch.randn(2, frames, 8), torch.ones(2, frames, dtype=torch.bool))
     assert values.shape == (2, tokens, 12)
     assert mask.shape == (2, tokens) and mask.all()
@@ -58,7 +56,7 @@ def test_tokens_last_whole_frames(kind, rate_hz, token_s, frames):
 def test_a_batch_equals_its_utterances_one_by_one(kind):
     projector, frames, lengths = make(kind), torch.randn(4, 21, 8), [21, 13, 1, 0]
     tokens, mask = projector(frames, mask_of(lengths, 21))
-    assert mask.sum(1).tolist() == [projector.num_tokens(length) for length in lengths]
+    assert mask.sum(1).tolist() == [-(-length // projector.frames_per_token) for length in lengths]
     assert (tokens[~mask] == 0).all()
     for row, length in enumerate(lengths[:3]):
         alone, _ = projector(frames[row : row + 1, :length], torch.ones(1, length, dtype=torch.bool))
@@ -109,7 +107,7 @@ def test_parameters_counted_by_hand():
 
 
 def test_an_even_kernel_is_refused():
-    with pytest.raises(ValueError, match=r"model\.projector\.kernel=4: a convolution reads an odd number"):
+    with pytest.raises(ValueError, match=r"model\.projector\.kernel=4 is even: set an odd number"):
         ConvConfig(kernel=4).build(8, 12, frame_rate_hz=50.0, embedding_rms=0.5)
 
 

@@ -29,7 +29,7 @@ def inputs(llm: LLM, lengths: list[int], seed: int = 0, *, left: bool = False) -
 
 
 def calls_of(modules) -> list[int]:
-    """How often each module is called, counted from now on."""
+    """Count the calls of each module from now on."""
     counts = [0] * len(modules)
 
     def count(index: int):
@@ -104,7 +104,7 @@ def test_the_trunk_shares_its_weights(llama):
 
 @pytest.mark.parametrize("layers", [[4], [-1], [0, 7], []])
 def test_a_layer_that_is_not_there_is_an_error(llama, layers):
-    with pytest.raises(ValueError, match=r"are not all in 0\.\.3 of"):
+    with pytest.raises(ValueError, match=r"has hidden states 0\.\.3"):
         llama.hidden_states(inputs(llama, [3]), layers)
 
 
@@ -202,7 +202,7 @@ def test_greedy_decoding_picks_the_likeliest_next_token(llm):
 
 @pytest.fixture
 def counter(llama) -> LLM:
-    """An LLM that says token n + 1 after token n: what it says and where it stops is known."""
+    """Return an LLM that predicts token n + 1 after token n, so that its answers are known."""
     model = llama.model
     with torch.no_grad():
         for layer in model.base_model.layers:

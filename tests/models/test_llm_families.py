@@ -1,4 +1,4 @@
-"""Every family with the special tokens and the template of its own shape."""
+"""Test every LLM family with the special tokens and the template structure of its own."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoTokenizer, Gemma3Config, Gemma3ForCondi
 from ossicle.batch import Padded, Sample, Utterance
 from ossicle.data.collate import Collator
 from ossicle.models.llm import LLM, load_llm
-from ossicle.models.projector import QFormerConfig
+from ossicle.models.projectors import QFormerConfig
 from ossicle.models.speech_llm import IGNORE, ModelConfig
 from ossicle.prompts import ChatTemplate
 from ossicle.testing import LLMS, chat_of, tiny_llm
@@ -49,7 +49,7 @@ def test_the_family_is_what_it_says(llm, family):
 
 
 def test_states_of_text_are_those_of_its_token_ids(llm, family):
-    """Given ids, transformers looks up and scales embeddings itself; windows are shorter than the text."""
+    """Compare with transformers, which looks up and scales embeddings of ids. Windows are shorter than the text."""
     ids = ids_of([3 * WINDOW, WINDOW - 2])
     with torch.no_grad():
         expected = llm.model(
@@ -62,7 +62,7 @@ def test_states_of_text_are_those_of_its_token_ids(llm, family):
 
 
 def test_a_window_hides_what_is_before_it(llm, family):
-    """The first layer of a family with windows does not let the last position see the first."""
+    """In the first layer of a family with windows, the last position does not attend to the first."""
     ids = ids_of([2 * WINDOW])
     other = ids.values.clone()
     other[0, 0] += 1

@@ -4,8 +4,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from ossicle import precision
-from ossicle.models.speech_llm import ADAPTERS_FILE, WEIGHTS_FILE, SpeechLLM
-from ossicle.models.trainable import adapters, describe
+from ossicle.models.lora import adapters, describe
+from ossicle.models.saving import ADAPTERS_FILE, WEIGHTS_FILE
+from ossicle.models.speech_llm import SpeechLLM
 from ossicle.train.cache import FrameCache, TextCache
 from ossicle.train.loop import train
 
@@ -16,7 +17,7 @@ STEPS = {"steps": 3}
 
 @pytest.fixture
 def built(config):
-    """``built(trainable=..., lora=...)``: a model of which more than the projector trains."""
+    """Return a function that builds a model with the given settings of ``trainable`` and ``lora``."""
     return lambda **model: config(model=model).model.build()
 
 
@@ -42,11 +43,11 @@ def test_patterns_name_parameters(built):
 
 def test_a_pattern_that_names_nothing_is_refused_with_examples(built):
     with pytest.raises(
-        ValueError, match=r"model\.trainable: 'encoder\.layers\.9\.\*' names nothing; names are like enc"
+        ValueError, match=r"model\.trainable: 'encoder\.layers\.9\.\*' matches nothing; use names such as enc"
     ):
         built(trainable=["encoder.layers.9.*"])
     with pytest.raises(
-        ValueError, match=r"model\.lora\.modules: 'llm\.\*\.query' names nothing; .*llm\.model\.lm_head"
+        ValueError, match=r"model\.lora\.modules: 'llm\.\*\.query' matches nothing; .*llm\.model\.lm_head"
     ):
         built(lora={"modules": ["llm.*.query"]})
 
@@ -54,7 +55,9 @@ def test_a_pattern_that_names_nothing_is_refused_with_examples(built):
 @pytest.mark.parametrize("possible", [True, False])  # a recipe is as good on every machine
 def test_weights_in_half_precision_do_not_train_and_adapters_on_them_do(built, monkeypatch, possible):
     monkeypatch.setattr(precision, "multiplies", lambda dtype, _: possible or dtype == torch.float32)
-    with pytest.raises(ValueError, match=r"model\.encoder_dtype=bfloat16 is too coarse to train: load it in float32"):
+    with pytest.raises(
+        ValueError, match=r"model\.encoder_dtype=bfloat16 is too coarse to train: set model\.encoder_dtype=float32"
+    ):
         built(trainable=[TOP], encoder_dtype="bfloat16")
     model = built(lora=LORA, llm_dtype="bfloat16")
     assert {parameter.dtype for parameter in adapters(model).values()} == {torch.float32}
@@ -154,15 +157,15 @@ def test_stage_2_may_train_more_than_stage_1_but_not_less(config):
     both = {"lora": LORA, "encoder_layer": "last"}
     more = train(config(name="more", model=both, train={**STEPS, "init_from": str(plain)}))
     with pytest.raises(
-        ValueError, match=r"more also trained 16 tensors that do not train here, such as .*: set model\.e"
+        ValueError, match=r"more contains 16 trained tensors that do not train here, such as .*: set model\.e"
     ):
         train(config(name="less", train={**STEPS, "init_from": str(more)}))
-    with pytest.raises(ValueError, match=r"was trained with model\.encoder_layer=last, not mix: set it so here"):
+    with pytest.raises(ValueError, match=r"was trained with model\.encoder_layer=last, not mix: set it to last"):
         train(config(name="mix", model={"encoder_layer": "mix"}, train={**STEPS, "init_from": str(plain)}))
 
 
 def test_caches_are_refused_for_what_trains(built, config, tmp_path):
-    with pytest.raises(ValueError, match=r"data\.cache_frames keeps what a frozen encoder puts out.*model\.lora"):
+    with pytest.raises(ValueError, match=r"data\.cache_frames keeps the output of a frozen encoder.*model\.lora"):
         FrameCache(tmp_path, built(lora={"modules": ["encoder.*.v_proj"]}).encoder)
     with pytest.raises(ValueError, match=r"data\.cache_text keeps the states of a frozen LLM.*model\.lora"):
         TextCache(tmp_path, built(lora={"modules": ["llm.*.v_proj"]}).llm)

@@ -56,13 +56,13 @@ def test_what_is_missing_is_named(tmp_path, broken):
 
 def test_another_file_is_refused(tmp_path):
     torch.save({"weight": torch.zeros(2)}, tmp_path / "other.bin")
-    with pytest.raises(ValueError, match=r"other\.bin: key 'weight' does not hold"):
+    with pytest.raises(ValueError, match=r"other\.bin: key 'weight' does not contain"):
         load_official_projector(tmp_path / "other.bin")
 
 
 @needs_fixtures
 def test_an_import_is_a_checkpoint(tmp_path):
-    """The fixture's widths are 24 and 40."""
+    """The widths of the fixture are 24 and 40."""
     encoder, llm = tiny_encoder(tmp_path / "encoder"), tiny_llm(tmp_path / "llm", dim=40)
     made = import_official(PROJECTOR, tmp_path / "out", encoder=str(encoder), llm=str(llm))
     loaded = SpeechLLM.from_pretrained(tmp_path / "out")

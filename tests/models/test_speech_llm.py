@@ -11,8 +11,11 @@ from ossicle.audio import read_audio
 from ossicle.batch import Batch, Padded, Sample, Utterance
 from ossicle.data.collate import Collator
 from ossicle.data.manifest import read_manifest
+from ossicle.errors import CheckpointError
 from ossicle.models.llm import LLM
-from ossicle.models.speech_llm import CONFIG_FILE, IGNORE, WEIGHTS_FILE, SpeechLLM, join, read_record
+from ossicle.models.packing import join
+from ossicle.models.saving import CONFIG_FILE, WEIGHTS_FILE, read_record
+from ossicle.models.speech_llm import IGNORE, SpeechLLM
 from ossicle.testing import tiny_encoder, tiny_llm
 
 TEMPLATES = {
@@ -44,7 +47,7 @@ ANSWERS = ["red dog sees a cat", "fünf Vögel"]
 
 
 def sequence(*rows: list[float]) -> Padded:
-    """Rows of vectors of width 1, padded on the right with a value that must not be seen."""
+    """Return rows of vectors of width 1, padded on the right with a value that must not be read."""
     longest = max(len(row) for row in rows)
     values = torch.tensor([[*row, *[-9.0] * (longest - len(row))] for row in rows])[..., None]
     return Padded(values, torch.arange(longest) < torch.tensor([len(row) for row in rows])[:, None])
@@ -75,7 +78,7 @@ def test_join_keeps_the_gradient():
 
 
 def templated(folders, name: str) -> LLM:
-    """The tiny llama with the chat template and the special tokens of a known model."""
+    """Return the tiny llama with the chat template and the special tokens of a known model."""
     tokenizer = AutoTokenizer.from_pretrained(folders["llama"])
     if name in TEMPLATES:
         tokenizer.chat_template, special, *_ = TEMPLATES[name]
@@ -214,7 +217,7 @@ def test_a_mismatched_base_is_refused(model, tmp_path):
 
 
 def test_a_folder_without_a_checkpoint_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"is not a checkpoint of Ossicle: it has no ossicle\.json"):
+    with pytest.raises(CheckpointError, match=r"is not a checkpoint of Ossicle: it has no ossicle\.json"):
         SpeechLLM.from_pretrained(tmp_path)
 
 

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from ossicle.batch import Batch
 from ossicle.losses.distillation import kl_divergence
 from ossicle.models.speech_llm import IGNORE
-from ossicle.objectives import Contrastive, Distillation, Sum, Term, distillation
+from ossicle.objectives import Contrastive, Distillation, Sum, Term, next_token
 
 
 @pytest.fixture
@@ -14,7 +14,7 @@ def batch(model, task_manifest, collate) -> Batch:
 
 
 def logits_by_hand(model, batch: Batch, side: str) -> list[torch.Tensor]:
-    """Through the whole LLM of transformers, one utterance at a time: (A, vocabulary) of each answer."""
+    """Compute the logits of each answer (A, vocabulary) with the whole LLM, one utterance at a time."""
     heard = model.text(batch) if side == "text" else model.speech(batch)
     embeds, labels = model.chat_inputs(batch.chat, heard)
     found = []
@@ -57,8 +57,8 @@ def test_nothing_is_left_to_learn_when_speech_is_its_text(model, batch):
 
 def test_gradients_reach_the_projector_alone_and_chunks_change_nothing(model, batch, monkeypatch):
     gradients, totals = [], []
-    for size in (distillation.CHUNK_LOGITS, 7 * model.llm.model.config.vocab_size):
-        monkeypatch.setattr(distillation, "CHUNK_LOGITS", size)
+    for size in (next_token.CHUNK_LOGITS, 7 * model.llm.model.config.vocab_size):
+        monkeypatch.setattr(next_token, "CHUNK_LOGITS", size)
         model.zero_grad()
         output = Distillation()(model, batch)
         output.total.backward()

@@ -1,4 +1,4 @@
-"""Objectives on mixed sequences, against transformers' own hidden states and losses, one utterance at a time."""
+"""Compare objectives on mixed sequences with hidden states and losses of transformers, one utterance at a time."""
 
 from dataclasses import replace
 
@@ -12,7 +12,8 @@ from ossicle.data.collate import Collator
 from ossicle.data.mixed import Mixing
 from ossicle.losses.contrastive import info_nce, token_info_nce
 from ossicle.losses.sinkhorn import wasserstein_similarity
-from ossicle.models.speech_llm import IGNORE, SpeechLLM, interleave
+from ossicle.models.packing import interleave
+from ossicle.models.speech_llm import IGNORE, SpeechLLM
 from ossicle.objectives import (
     Contrastive,
     MixedContrastive,
@@ -39,7 +40,7 @@ def alone(model: SpeechLLM, utterances: list[Utterance]) -> list[Batch]:
 
 
 def by_hand(model: SpeechLLM, utterance: Utterance) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """From the spans themselves: the mixed sequence (L, D), its labels (L,), the ids of the plain text (N,)."""
+    """Return the mixed sequence (L, D), its labels (L,) and the ids of the plain text (N,), built from the spans."""
     tokenizer, first = model.llm.tokenizer, True
     embeds, labels, plain = (
         [model.llm.embed(torch.tensor([tokenizer.bos_token_id]))],
@@ -73,7 +74,7 @@ def states_by_hand(
 
 
 def compared_by_hand(model: SpeechLLM, utterance: Utterance, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """States (C, D) of the tokens of the text spans in the mixed sequence and in the plain text."""
+    """Return the states (C, D) of the tokens of the text spans in the mixed sequence and in the plain text."""
     heard, read, labels = states_by_hand(model, utterance)
     mixed_mask = (labels != IGNORE) & (torch.arange(len(labels)) < len(labels) - 1)  # without EOS
     spans, place, text_mask = Mixing(model.prompter()).spans(utterance.sample, 0), 1, []
@@ -85,7 +86,7 @@ def compared_by_hand(model: SpeechLLM, utterance: Utterance, layer: int) -> tupl
 
 
 def test_interleave_by_hand():
-    """Row 0: a [s0] d; row 1: [s2] c, and the longer span s1 before EOS. Masked tokens are left out."""
+    """Row 0 is ``a [s0] d``; row 1 is ``[s2] c`` and the longer span s1 before EOS. Masked tokens are left out."""
     text = torch.arange(10.0).view(2, 5, 1)
     written = torch.tensor([[1, 0, 0, 1, 0], [0, 0, 1, 0, 1]]).bool()
     spans = torch.tensor([[100.0, 101, 0], [200.0, 201, 202], [300.0, 0, 0]])[..., None]
@@ -180,7 +181,7 @@ def test_contrast_of_tokens(model, utterances, batch, temperature):
 
 
 def test_what_is_pooled(model, utterances, batch):
-    """``text`` adds BOS and EOS, ``all`` also the speech."""
+    """``text`` adds BOS and EOS to the compared positions; ``all`` also adds the speech."""
     for pool in ("text", "all"):
         texts, mixes = [], []
         for utterance in utterances:

@@ -29,7 +29,7 @@ def task_batch(model, task_manifest, collate) -> Batch:
 
 
 def similarity_by_hand(model, batch: Batch, layer: int) -> torch.Tensor:
-    """Through the whole LLM of transformers, one utterance at a time."""
+    """Compute hidden states with the whole LLM of transformers, one utterance at a time."""
     pooled = []
     for side in (model.text(batch), model.speech(batch)):
         rows = []
@@ -70,7 +70,7 @@ def test_layer_weights_and_temperature(model, batch):
 
 def test_layer_weights_must_fit():
     with pytest.raises(ValueError, match=r"objective\.layer_weights has 1 entries for 4 layers"):
-        Contrastive(layer_weights=[1.0]).layer_list(3)
+        Contrastive(layer_weights=[1.0]).weights(3)
 
 
 def test_contrastive_falls_when_speech_is_its_text(model, batch):
@@ -198,7 +198,7 @@ def test_bos_is_read_and_left_out(model, batch):
 def test_a_model_without_a_bos_token_says_so(build, manifest, collate):
     model = build(llm="qwen2")
     model.llm.tokenizer.bos_token = None
-    with pytest.raises(ValueError, match="has no begin-of-sequence token: leave 'bos' off"):
+    with pytest.raises(ValueError, match=r"has no begin-of-sequence token: set objective\.bos=false"):
         Contrastive(bos=True)(model, collate(model, manifest))
 
 

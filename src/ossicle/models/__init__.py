@@ -1,1 +1,1 @@
-"""The frozen encoder and LLM, the projector between them, and their composition."""
+"""The frozen encoder, the projector, the frozen LLM, and the model that they form."""

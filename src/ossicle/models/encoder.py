@@ -1,38 +1,74 @@
 """The speech encoder: any HuBERT, wav2vec 2.0, WavLM, Wav2Vec2-BERT, Whisper or Parakeet of Hugging Face transformers.
 
-Waveforms in, frames out, without gradients unless a part of it trains.
+It encodes waveforms to frames, without gradients unless a part of it trains.
 
-Shape legend: B utterances, S audio samples, T frames, D width, N transformer layers.
+Shape legend: B utterances, S audio samples, C chunks of 30 s, T frames, D width, N transformer layers.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ossicle.batch import Padded
-from ossicle.models.front_ends import Context, ConvFront, FrontEnd, KaldiFront, ParakeetFront, WhisperFront
-from ossicle.models.frozen import fingerprint, freeze, layer_outputs, quiet_loading, refuse_missing
+from ossicle.errors import ModelError
+from ossicle.models.frozen import fingerprint, freeze, layer_outputs, quiet_loading, refuse_missing, resolve_layers
+
+if TYPE_CHECKING:
+    from ossicle.models.front_ends import FrontEnd
 
 Layer = Literal["last", "mix"] | int
+Context = Literal["full", "audio"]
+FrontEndKind = Literal["conv", "kaldi", "whisper", "parakeet"]
 CONV_FAMILIES = ("hubert", "wav2vec2", "wavlm")
 
 
+@dataclass(frozen=True)
+class Family:
+    """Facts that are needed to load the encoders of one ``model_type`` of transformers."""
+
+    layers: str
+    """Path of the transformer layers in the encoder."""
+    front_end: FrontEndKind
+    """Front end that computes the encoder's input, see `ossicle.models.front_ends.load_front_end`."""
+    part: str = ""
+    """Path of the encoder in the model that transformers loads; empty for the model itself."""
+
+
+FAMILIES: dict[str, Family] = {
+    **dict.fromkeys(CONV_FAMILIES, Family("encoder.layers", "conv")),
+    "wav2vec2-bert": Family("encoder.layers", "kaldi"),
+    "whisper": Family("layers", "whisper", part="encoder"),
+    "parakeet_encoder": Family("layers", "parakeet"),
+    "parakeet_ctc": Family("layers", "parakeet", part="encoder"),
+    "parakeet_tdt": Family("layers", "parakeet", part="encoder"),
+}
+"""The supported encoders by transformers' ``model_type``."""
+
+
 class Encoder(nn.Module):
-    """A speech encoder and the hidden state that is taken from it.
+    """A speech encoder and the choice of one of its hidden states.
 
-    ``layer`` is ``last`` (after the final norm, where the model has one), k (what the k-th of N layers puts out; 0 is
-    what the first reads, N is ``last``), or ``mix``, a learned sum of all N + 1. Layers above the k-th are thrown away.
+    Args:
+        model: The encoder of transformers; it is frozen.
+        front: The front end that computes the input of ``model``.
+        name: Hub id or folder of the weights, for messages.
+        layers: Path of the transformer layers in ``model``.
+        layer: ``last`` (after the final norm, where the model has one), a layer index k in 0..N, or ``mix``. Hidden
+            state k is the output of layer k, 0 is the input of the first layer, and N is the same as ``last``. Layers
+            above k are removed. ``mix`` is a learned sum of all N + 1 hidden states.
 
-    Attributes: ``dim`` (width of a frame), ``frame_rate_hz``, ``pads_exactly`` (whether an utterance's frames are the
-    same in any batch), ``name`` (where the weights came from), ``fingerprint``, ``num_layers``.
+    Attributes:
+        dim: Width of a frame.
+        frame_rate_hz: Frames per second.
+        pads_exactly: True if the frames of an utterance do not depend on the padding of its batch.
+        fingerprint: Hash of the weights, see `ossicle.models.frozen.fingerprint`.
+        num_layers: Number of transformer layers of the whole model.
     """
 
     def __init__(self, model: Any, front: FrontEnd, *, name: str, layers: str, layer: Layer = "last") -> None:
@@ -45,27 +81,29 @@ class Encoder(nn.Module):
         self.frame_rate_hz, self.pads_exactly = front.frame_rate_hz, front.pads_exactly
         stack: Any = model.get_submodule(layers)
         self.num_layers = len(stack)
-        if isinstance(layer, int) and not 0 <= layer <= self.num_layers:
-            raise ValueError(f"model.encoder_layer={layer}: {name} has hidden states 0..{self.num_layers}")
+        if isinstance(layer, int):
+            resolve_layers(layer, self.num_layers, field="model.encoder_layer")
         self.layer: Layer = "last" if layer == self.num_layers else layer
         if isinstance(self.layer, int):
             parent, _, attribute = layers.rpartition(".")
             stack = stack[: max(1, self.layer)]
             setattr(self.model.get_submodule(parent), attribute, stack)
-        self._stack = [stack]  # in a list, so that it is not a second name of the same parameters
+        self._stack = [stack]  # in a list, so that PyTorch does not register the same parameters under a second name
         self.mix = LayerMix(self.num_layers + 1) if layer == "mix" else None
 
     @property
     def trains(self) -> bool:
-        """Whether any part of it does: its frames then change and cannot be cached."""
+        """True if any part of the encoder trains. Its frames then change and cannot be cached."""
         return any(parameter.requires_grad for parameter in self.parameters())
 
     @property
     def variant(self) -> str:
-        """What of its frames the fingerprint does not tell: empty for the last hidden state of the whole context."""
+        """Settings that change the frames but not the fingerprint, as the suffix of a cache folder's name.
+
+        It is empty for the last hidden state of the full context.
+        """
         layer = "" if self.layer == "last" else f"-layer-{self.layer}"
-        cut = isinstance(self.front, WhisperFront) and self.front.context != "full"
-        return f"{layer}-short" if cut else layer
+        return f"{layer}-short" if self.front.shortens_context else layer
 
     def forward(self, waveforms: Padded) -> Padded:
         """Encode ``waveforms`` (B, S) to frames (B, T, D)."""
@@ -83,24 +121,28 @@ class Encoder(nn.Module):
 
     def _hidden_state(self, tensors: dict[str, Tensor]) -> Tensor:
         if self.layer == "last":
-            return self.front.run(self.model, tensors)
+            last: Tensor = self.front.run(self.model, tensors)
+            return last
         deepest = self.num_layers if self.layer == "mix" else int(self.layer)
         every = self.layer == "mix" or self.model.training
         with layer_outputs(self._stack[0], range(deepest + 1) if every else [deepest]) as states:
             last = self.front.run(self.model, tensors)
         if self.mix is not None:
             states[self.num_layers] = last
-        # In train mode transformers drops whole layers at random: such a layer hands its input on.
+        # In train mode transformers skips whole layers at random: the output of such a layer is its input.
         for layer in range(deepest + 1) if every else ():
             states.setdefault(layer, states[max(layer - 1, 0)])
-        return self.mix([states[layer] for layer in range(deepest + 1)]) if self.mix is not None else states[deepest]
+        if self.mix is None:
+            return states[deepest]
+        mixed: Tensor = self.mix([states[layer] for layer in range(deepest + 1)])
+        return mixed
 
 
 class LayerMix(nn.Module):
-    """A learned softmax mix of hidden states, equal shares at the start.
+    """A learned softmax-weighted sum of hidden states, with equal weights at the start.
 
-    Each state is normalised over its width first, so that a share means what it says: the deep states of pre-norm
-    models are far larger than the others.
+    Each state is first normalised over its width, so that the weights are comparable: deep states of pre-norm models
+    are far larger than the others.
     """
 
     def __init__(self, count: int) -> None:
@@ -115,63 +157,25 @@ class LayerMix(nn.Module):
         return mixed
 
 
-@dataclass(frozen=True)
-class Family:
-    """What is special about the encoders of one ``model_type``."""
-
-    layers: str
-    """Where the transformer layers are in the encoder."""
-    front: Callable[[Any, str, Context], FrontEnd]
-    """(configuration of the encoder, name, context) -> front end."""
-    part: str = ""
-    """Where the encoder is in the model that transformers loads."""
-
-
-def _conv(config: Any, name: str, context: Context) -> FrontEnd:
-    return ConvFront(
-        config,
-        # Models saved without a preprocessor follow their front end.
-        normalise=bool(_preprocessor(name).get("do_normalize", config.feat_extract_norm == "layer")),
-    )
-
-
-def _kaldi(config: Any, name: str, context: Context) -> FrontEnd:
-    return KaldiFront(_extractor(name))
-
-
-def _whisper(config: Any, name: str, context: Context) -> FrontEnd:
-    return WhisperFront(_extractor(name), config, context=context)
-
-
-def _parakeet(config: Any, name: str, context: Context) -> FrontEnd:
-    return ParakeetFront(_preprocessor(name), config)
-
-
-FAMILIES: dict[str, Family] = {
-    **dict.fromkeys(CONV_FAMILIES, Family("encoder.layers", _conv)),
-    "wav2vec2-bert": Family("encoder.layers", _kaldi),
-    "whisper": Family("layers", _whisper, part="encoder"),
-    "parakeet_encoder": Family("layers", _parakeet),
-    "parakeet_ctc": Family("layers", _parakeet, part="encoder"),
-    "parakeet_tdt": Family("layers", _parakeet, part="encoder"),
-}
-"""Every encoder that Ossicle knows, by transformers' ``model_type``."""
-
-
 def load_encoder(
     name: str, *, dtype: torch.dtype = torch.float32, layer: Layer = "last", context: Context = "full"
 ) -> Encoder:
-    """Load an encoder from a hub id or a folder; ``context`` is Whisper's (`WhisperFront`).
+    """Load an encoder from a hub id or a folder.
 
-    Raises `ValueError` for a family that is not supported or a layer that is not there. The adapter that some
-    fine-tuned wav2vec 2.0 models have behind their layers, which shortens the frames for CTC, is left out.
+    ``context`` is for Whisper, see `ossicle.models.front_ends.WhisperFront`; other encoders ignore it. The adapter that
+    some fine-tuned wav2vec 2.0 models have after their layers, which shortens the frames for CTC, is left out.
+
+    Raises `ModelError` for a family that is not supported or for missing weights, and `ConfigError` for a layer that
+    the model does not have.
     """
     from transformers import AutoConfig, AutoModel
+
+    from ossicle.models.front_ends import load_front_end  # not on the path from data to loss
 
     with quiet_loading(name):
         config = AutoConfig.from_pretrained(name)
         if config.model_type not in FAMILIES:
-            raise ValueError(
+            raise ModelError(
                 f"model.encoder={name}: '{config.model_type}' is not a supported encoder; use one of "
                 f"{', '.join(FAMILIES)}"
             )
@@ -181,23 +185,5 @@ def load_encoder(
     model = whole.get_submodule(family.part)
     if config.to_dict().get("add_adapter"):
         model.adapter = None
-    front = family.front(model.config, name, context)
+    front = load_front_end(family.front_end, model.config, name, shorten_context=context == "audio")
     return Encoder(model, front, name=name, layers=family.layers, layer=layer)
-
-
-def _extractor(name: str) -> Any:
-    from transformers import AutoFeatureExtractor
-
-    return AutoFeatureExtractor.from_pretrained(name)
-
-
-def _preprocessor(name: str) -> dict[str, Any]:
-    """What the file of the feature extractor says; empty where there is none."""
-    from transformers.utils import cached_file
-
-    for file, section in (("preprocessor_config.json", None), ("processor_config.json", "feature_extractor")):
-        found = cached_file(name, file, _raise_exceptions_for_missing_entries=False)
-        if found:
-            written: dict[str, Any] = json.loads(Path(found).read_text())
-            return written.get(section, {}) if section else written
-    return {}

@@ -1,17 +1,14 @@
-"""From waveforms to what an encoder of a family is called with, and how many frames come of it.
-
-Each front end says how many frames a second it makes (``frame_rate_hz``) and whether padding leaves the frames of an
-utterance as they would be without it (``pads_exactly``), and runs the model (``run``).
+"""Front ends: compute the input of an encoder from waveforms, and the number of frames of each utterance.
 
 Shape legend: B utterances, S audio samples, C chunks of 30 s, F feature vectors, T frames, D width.
 """
 
 from __future__ import annotations
 
-import copy
+import json
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -19,47 +16,53 @@ from torch import Tensor, nn
 
 from ossicle.audio import SAMPLE_RATE_HZ
 from ossicle.batch import Padded
+from ossicle.private import cached_model_file, shallow_copy
 
-Context = Literal["full", "audio"]
 WAVEFORM_VARIANCE_EPS = 1e-7
 KALDI_WINDOW, KALDI_HOP, KALDI_FFT = 400, 160, 512
 KALDI_PREEMPHASIS, KALDI_FLOOR = 0.97, 1.1920929e-07
 PARAKEET_FLOOR, PARAKEET_EPS = 2**-24, 1e-5
 SHORT_CONTEXT_MARGIN = 50
-"""Frames of silence (1 s) that Whisper hears after the audio where its context is cut: it was trained to hear some."""
+"""Frames of silence (1 s) after the audio where Whisper's context is shortened, since its training data had some."""
 
 
 @dataclass(frozen=True)
 class Features:
-    """The arguments of the model, and where its frames belong."""
+    """The keyword arguments of the model, and the place of its output in the batch."""
 
     tensors: dict[str, Tensor]
     lengths: Tensor  # (B,) valid frames of each utterance
-    chunks: Tensor | None = None  # (B, C) bool: the model's rows are these stretches of the utterances
+    chunks: Tensor | None = None  # (B, C) bool: the rows of the model are the True chunks, in order
 
 
 class FrontEnd(Protocol):
-    """What the encoder of a family needs to be fed."""
+    """The interface of all front ends."""
 
     frame_rate_hz: float
+    """Frames per second."""
     pads_exactly: bool
+    """True if the frames of an utterance do not depend on the padding of its batch."""
+    shortens_context: bool
+    """True if the encoder runs on less than the context that it was trained with."""
 
     def __call__(self, waveforms: Padded, dtype: torch.dtype) -> Features:
-        """Features of ``waveforms`` (B, S), in the model's ``dtype``."""
+        """Compute the features of ``waveforms`` (B, S), in the model's ``dtype``."""
         ...
 
     def run(self, model: Any, tensors: dict[str, Tensor]) -> Tensor:
-        """The model's last hidden state (rows, T, D)."""
+        """Return the model's last hidden state (rows, T, D)."""
         ...
 
 
 class ConvFront:
-    """HuBERT, wav2vec 2.0 and WavLM: convolutions on the waveform.
+    """Front end of HuBERT, wav2vec 2.0 and WavLM: convolutions on the waveform.
 
-    Large models ("layer" norm in the front end) take waveforms of zero mean and unit variance and an attention mask;
-    base models ("group" norm) want zero padding and no mask, as transformers documents, and so hear the padding. Frame
-    masks come from the strides of the convolutions either way.
+    Large models ("layer" norm in the front end) take waveforms of zero mean and unit variance and an attention mask.
+    Base models ("group" norm) take zero padding and no mask, as transformers documents, so that padding changes their
+    frames. In both, the frame mask follows from the strides of the convolutions.
     """
+
+    shortens_context = False
 
     def __init__(self, config: Any, *, normalise: bool) -> None:
         self.normalise = normalise
@@ -69,14 +72,14 @@ class ConvFront:
         self.receptive_field = _receptive_field(self.convs)
 
     def frame_lengths(self, sample_lengths: Tensor) -> Tensor:
-        """How many frames waveforms of ``sample_lengths`` (B,) samples have; 0 below the receptive field."""
+        """Return the number of frames of waveforms of ``sample_lengths`` (B,) samples; 0 below the receptive field."""
         lengths = sample_lengths
         for kernel, stride in self.convs:
             lengths = torch.div(lengths - kernel, stride, rounding_mode="floor") + 1
         return lengths.clamp(min=0)
 
     def __call__(self, waveforms: Padded, dtype: torch.dtype) -> Features:
-        """The waveforms themselves, long enough for one frame."""
+        """Return the waveforms, padded to at least one frame."""
         values, mask = waveforms.values, waveforms.mask
         if self.normalise:
             values = normalise_waveforms(values, mask)
@@ -85,35 +88,36 @@ class ConvFront:
             values, mask = F.pad(values, (0, short)), F.pad(mask, (0, short))
         tensors = {"input_values": values.to(dtype)}
         if self.pads_exactly:
-            # transformers fails on a mask that leaves no whole frame; such an utterance has no valid frame either way.
+            # transformers fails on a mask shorter than a frame. Such an utterance has no valid frame in any case.
             attended = mask | (torch.arange(mask.shape[1], device=mask.device) < self.receptive_field)
             tensors["attention_mask"] = attended.long()
         return Features(tensors, self.frame_lengths(waveforms.mask.sum(1)))
 
     def run(self, model: Any, tensors: dict[str, Tensor]) -> Tensor:
-        """The model's last hidden state (B, T, D)."""
-        return model(**tensors).last_hidden_state
+        """Return the model's last hidden state (B, T, D)."""
+        return _last_hidden_state(model, tensors)
 
 
 class WhisperFront:
-    """Whisper (and distil-Whisper): log-mel features of 30 s, whatever the audio lasts; longer audio is cut.
+    """Front end of Whisper and distil-Whisper: log-mel features, always of 30 s; longer audio is cut into chunks.
 
-    With ``context="audio"`` the encoder runs on the longest audio of the batch and a second of silence instead, with
-    the first of its positions. That is an approximation: attention then has fewer positions of silence to look at, and
-    how many depends on the batch.
+    With ``shortens_context`` the encoder runs on the longest audio of the batch and a second of silence instead. This
+    is an approximation: attention then has fewer positions of silence, and their number depends on the batch.
     """
 
-    def __init__(self, extractor: Any, config: Any, *, context: Context = "full") -> None:
-        self.extractor, self.positions, self.context = extractor, config.max_source_positions, context
+    def __init__(self, extractor: Any, config: Any, *, shortens_context: bool = False) -> None:
+        self.extractor, self.positions = extractor, config.max_source_positions
+        self.shortens_context = shortens_context
         self.hop = extractor.hop_length * 2  # the second convolution has stride 2
         self.frame_rate_hz = SAMPLE_RATE_HZ / self.hop
         self.chunk_samples = self.positions * self.hop
-        self.pads_exactly = context == "full"
+        self.pads_exactly = not shortens_context
 
     def __call__(self, waveforms: Padded, dtype: torch.dtype) -> Features:
-        """Features of the chunks that hold audio."""
+        """Compute the features of the chunks that hold audio."""
         values, samples = waveforms.values, waveforms.mask.sum(1)
-        chunks = F.pad(values, (0, -values.shape[1] % self.chunk_samples)).unflatten(1, (-1, self.chunk_samples))
+        chunks = F.pad(values, (0, -values.shape[1] % self.chunk_samples))
+        chunks = torch.unflatten(chunks, 1, (-1, self.chunk_samples))
         starts = torch.arange(chunks.shape[1], device=values.device) * self.chunk_samples
         used = starts < samples[:, None].clamp(min=1)  # (B, C)
         features = self.extractor(
@@ -125,24 +129,25 @@ class WhisperFront:
             device=str(values.device),
         ).input_features
         lengths = -(-samples // self.hop)
-        if self.context == "audio":
+        if self.shortens_context:
             features = features[..., : 2 * (int(lengths.max()) + SHORT_CONTEXT_MARGIN)]
         return Features({"input_features": features.to(values.device, dtype)}, lengths, used)
 
     def run(self, model: Any, tensors: dict[str, Tensor]) -> Tensor:
-        """The model's last hidden state (rows, T, D)."""
+        """Return the model's last hidden state (rows, T, D)."""
         positions = tensors["input_features"].shape[-1] // 2
         if positions < self.positions:
             model = _with_positions(model, positions)
-        return model(**tensors).last_hidden_state
+        return _last_hidden_state(model, tensors)
 
 
 class KaldiFront(nn.Module):
-    """Wav2Vec2-BERT: Kaldi's log-mel filter banks, normalised per utterance and joined in pairs.
+    """Front end of Wav2Vec2-BERT: Kaldi's log-mel filter banks, normalised per utterance and concatenated in pairs.
 
-    What ``SeamlessM4TFeatureExtractor`` computes with loops in numpy, for the whole batch and on its device.
+    It computes the same as ``SeamlessM4TFeatureExtractor``, which loops in NumPy, for a whole batch and on its device.
     """
 
+    shortens_context = False
     window: Tensor
     filters: Tensor
 
@@ -155,7 +160,7 @@ class KaldiFront(nn.Module):
         self.pads_exactly = True
 
     def forward(self, waveforms: Padded, dtype: torch.dtype) -> Features:
-        """Features (B, T, 80 * stride) with their mask."""
+        """Compute the features (B, T, 80 * stride) and their mask."""
         least = KALDI_WINDOW + KALDI_HOP * (self.stride - 1)
         values = F.pad(waveforms.values, (0, max(0, least - waveforms.values.shape[1])))
         counts = ((waveforms.mask.sum(1) - KALDI_WINDOW) // KALDI_HOP + 1).clamp(min=0)  # (B,) windows of audio alone
@@ -166,33 +171,35 @@ class KaldiFront(nn.Module):
         variance = centred.square().sum(1, keepdim=True) / (count - 1)
         normalised = torch.where(mask, centred / (variance + WAVEFORM_VARIANCE_EPS).sqrt(), self.padding_value)
         whole = normalised.shape[1] // self.stride
-        stacked = normalised[:, : whole * self.stride].unflatten(1, (whole, self.stride)).flatten(2)
+        stacked = torch.unflatten(normalised[:, : whole * self.stride], 1, (whole, self.stride)).flatten(2)
         lengths = counts // self.stride
-        # One position at least is attended to, or attention would give NaN; the frame mask leaves it out again.
+        # At least one position is attended to, because attention would give NaN otherwise. The frame mask excludes it.
         attended = torch.arange(whole, device=banks.device) < lengths[:, None].clamp(min=1)
         return Features({"input_features": stacked.to(dtype), "attention_mask": attended.long()}, lengths)
 
     def filter_banks(self, values: Tensor) -> Tensor:
-        """Log-mel energies (B, F, 80) of waveforms (B, S) within -1 and 1."""
+        """Compute log-mel energies (B, F, 80) of waveforms (B, S) between -1 and 1."""
         frames = (values * 2**15).unfold(1, KALDI_WINDOW, KALDI_HOP)  # (B, F, 400)
         frames = frames - frames.mean(-1, keepdim=True)
         before = F.pad(frames, (1, 0), mode="replicate")[..., :-1]
         frames = (frames - KALDI_PREEMPHASIS * before) * self.window
-        power = torch.fft.rfft(frames, KALDI_FFT).abs().square()  # (B, F, 257)
+        power: Tensor = torch.fft.rfft(frames, KALDI_FFT).abs().square()  # (B, F, 257)
         return (power @ self.filters).clamp(min=KALDI_FLOOR).log()
 
     def run(self, model: Any, tensors: dict[str, Tensor]) -> Tensor:
-        """The model's last hidden state (B, T, D)."""
-        return model(**tensors).last_hidden_state
+        """Return the model's last hidden state (B, T, D)."""
+        return _last_hidden_state(model, tensors)
 
 
 class ParakeetFront(nn.Module):
-    """Parakeet's FastConformer: log-mel features, normalised per utterance; the convolutions keep each eighth.
+    """Front end of Parakeet's FastConformer: log-mel features, normalised per utterance.
 
-    What ``ParakeetFeatureExtractor`` computes, on the device of the batch; older transformers want librosa for it.
-    ``settings`` are those of its file.
+    It computes the same as ``ParakeetFeatureExtractor``, for which older versions of transformers require librosa, on
+    the device of the batch. ``settings`` is the content of the extractor's file. The convolutions of the encoder keep
+    one feature vector in eight.
     """
 
+    shortens_context = False
     window: Tensor
     filters: Tensor
 
@@ -210,7 +217,7 @@ class ParakeetFront(nn.Module):
         self.least = 2 * self.hop  # the variance of a single feature vector does not exist
 
     def forward(self, waveforms: Padded, dtype: torch.dtype) -> Features:
-        """Features (B, F, mel bins) with their mask."""
+        """Compute the features (B, F, mel bins) and their mask."""
         samples = waveforms.mask.sum(1)
         values = F.pad(waveforms.values.float(), (0, max(0, self.least - waveforms.values.shape[1])))
         counts = samples.clamp(min=self.least) // self.hop  # (B,) feature vectors
@@ -227,7 +234,7 @@ class ParakeetFront(nn.Module):
         return Features(tensors, lengths.masked_fill(samples < self.least, 0))
 
     def filter_banks(self, values: Tensor, samples: Tensor) -> Tensor:
-        """Log-mel energies (B, F, bins) of waveforms (B, S), of which ``samples`` (B,) count."""
+        """Compute log-mel energies (B, F, bins) of waveforms (B, S) with ``samples`` (B,) valid samples."""
         before = F.pad(values, (1, 0))[:, :-1]
         mask = torch.arange(values.shape[1], device=values.device) < samples[:, None]
         emphasised = (values - self.preemphasis * before) * mask
@@ -243,12 +250,12 @@ class ParakeetFront(nn.Module):
         return (spectrum.abs().square().mT @ self.filters + PARAKEET_FLOOR).log()
 
     def run(self, model: Any, tensors: dict[str, Tensor]) -> Tensor:
-        """The model's last hidden state (B, T, D)."""
-        return model(**tensors).last_hidden_state
+        """Return the model's last hidden state (B, T, D)."""
+        return _last_hidden_state(model, tensors)
 
 
 def normalise_waveforms(values: Tensor, mask: Tensor) -> Tensor:
-    """Give each waveform (B, S) zero mean and unit variance over its valid samples; padding becomes zero."""
+    """Scale each waveform (B, S) to zero mean and unit variance over its valid samples, and padding to zero."""
     count = mask.sum(1, keepdim=True).clamp(min=1)
     mean = (values * mask).sum(1, keepdim=True) / count
     centred = (values - mean) * mask
@@ -257,7 +264,7 @@ def normalise_waveforms(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def _receptive_field(convs: list[tuple[int, int]]) -> int:
-    """Samples that one frame sees (400 for the standard front end)."""
+    """Return the number of samples that one frame reads (400 for the standard front end)."""
     samples = 1
     for kernel, stride in reversed(convs):
         samples = (samples - 1) * stride + kernel
@@ -265,7 +272,7 @@ def _receptive_field(convs: list[tuple[int, int]]) -> int:
 
 
 def _slaney_filters(fft: int, bins: int) -> Tensor:
-    """Mel filters (fft / 2 + 1, bins) from 0 to 8 kHz, of equal area."""
+    """Return mel filters (fft / 2 + 1, bins) of equal area from 0 to 8 kHz."""
     from transformers.audio_utils import mel_filter_bank
 
     filters = mel_filter_bank(fft // 2 + 1, bins, 0.0, SAMPLE_RATE_HZ / 2, SAMPLE_RATE_HZ, "slaney", "slaney")
@@ -273,10 +280,52 @@ def _slaney_filters(fft: int, bins: int) -> Tensor:
 
 
 def _with_positions(whisper: Any, positions: int) -> Any:
-    """Whisper's encoder for shorter features: the same weights, of its position embeddings the first only."""
-    short = copy.copy(whisper)
-    short._modules = dict(whisper._modules)
-    short.embed_positions = nn.Embedding.from_pretrained(whisper.embed_positions.weight[:positions])
-    short.config = copy.copy(whisper.config)
+    """Return a copy of Whisper's encoder for shorter features, with the first ``positions`` position embeddings."""
+    short = shallow_copy(whisper)
+    weight = whisper.embed_positions.weight[:positions]
+    short.embed_positions = nn.Embedding(len(weight), weight.shape[1], device="meta")
+    short.embed_positions.weight = nn.Parameter(weight, requires_grad=False)
     short.config.max_source_positions = positions
     return short
+
+
+def _last_hidden_state(model: Any, tensors: dict[str, Tensor]) -> Tensor:
+    state: Tensor = model(**tensors).last_hidden_state
+    return state
+
+
+def load_front_end(kind: str, config: Any, name: str, *, shorten_context: bool = False) -> FrontEnd:
+    """Return the front end of an encoder.
+
+    Args:
+        kind: The family's ``front_end``: ``conv``, ``kaldi``, ``whisper`` or ``parakeet``.
+        config: The configuration of the encoder.
+        name: Hub id or folder of the encoder, where the settings of its feature extractor are.
+        shorten_context: Run Whisper on the audio alone (`WhisperFront`).
+    """
+    match kind:
+        case "conv":
+            # Models saved without a preprocessor follow the norm of their convolutions.
+            default = config.feat_extract_norm == "layer"
+            return ConvFront(config, normalise=bool(_extractor_settings(name).get("do_normalize", default)))
+        case "kaldi":
+            return KaldiFront(_extractor(name))
+        case "whisper":
+            return WhisperFront(_extractor(name), config, shortens_context=shorten_context)
+        case _:
+            return ParakeetFront(_extractor_settings(name), config)
+
+
+def _extractor(name: str) -> Any:
+    from transformers import AutoFeatureExtractor
+
+    return AutoFeatureExtractor.from_pretrained(name)
+
+
+def _extractor_settings(name: str) -> dict[str, Any]:
+    """Return the content of the feature extractor's file, or an empty dictionary where there is none."""
+    for file, section in (("preprocessor_config.json", None), ("processor_config.json", "feature_extractor")):
+        if path := cached_model_file(name, file):
+            written: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            return written.get(section, {}) if section else written
+    return {}

@@ -5,21 +5,22 @@ Shape legend: B sequences, L positions, D width, K labelled positions.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property, partial
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ossicle.batch import HiddenStates, Padded
+from ossicle.errors import ConfigError, MissingPackageError, ModelError
 from ossicle.models import packing
-from ossicle.models.frozen import fingerprint, freeze, layer_outputs, quiet_loading, refuse_missing
+from ossicle.models.frozen import fingerprint, freeze, layer_outputs, quiet_loading, refuse_missing, resolve_layers
+from ossicle.private import shallow_copy
 from ossicle.prompts import ChatTemplate
 
 SCALE_TOKENS = 64
-"""Token embeddings that are looked up to see whether the LLM scales them."""
+"""Number of token embeddings from which the scale of the embedding layer is measured."""
 Bits = Literal[4, 8]
 PRECISIONS: dict[str, Any] = {
     "float32": {"dtype": torch.float32},
@@ -28,13 +29,19 @@ PRECISIONS: dict[str, Any] = {
     "int8": {"dtype": torch.bfloat16, "bits": 8},
     "int4": {"dtype": torch.bfloat16, "bits": 4},
 }
-"""What `load_llm` is told for each ``model.llm_dtype``."""
+"""Arguments of `load_llm` for each ``model.llm_dtype``."""
 
 
 class LLM(nn.Module):
-    """Vectors in, hidden states or text out; frozen, in evaluation mode. Gradients pass through to the input vectors.
+    """A frozen LLM in evaluation mode that reads vectors. Gradients pass through it to the input vectors.
 
-    Attributes: ``dim``, ``num_layers``, ``tokenizer``, ``fingerprint``, ``name`` (where the weights came from).
+    Attributes:
+        dim: Width of a token embedding.
+        num_layers: Number of transformer layers.
+        tokenizer: The tokenizer of transformers.
+        name: Hub id or folder of the weights, for messages.
+        fingerprint: Hash of the weights, see `ossicle.models.frozen.fingerprint`.
+        packs: True if batches run packed, without computation for padding (`ossicle.models.packing`).
     """
 
     def __init__(self, model: Any, tokenizer: Any, *, name: str) -> None:
@@ -49,21 +56,22 @@ class LLM(nn.Module):
             packing.register()
             model.set_attn_implementation(packing.ATTENTION)
         elif model.config.to_dict().get("attn_logit_softcapping"):
-            model.set_attn_implementation("eager")  # sdpa leaves the cap out, in older transformers without a word
+            model.set_attn_implementation("eager")  # sdpa ignores the cap, in older transformers without a warning
         self._logit_cap: float | None = model.config.to_dict().get("final_logit_softcapping")
         self._trunks: dict[int, Any] = {}
         self._recomputed: list[nn.Module] = []
 
     @property
     def trains(self) -> bool:
-        """Whether any part of it does: its states of texts then change and cannot be cached."""
+        """True if any part of the LLM trains. Its states of texts then change and cannot be cached."""
         return any(parameter.requires_grad for parameter in self.parameters())
 
     @cached_property
     def embedding_scale(self) -> float:
-        """What the LLM multiplies its token embeddings by as it looks them up: sqrt(D) in Gemma, 1 in most.
+        """Factor that the LLM applies to its token embeddings at look-up: sqrt(D) in Gemma, 1 in most models.
 
-        `embed` has it applied, as vectors that replace tokens must have: no LLM scales them again.
+        The output of `embed` is already scaled. Vectors that replace tokens must have that scale too, because the LLM
+        does not scale its input vectors.
         """
         weight = self.model.get_input_embeddings().weight[:SCALE_TOKENS].detach()
         read = self.embed(torch.arange(len(weight), device=weight.device)).detach()
@@ -71,40 +79,45 @@ class LLM(nn.Module):
 
     @cached_property
     def embedding_rms(self) -> float:
-        """Root mean square of the token embeddings as looked up: the scale that the LLM expects of its input."""
+        """Root mean square of the scaled token embeddings, which is the scale of input that the LLM expects."""
         weight = self.model.get_input_embeddings().weight
         return self.embedding_scale * float(weight.detach().float().square().mean().sqrt())
 
     @cached_property
     def embedding_mean(self) -> Tensor:
-        """Mean of the token embeddings as looked up (D,): what they have in common."""
-        return self.embedding_scale * self.model.get_input_embeddings().weight.detach().float().mean(0)
+        """Mean of the scaled token embeddings (D,)."""
+        weight: Tensor = self.model.get_input_embeddings().weight.detach()
+        return self.embedding_scale * weight.float().mean(0)
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Look up ``ids`` (B, L): (B, L, D)."""
-        return self.model.get_input_embeddings()(ids)
+        """Look up the token embeddings of ``ids`` (B, L): (B, L, D)."""
+        embeddings: Tensor = self.model.get_input_embeddings()(ids)
+        return embeddings
 
     @torch.no_grad()
     def read(self, ids: Padded, layers: Iterable[int], *, bos: bool = False, start: int = 0) -> HiddenStates:
-        """Hidden states of token ids (B, N), as `hidden_states` of their embeddings, without a graph."""
+        """Return the hidden states of token ids (B, N) without a graph; arguments as in `hidden_states`."""
         return self.hidden_states(Padded(self.embed(ids.values), ids.mask), layers, bos=bos, start=start)
 
     def hidden_states(
         self, embeds: Padded, layers: Iterable[int], *, bos: bool = False, start: int = 0
     ) -> HiddenStates:
-        """Run ``embeds`` (B, L, D) and return the hidden states of ``layers``.
+        """Run ``embeds`` (B, L, D) through the LLM and return the hidden states of ``layers``.
 
-        Layer 0 is the input, ``num_layers`` the output after the final norm, as in ``output_hidden_states`` of
-        transformers. Layers above the last one asked for are not run, logits are never computed, and where the model
-        allows it (``packs``) nothing is computed for padding, which must be on the right. Raises `ValueError` for a
-        layer that the model does not have.
+        Layer 0 is the input and ``num_layers`` the output after the final norm, as in ``output_hidden_states`` of
+        transformers. Layers above the highest of ``layers`` and the logits are not computed. Where the model allows it
+        (``packs``), nothing is computed for padding.
 
-        ``bos`` lets the LLM read its begin-of-sequence token first and leaves that position out of the result; position
-        ids count from ``start``.
+        Args:
+            embeds: Input vectors with padding on the right.
+            layers: Indices of hidden states.
+            bos: Prepend the begin-of-sequence token, and leave its position out of the result.
+            start: First position id.
+
+        Raises `ConfigError` for a layer that the model does not have, or if ``bos`` is set for an LLM without a
+        begin-of-sequence token.
         """
-        wanted = sorted(set(layers))
-        if not wanted or wanted[0] < 0 or wanted[-1] > self.num_layers:
-            raise ValueError(f"layers {wanted} are not all in 0..{self.num_layers} of {self.name}")
+        wanted = resolve_layers(sorted(set(layers)), self.num_layers, field="layers")
         if wanted == [0]:
             return HiddenStates({0: embeds.values}, embeds.mask)
         if bos:
@@ -117,7 +130,7 @@ class LLM(nn.Module):
                 packed = packing.Packing.of(embeds.mask)
                 states[wanted[-1]] = trunk(
                     inputs_embeds=packed.pack(values)[None],
-                    attention_mask=packed.not_looked_at(),
+                    attention_mask=packed.empty_mask(),
                     position_ids=packed.positions + start,
                     packing=packed,
                 ).last_hidden_state
@@ -131,51 +144,48 @@ class LLM(nn.Module):
 
     def _after_bos(self, embeds: Padded) -> Padded:
         if self.tokenizer.bos_token_id is None:
-            raise ValueError(f"{self.name} has no begin-of-sequence token: leave 'bos' off")
+            raise ConfigError(f"objective.bos: {self.name} has no begin-of-sequence token: set objective.bos=false")
         first = self.embed(torch.tensor([self.tokenizer.bos_token_id], device=embeds.values.device))
         values = torch.cat([first.to(embeds.values.dtype).expand(len(embeds.mask), 1, -1), embeds.values], 1)
         return Padded(values, torch.cat([embeds.mask.new_ones(len(embeds.mask), 1), embeds.mask], 1))
 
     def train(self, mode: bool = True) -> LLM:
-        """Stay in evaluation mode; ``mode`` only turns the recomputation of `checkpoint_gradients` on and off."""
+        """Stay in evaluation mode; ``mode`` only switches the recomputation of `checkpoint_gradients` on or off."""
         super().train(False)
         for layer in self._recomputed:
             layer.training = mode
         return self
 
     def checkpoint_gradients(self) -> None:
-        """In training, keep each layer's input only and run the layer again in the backward pass: less memory, about
-        1.5 times the work.
+        """Recompute each layer in the backward pass instead of keeping its activations.
 
-        transformers checkpoints layers in train mode only. Setting that flag on the layers and not on their children
-        leaves every dropout off.
+        This needs less memory and about 1.5 times the computation. transformers checkpoints layers in train mode only.
+        `train` sets that mode on the layers but not on their children, so that every dropout stays off.
         """
         self.model.gradient_checkpointing_enable({"use_reentrant": False})
         self._recomputed = list(self.model.base_model.layers)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Logits (K, vocabulary) of final hidden states (K, D): the head runs on the positions that need it only."""
+        """Compute the logits (K, vocabulary) of final hidden states (K, D), with the model's soft cap if it has one."""
         logits: Tensor = self.model.get_output_embeddings()(hidden)
         return logits if self._logit_cap is None else self._logit_cap * torch.tanh(logits / self._logit_cap)
 
     def _trunk(self, depth: int) -> Any:
-        """The decoder cut after ``depth`` layers; it shares every weight with the whole one."""
+        """Return the decoder truncated after ``depth`` layers; it shares every weight with the whole decoder."""
         base = self.model.base_model
         if depth == self.num_layers:
             return base
         if depth not in self._trunks:
-            trunk = copy.copy(base)
-            trunk._modules = dict(base._modules)
+            trunk = shallow_copy(base)
             trunk.layers = base.layers[:depth]
-            trunk.norm = nn.Identity()  # only the last layer of the whole model is normed
-            trunk.config = copy.copy(base.config)
+            trunk.norm = nn.Identity()  # the final norm belongs to the last layer of the whole model
             trunk.config.num_hidden_layers = depth
             self._trunks[depth] = trunk
         return self._trunks[depth]
 
     @cached_property
     def stop_ids(self) -> list[int]:
-        """Ids that end an answer: end of turn, end of sequence, and every token that holds a newline."""
+        """Ids that end an answer: end of turn, end of sequence, and every token that contains a newline."""
         stops = self.end_ids.copy()
         texts = self.tokenizer.batch_decode([[i] for i in range(len(self.tokenizer))])
         return sorted(stops.union(i for i, text in enumerate(texts) if "\n" in text))
@@ -184,7 +194,7 @@ class LLM(nn.Module):
     def end_ids(self) -> set[int]:
         """Ids of end of turn and end of sequence, from the chat template, the generation config and the tokenizer.
 
-        The template has a say because Gemma and Phi end a turn with another token than the tokenizer's end of sequence.
+        The template is read because Gemma and Phi end a turn with another token than the tokenizer's end of sequence.
         """
         configured = self.model.generation_config.eos_token_id
         ids = [*(configured if isinstance(configured, list) else [configured]), self.tokenizer.eos_token_id]
@@ -196,7 +206,14 @@ class LLM(nn.Module):
     def generate(
         self, prompt: Padded, *, max_new_tokens: int = 200, temperature: float = 0.0, top_p: float = 1.0
     ) -> list[str]:
-        """Continue ``prompt`` (B, L, D), padded on the **left**, with the KV cache; greedy if ``temperature`` is 0."""
+        """Generate a text for each prompt, up to its first newline.
+
+        Args:
+            prompt: Input vectors (B, L, D), padded on the **left**.
+            max_new_tokens: Most tokens per answer.
+            temperature: Sampling temperature; 0 selects greedy decoding.
+            top_p: Probability mass of nucleus sampling; ignored in greedy decoding.
+        """
         sampling = (
             {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature > 0 else {"do_sample": False}
         )
@@ -212,17 +229,40 @@ class LLM(nn.Module):
         return [text.split("\n")[0].strip() for text in texts]
 
 
-def load_llm(name: str, *, dtype: torch.dtype = torch.float32, bits: Bits | None = None) -> LLM:
-    """Load an LLM and its tokenizer from a hub id or a folder; ``bits`` stores its weights in so many (GPU only).
+class TextStates(Protocol):
+    """A cache of the frozen LLM's states of transcripts, such as `ossicle.train.cache.TextCache`."""
 
-    Of a model that also sees images (Gemma 3, Mistral Small) only the language model is loaded. Raises `ValueError`
-    where it has no chat template, and where ``bits`` cannot be had.
+    def pooled(self, ids: Padded, layers: Sequence[int], *, bos: bool) -> Tensor:
+        """Return the mean state over the valid tokens of ``ids`` (B, N) at each of ``layers``: (K, B, D), float32."""
+
+    def tokens(self, ids: Padded, layers: Sequence[int], *, bos: bool) -> HiddenStates:
+        """Return the states of every token of ``ids`` (B, N) at ``layers``."""
+
+    def bank(self, count: int, layers: Sequence[int], *, bos: bool, without: Padded) -> Tensor:
+        """Return pooled states of up to ``count`` random texts that are not in ``without``: (K, count, D)."""
+
+    def flush(self) -> None:
+        """Write states that are still in memory to disk."""
+
+
+def load_llm(name: str, *, dtype: torch.dtype = torch.float32, bits: Bits | None = None) -> LLM:
+    """Load an LLM and its tokenizer from a hub id or a folder.
+
+    Only the language model is loaded from a model that also reads images (Gemma 3, Mistral Small).
+
+    Args:
+        name: Hub id or folder.
+        dtype: Type of the weights, or of the computation if they are quantised.
+        bits: Quantise the weights to 4 (NF4) or 8 bits with bitsandbytes; this requires an NVIDIA GPU.
+
+    Raises `ModelError` if the tokenizer has no chat template or the files lack weights, `ConfigError` if ``bits`` is
+    set without a GPU, and `MissingPackageError` if bitsandbytes is not installed.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(name)
     if tokenizer.chat_template is None:
-        raise ValueError(f"model.llm={name} has no chat template; use an instruction-tuned model")
+        raise ModelError(f"model.llm={name} has no chat template; use an instruction-tuned model")
     options = {} if bits is None else _quantised(bits, dtype)
     with quiet_loading(name):
         model, report = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, output_loading_info=True, **options)
@@ -231,7 +271,7 @@ def load_llm(name: str, *, dtype: torch.dtype = torch.float32, bits: Bits | None
 
 
 def _language_model(model: Any) -> Any:
-    """The causal language model in ``model``, which may see images too."""
+    """Return the causal language model in ``model``, which may read images too."""
     from transformers import AutoModelForCausalLM
 
     config = model.config.get_text_config()
@@ -245,15 +285,15 @@ def _language_model(model: Any) -> Any:
 
 
 def _quantised(bits: Bits, dtype: torch.dtype) -> dict[str, Any]:
-    """Arguments for loading with bitsandbytes, onto the GPU of this process."""
+    """Return the arguments for loading with bitsandbytes, onto the GPU of this process."""
     from importlib.util import find_spec
 
     from transformers import BitsAndBytesConfig
 
     if not torch.cuda.is_available():
-        raise ValueError(f"model.llm_dtype=int{bits} needs an NVIDIA GPU: set model.llm_dtype=bfloat16")
+        raise ConfigError(f"model.llm_dtype=int{bits} needs an NVIDIA GPU: set model.llm_dtype=bfloat16")
     if find_spec("bitsandbytes") is None:
-        raise ValueError(f"model.llm_dtype=int{bits} needs bitsandbytes: pip install 'ossicle[quantised]'")
+        raise MissingPackageError(f"model.llm_dtype=int{bits} needs bitsandbytes: pip install 'ossicle[quantised]'")
     stored = (
         BitsAndBytesConfig(load_in_8bit=True)
         if bits == 8

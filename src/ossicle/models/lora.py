@@ -1,7 +1,7 @@
-"""What trains besides the projector: parameters by name, and LoRA adapters on linear layers by name.
+"""Select what trains besides the projector: parameters by name, and LoRA adapters on linear layers by name.
 
 Names are those of `SpeechLLM`, such as ``encoder.model.encoder.layers.23.attention.q_proj.weight`` and
-``llm.model.model.layers.0.self_attn.q_proj``; in patterns ``*`` stands for anything.
+``llm.model.model.layers.0.self_attn.q_proj``. In patterns ``*`` matches any characters.
 """
 
 from __future__ import annotations
@@ -15,31 +15,41 @@ from typing import Any
 from pydantic import Field
 from torch import Tensor, nn
 
+from ossicle.errors import ConfigError
 from ossicle.section import section
 
 PROJECTOR = "projector."
+"""Prefix of the names of the projector's parameters."""
 WRAPPED = ".base_layer"
-"""What peft puts into the names of the weights under an adapter; patterns do not see it."""
+"""Part that peft inserts into the names of weights under an adapter. Patterns are matched without it."""
 
 
 @section
 class LoraConfig:
-    """Low-rank adapters (Hu et al., 2021), by peft; none unless ``modules`` names linear layers."""
+    """Low-rank adapters (Hu et al., 2021) by peft. There are none unless ``modules`` names linear layers."""
 
     modules: list[str] = Field(default_factory=list)
-    """Patterns of linear layers, e.g. ``llm.*.q_proj`` or ``encoder.*.v_proj``."""
+    """Patterns of linear layers that get an adapter, e.g. ``llm.*.q_proj`` or ``encoder.*.v_proj``."""
     rank: int = Field(default=16, ge=1)
+    """Rank of each adapter."""
     alpha: float = Field(default=32.0, gt=0)
-    """The adapter's output is scaled by ``alpha`` / ``rank``."""
+    """Scale of the adapters: their output is multiplied by ``alpha`` / ``rank``."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Of the adapter's input, in training."""
+    """Dropout probability of the adapters' input in training."""
 
 
 def make_trainable(model: nn.Module, patterns: Iterable[str], lora: LoraConfig, dtypes: Mapping[str, str]) -> None:
-    """Add adapters to the encoder and the LLM of ``model``, and let gradients reach what ``patterns`` name.
+    """Add LoRA adapters to the encoder and the LLM of ``model``, and turn gradients on for matching parameters.
 
-    Raises `ValueError` for a pattern that names nothing, and for weights in half precision, which AdamW cannot train;
-    ``dtypes`` has what the recipe says of each part, whatever this machine loads it as (`ossicle.precision`).
+    Args:
+        model: The `SpeechLLM`.
+        patterns: Patterns of parameter names, from ``model.trainable``.
+        lora: Settings of the adapters.
+        dtypes: Type of the weights of each part (``encoder``, ``llm``) by the recipe. It decides rather than the type
+            that this machine loads (`ossicle.precision`), so that a recipe is valid on every machine or on none.
+
+    Raises `ConfigError` for a pattern that matches nothing, and for weights in half precision, which are too coarse for
+    AdamW's updates.
     """
     adapted = _matching(_linear_layers(model), lora.modules, "model.lora.modules")
     for part in ("encoder.model.", "llm.model."):
@@ -50,9 +60,9 @@ def make_trainable(model: nn.Module, patterns: Iterable[str], lora: LoraConfig, 
     for name in _matching(parameters, patterns, "model.trainable"):
         part = name.partition(".")[0]
         if dtypes.get(part, "float32") != "float32":
-            raise ValueError(
-                f"model.trainable: {name} with model.{part}_dtype={dtypes[part]} is too coarse to train: load it in "
-                "float32 (train.precision=bf16 computes in half precision all the same)"
+            raise ConfigError(
+                f"model.trainable: {name} with model.{part}_dtype={dtypes[part]} is too coarse to train: set "
+                f"model.{part}_dtype=float32 (train.precision=bf16 still computes in half precision)"
             )
         parameters[name].requires_grad_(True)
     for name, parameter in model.named_parameters():
@@ -61,17 +71,17 @@ def make_trainable(model: nn.Module, patterns: Iterable[str], lora: LoraConfig, 
 
 
 def adapters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Everything that trains except the projector, by name."""
+    """Return the parameters outside the projector that train, by name."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad and not name.startswith(PROJECTOR)}
 
 
 def adapter_dropouts(model: nn.Module) -> list[nn.Module]:
-    """The dropout of the adapters: the only dropout of encoder and LLM that is on in training."""
+    """Return the dropout modules of the adapters. No other dropout of encoder and LLM is on in training."""
     return [module for name, module in model.named_modules() if name.endswith("lora_dropout")]
 
 
 def describe(model: nn.Module) -> list[str]:
-    """One line for each group of parameters outside the projector that trains: its name, tensors, parameters."""
+    """Return one line per group of trained parameters outside the projector: name, number of tensors and parameters."""
     groups: defaultdict[str, list[Tensor]] = defaultdict(list)
     for name, parameter in adapters(model).items():
         groups[re.sub(r"\.\d+(?=\.)", ".*", name)].append(parameter)
@@ -90,18 +100,18 @@ def _linear_layers(model: nn.Module) -> list[str]:
 
 
 def _matching(names: Iterable[str], patterns: Iterable[str], field: str) -> list[str]:
-    """The names that any pattern fits."""
+    """Return the names that match any of ``patterns``. Raises `ConfigError` for a pattern that matches none."""
     names, found = list(names), set()
     for pattern in patterns:
         fitting = [name for name in names if fnmatchcase(name, pattern)]
         if not fitting:
-            raise ValueError(f"{field}: '{pattern}' names nothing; names are like {', '.join(_examples(names))}")
+            raise ConfigError(f"{field}: '{pattern}' matches nothing; use names such as {', '.join(_examples(names))}")
         found |= set(fitting)
     return [name for name in names if name in found]
 
 
 def _examples(names: list[str]) -> list[str]:
-    """The last name of the encoder and of the LLM."""
+    """Return the last name of the encoder and of the LLM."""
     parts = ("encoder.", "llm.")
     return [fitting[-1] for part in parts if (fitting := [name for name in names if name.startswith(part)])]
 
@@ -113,9 +123,9 @@ def _adapt(part: Any, names: list[str], lora: LoraConfig) -> None:
     from peft import inject_adapter_in_model
 
     if part.config.model_type == "wavlm" and (used := [name for name in names if ".attention." in name]):
-        raise ValueError(
-            f"model.lora.modules: WavLM reads the weights of {used[0]} without calling it, and no adapter on it would "
-            "be heard: name its feed_forward layers"
+        raise ConfigError(
+            f"model.lora.modules: WavLM reads the weights of {used[0]} without calling it, so that an adapter there "
+            "has no effect: name its feed_forward layers"
         )
     settings = PeftConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=names)
     inject_adapter_in_model(settings, part)

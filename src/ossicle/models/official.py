@@ -1,4 +1,4 @@
-"""Import of projectors that the paper's official code trained (``mm_speech_projector.bin``)."""
+"""Import projectors that the paper's official code trained (``mm_speech_projector.bin``)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from ossicle.models.projector import QFormerConfig, QFormerProjector
+from ossicle.errors import CheckpointError
+from ossicle.models.projectors import QFormerConfig, QFormerProjector
 from ossicle.models.speech_llm import ModelConfig, SpeechLLM
 
 ROOT = "mm_speech_projector.Qformer."
@@ -37,11 +38,13 @@ _LAYER = re.compile(r"Qformer\.bert\.encoder\.layer\.(\d+)\.(.+)")
 
 
 def load_official_projector(path: str | Path, *, heads: int | None = None) -> QFormerProjector:
-    """Read ``mm_speech_projector.bin`` and return the same module, called as ``(frames, frame_mask)``, in eval mode.
+    """Load ``mm_speech_projector.bin`` as a projector in evaluation mode, called as ``(frames, frame_mask)``.
 
-    Sizes come from the tensors. The number of heads is in none of them: it comes from ``heads``, else from a
-    ``qformer_config.json`` beside the file, else it is the paper's 12. Raises `ValueError` for a file of another kind,
-    naming the keys that are missing or left over. Source: METHOD section 6.
+    Sizes come from the tensors. The number of heads is not stored in them: it is ``heads``, or the value in
+    ``qformer_config.json`` beside the file, or the paper's 12.
+
+    Raises `CheckpointError` for another kind of file; the message names missing and unexpected keys. Source: METHOD
+    section 6.
     """
     path = Path(path)
     tensors = {_strip(key, path): value.float() for key, value in torch.load(path, weights_only=True).items()}
@@ -49,39 +52,51 @@ def load_official_projector(path: str | Path, *, heads: int | None = None) -> QF
     try:
         config, in_dim, out_dim = _sizes(state, heads or _heads_beside(path))
     except KeyError as error:
-        raise ValueError(f"{path}: not a projector of the official code: it lacks {error}") from error
+        raise CheckpointError(f"{path}: not a projector of the official code: it lacks {error}") from error
     window = max(1, round(config.window_s * FRAME_RATE_HZ))
     projector = QFormerProjector(in_dim, out_dim, config, window=window)
     state["queries"] = state["queries"][0]  # (1, Q, D) -> (Q, D)
     missing, unexpected = projector.load_state_dict(state, strict=False)
     if missing or unexpected:
-        raise ValueError(f"{path}: not a projector of the official code: missing {missing}, left over {unexpected}")
+        raise CheckpointError(
+            f"{path}: not a projector of the official code: missing keys {missing}, unexpected keys {unexpected}"
+        )
     return projector.eval()
 
 
 def import_official(
     path: str | Path, out: str | Path, *, encoder: str, llm: str, llm_dtype: str = "float32", heads: int | None = None
 ) -> SpeechLLM:
-    """Save an official projector as a checkpoint in ``out``, between ``encoder`` and ``llm``; return the model.
+    """Save an official projector with ``encoder`` and ``llm`` as a checkpoint in the folder ``out``; return the model.
 
-    Raises `ValueError` where the projector does not fit between the two.
+    Args:
+        path: The file ``mm_speech_projector.bin``.
+        out: Folder of the new checkpoint.
+        encoder: Hub id or folder of the encoder.
+        llm: Hub id or folder of the LLM.
+        llm_dtype: Type of the LLM's weights, see `ModelConfig`.
+        heads: Attention heads of the projector, see `load_official_projector`.
+
+    Raises `CheckpointError` if the widths of the projector differ from those of the encoder and the LLM.
     """
     projector = load_official_projector(path, heads=heads)
     parts = {"encoder": encoder, "llm": llm, "llm_dtype": llm_dtype, "projector": asdict(projector.config)}
     model = TypeAdapter(ModelConfig).validate_python(parts).build()
     for width, part, name in ((projector.in_dim, model.encoder, encoder), (projector.out_dim, model.llm, llm)):
         if width != part.dim:
-            raise ValueError(f"{path} was trained with a width of {width}, {name} has {part.dim}")
+            raise CheckpointError(
+                f"{path} was trained with a width of {width}, but {name} has {part.dim}: name the original model"
+            )
     model.projector = projector
     model.eval().save(out)
     return model
 
 
 def _strip(key: str, path: Path) -> str:
-    """Drop the prefix, before which ZeRO or PEFT may have put another."""
+    """Remove the prefix, and any other prefix that ZeRO or PEFT added before it."""
     _, found, name = key.partition(ROOT)
     if not found:
-        raise ValueError(f"{path}: key '{key}' does not hold '{ROOT}': not a projector of the official code")
+        raise CheckpointError(f"{path}: key '{key}' does not contain '{ROOT}': not a projector of the official code")
     return name
 
 

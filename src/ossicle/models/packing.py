@@ -1,10 +1,11 @@
-"""Packing: the sequences of a batch laid end to end, so that the LLM computes nothing for padding.
+"""Ragged sequences side by side: join them, interleave them, pack them without padding, and attend within them.
 
-Random batches of real utterances are more than half padding. Packed, every linear layer and norm sees only real
-positions; attention alone goes back to single sequences, where a causal mask is all that is needed since padding on
-the right comes after every real position.
+Random batches of real utterances are more than half padding. Packing lays the sequences of a batch end to end, so that
+every linear layer and norm of the LLM computes real positions only. Attention alone works on single sequences. There a
+causal mask is sufficient, because padding on the right comes after every real position.
 
-Shape legend: B sequences, L longest of them, P real positions of the whole batch, H heads, d width of a head.
+Shape legend: B sequences or windows, L longest of them (or queries), P real positions of the whole batch, H heads,
+S keys, d width of a head, D width of the LLM, K spans of speech, M speech tokens, N text tokens.
 """
 
 from __future__ import annotations
@@ -12,65 +13,113 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from ossicle.models.attention import attend
+from ossicle.batch import Mixed, Padded
+from ossicle.private import takes_registered_attention
 
 ATTENTION = "ossicle_packed"
+"""Name of `packed_attention` in transformers' registry."""
 LONG = 64
-"""Mean positions of a sequence from which attention on a CPU goes sequence by sequence."""
+"""Mean length in positions from which attention on a CPU goes sequence by sequence."""
+SHORT = 128
+"""Positions up to which plain products in float32 are used on a CPU. Beyond them the fused kernel is faster."""
+HALF = (torch.bfloat16, torch.float16)
+
+
+def join(parts: list[Padded], *, pad: Literal["left", "right"] = "right") -> tuple[Padded, Tensor]:
+    """Concatenate ragged sequences (B, L_k, D) along time, with all padding on one side: (B, L, D).
+
+    Also return the order (B, L) in which positions of the plain concatenation were taken.
+    """
+    values = torch.cat([part.values.to(parts[0].values.dtype) for part in parts], 1)
+    mask = torch.cat([part.mask for part in parts], 1)
+    length = int(mask.sum(1).max())
+    if pad == "right":
+        order = torch.argsort((~mask).byte(), dim=1, stable=True)[:, :length]
+    else:
+        order = torch.argsort(mask.byte(), dim=1, stable=True)[:, -length:]
+    rows = torch.arange(len(mask), device=mask.device)[:, None]
+    return Padded(values[rows, order], mask[rows, order]), order
+
+
+def interleave(text: Padded, spans: Padded, mixed: Mixed) -> tuple[Padded, Tensor]:
+    """Insert each span of ``spans`` (K, M, D) before the token of ``text`` (B, N, D) where it starts: (B, L, D).
+
+    Tokens that ``text`` masks are left out. Also return the index in N of the token at each position (B, L), which is
+    -1 for speech and padding.
+    """
+    batch, length = text.mask.shape
+    device = text.mask.device
+    # A position's key is its token's index in the whole batch; for speech, the index of the first token it replaces.
+    starts = (mixed.rows * length + mixed.starts)[:, None].expand_as(spans.mask)[spans.mask]
+    tokens = torch.arange(batch * length, device=device).view(batch, length)[text.mask]
+    keys = torch.cat([starts, tokens])  # (P,) speech first: it stays before a token of the same key
+    order = keys.argsort(stable=True)
+    values = torch.cat([spans.values[spans.mask].to(text.values.dtype), text.values[text.mask]])[order]
+    lengths = torch.bincount(keys // length, minlength=batch)  # (B,)
+    mask = torch.arange(int(lengths.max()), device=device) < lengths[:, None]  # (B, L)
+    indices = torch.cat([torch.full_like(starts, -1), tokens % length])[order]
+    joined = values.new_zeros(*mask.shape, values.shape[-1]).masked_scatter(mask[..., None], values)
+    return Padded(joined, mask), torch.full_like(mask, -1, dtype=torch.long).masked_scatter(mask, indices)
 
 
 @dataclass(frozen=True)
 class Packing:
-    """Where the positions of each sequence are."""
+    """The positions of each sequence of a batch in the packed order."""
 
     mask: Tensor  # (B, L) bool
-    index: Tensor  # (P,) position of each real position in the flattened (B * L)
+    index: Tensor  # (P,) place of each real position in the flattened (B * L)
 
     @classmethod
     def of(cls, mask: Tensor) -> Packing:
-        """Pack by ``mask`` (B, L), whose padding is on the right."""
+        """Return the packing of ``mask`` (B, L), whose padding is on the right."""
         return cls(mask, mask.flatten().nonzero().squeeze(1))
 
     @cached_property
     def lengths(self) -> list[int]:
-        """Positions of each sequence."""
-        return self.mask.sum(1).tolist()
+        """Number of real positions of each sequence."""
+        lengths: list[int] = self.mask.sum(1).tolist()
+        return lengths
 
     @property
     def positions(self) -> Tensor:
-        """Position ids (1, P), from 0 in each sequence."""
+        """Position ids (1, P), which start at 0 in each sequence."""
         return (self.index % self.mask.shape[1])[None]
 
     def pack(self, values: Tensor) -> Tensor:
-        """(B, L, ...) -> (P, ...)."""
+        """Return the real positions of ``values`` (B, L, ...) as (P, ...)."""
         return values.flatten(0, 1).index_select(0, self.index)
 
     def unpack(self, values: Tensor) -> Tensor:
-        """(P, ...) -> (B, L, ...), zeros where there is padding."""
+        """Return ``values`` (P, ...) as (B, L, ...), with zeros in place of padding."""
         rows = values.new_zeros(self.mask.numel(), *values.shape[1:])
         # Not index_copy, which would keep ``values`` until the backward pass.
-        return rows.index_put((self.index,), values).unflatten(0, self.mask.shape)
+        return torch.unflatten(rows.index_put((self.index,), values), 0, tuple(self.mask.shape))
 
-    def not_looked_at(self) -> Tensor:
-        """Stands in for the attention mask: transformers passes a 4-D one on as it is, and `attention` ignores it."""
+    def empty_mask(self) -> Tensor:
+        """Return a placeholder for the attention mask.
+
+        transformers passes a 4-D mask to the attention function unchanged, and `packed_attention` ignores it.
+        """
         return self.mask.new_empty(1, 1, 0, 0)
 
 
-def attention(
+def packed_attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
-    """Attention for transformers' interface: within each sequence of ``options["packing"]``, or ordinary without it.
+    """Compute attention within each sequence of ``options["packing"]``, or ordinary attention if there is no packing.
 
-    ``query`` (1, H, P, d), ``key`` and ``value`` (1, H_kv, P, d) -> (1, P, H, d).
+    The signature is that of transformers' attention functions. ``query`` is (1, H, P, d), ``key`` and ``value`` are
+    (1, H_kv, P, d), the result is (1, P, H, d).
     """
     packing: Packing | None = options.pop("packing", None)
     window, scale = options.get("sliding_window"), options.get("scaling")
@@ -79,7 +128,8 @@ def attention(
             groups = query.shape[1] // key.shape[1]
             heads = query, repeat_kv(key, groups), repeat_kv(value, groups)
             return attend(*heads, mask=attention_mask, scale=scale).transpose(1, 2), None
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+        attended: Tensor = sdpa_attention_forward(module, query, key, value, attention_mask, **options)[0]
+        return attended, None
     return checkpoint(
         _within, packing, query, key, value, window, scale, use_reentrant=False, preserve_rng_state=False
     ), None
@@ -88,14 +138,14 @@ def attention(
 def _within(
     packing: Packing, query: Tensor, key: Tensor, value: Tensor, window: int | None, scale: float | None
 ) -> Tensor:
-    """Attention within each sequence, packed in and out.
+    """Compute attention within each sequence; input and output are packed.
 
-    It runs a second time in the backward pass, so that the packed vectors are all that is kept until then: not the
-    padded ones, nor the keys and values repeated for each head, nor the weights. That is a small part of an LLM's work.
+    The backward pass runs this function again, so that only the packed vectors are kept until then: not the padded
+    ones, the keys and values repeated for each head, or the weights. The extra work is a small part of an LLM's.
 
-    A GPU takes the sequences as one padded batch, since it waits for launches; a CPU takes long ones one after the
-    other, at a token efficiency of 0.4 four times as fast, and short ones as a batch too, since calls cost more than
-    padding there.
+    A GPU processes the sequences as one padded batch, because it waits for kernel launches. A CPU processes long
+    sequences one by one, which is four times as fast at a token efficiency of 0.4. It processes short ones as a batch,
+    because there a call costs more than padding.
     """
     groups = query.shape[1] // key.shape[1]
     heads = query, repeat_kv(key, groups), repeat_kv(value, groups)  # (1, H, P, d) each
@@ -107,7 +157,7 @@ def _within(
 
 
 def _causal(heads: Iterable[Tensor], window: int | None, scale: float | None) -> Tensor:
-    """Query, key and value (B, H, L, d): each position reads itself and those before it, at most ``window`` in all."""
+    """Compute causal attention of query, key and value (B, H, L, d), over at most ``window`` positions if given."""
     query, key, value = heads
     length = query.shape[2]
     local = _window_mask(length, window, query.device) if window is not None and length > window else None
@@ -115,19 +165,62 @@ def _causal(heads: Iterable[Tensor], window: int | None, scale: float | None) ->
 
 
 def _window_mask(length: int, window: int, device: torch.device) -> Tensor:
-    """(L, L): each position sees itself and the ``window`` - 1 before it."""
+    """Return a mask (L, L) that is True for each position itself and the ``window`` - 1 before it."""
     distance = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)
     return (distance >= 0) & (distance < window)
 
 
+def attend(  # noqa: PLR0913 - the arguments of torch's own function
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    mask: Tensor | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Compute softmax attention of ``query`` (B, H, L, d) over ``key`` and ``value`` (B, H, S, d): (B, H, L, d).
+
+    ``mask``, broadcast to (B, H, L, S), is True where a key may be read. ``causal`` requires L = S and no mask.
+
+    In half precision on a CPU this computes two plain matrix products. Forward and backward together are two to four
+    times as fast as the fused kernel of PyTorch 2.13; scores and weights are rounded to half precision. Short causal
+    sequences in float32 take the same path. Neither path is clearly faster for them by default, but under
+    ``torch.set_float32_matmul_precision("medium")`` the fused kernel takes three times as long
+    (benchmarks/attention.py).
+    """
+    half = query.dtype in HALF or torch.is_autocast_enabled("cpu")
+    if query.device.type != "cpu" or not (half or (causal and query.shape[2] <= SHORT)):
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=causal, scale=scale, dropout_p=dropout
+        )
+    query = query * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if causal:
+        mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool).tril()
+    if mask is None:
+        scores = query @ key.mT  # (B, H, L, S)
+    else:
+        bias = torch.zeros(mask.shape, dtype=query.dtype).masked_fill_(~mask, -torch.inf)
+        if mask.dim() == 2:  # baddbmm adds the bias without another pass over the scores
+            scores = torch.baddbmm(bias, query.flatten(0, 1), key.flatten(0, 1).mT)
+            scores = torch.unflatten(scores, 0, tuple(query.shape[:2]))
+        else:
+            scores = query @ key.mT + bias
+    return F.dropout(scores.softmax(-1), dropout) @ value
+
+
 def can_pack(model: Any) -> bool:
-    """Whether ``model`` takes its attention from transformers' interface and uses nothing that `attention` lacks."""
+    """Return True if `packed_attention` can replace the attention of the transformers ``model``.
+
+    The model must take a registered attention function, and must not cap attention logits or read both directions.
+    """
     config = model.config.to_dict()
-    caps = [config.get(name) for name in ("attn_logit_softcapping", "use_bidirectional_attention")]
-    return bool(model._supports_attention_backend) and not any(caps)
+    unsupported = [config.get(name) for name in ("attn_logit_softcapping", "use_bidirectional_attention")]
+    return takes_registered_attention(model) and not any(unsupported)
 
 
 def register() -> None:
-    """Make `attention` known to transformers under the name `ATTENTION`."""
-    AttentionInterface.register(ATTENTION, attention)
+    """Register `packed_attention` with transformers under the name `ATTENTION`."""
+    AttentionInterface.register(ATTENTION, packed_attention)
     AttentionMaskInterface.register(ATTENTION, sdpa_mask)

@@ -1,11 +1,12 @@
-"""The projector: the only part that trains. It turns encoder frames into vectors that the LLM reads like tokens.
+"""Projectors: modules that turn encoder frames into vectors which the LLM reads like token embeddings.
 
 Shape legend: B utterances, T encoder frames, W frames per window, V valid windows of the whole batch, Q queries per
-window, M = Q * ceil(T / W) speech tokens, D width of the Q-Former.
+window, M speech tokens, D width inside the projector.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 import torch
@@ -14,13 +15,67 @@ from pydantic import Discriminator, Field, Tag
 from torch import Tensor, nn
 
 from ossicle.batch import Padded
-from ossicle.models.attention import attend
-from ossicle.models.frame_projectors import ConvConfig, LinearConfig, MLPConfig, match_output
+from ossicle.errors import ConfigError
+from ossicle.models.packing import attend
 from ossicle.section import section
 
 BERT_NORM_EPS = 1e-12
 POSITION_INIT_STD = 0.5
-"""Frames have unit variance after their layer norm: attention must be able to tell positions apart from the start."""
+"""Frames have unit variance after their layer norm. Smaller position vectors would be lost beside them."""
+
+
+@section
+class BaseProjectorConfig:
+    """Settings and construction that all projectors share. A subclass defines `new_module`."""
+
+    match_embedding_rms: bool = True
+    """Initialise the output layer with the scale and the mean of the LLM's token embeddings. If False, the projector
+    keeps its own initialisation (for ``qformer``: ``init_std`` and zero bias, as in the paper)."""
+
+    def build(
+        self,
+        in_dim: int,
+        out_dim: int,
+        *,
+        frame_rate_hz: float,
+        embedding_rms: float,
+        embedding_mean: Tensor | None = None,
+    ) -> nn.Module:
+        """Build the projector between an encoder of width ``in_dim`` and an LLM of width ``out_dim``.
+
+        Args:
+            in_dim: Width of an encoder frame.
+            out_dim: Width of the LLM's token embeddings.
+            frame_rate_hz: Encoder frames per second.
+            embedding_rms: Root mean square of the LLM's token embeddings.
+            embedding_mean: Mean of the LLM's token embeddings (out_dim,), or None for zero.
+        """
+        projector: Any = self.new_module(in_dim, out_dim, frame_rate_hz)
+        if self.match_embedding_rms:
+            match_output(projector.out, embedding_rms, embedding_mean)
+        built: nn.Module = projector
+        return built
+
+    def new_module(self, in_dim: int, out_dim: int, frame_rate_hz: float) -> nn.Module:
+        """Return the projector with its own initialisation; ``projector.out`` is its last linear layer.
+
+        The input of ``out`` must have unit variance, as a layer norm gives it.
+        """
+        raise NotImplementedError
+
+
+@torch.no_grad()
+def match_output(out: nn.Linear, rms: float, mean: Tensor | None = None) -> None:
+    """Initialise ``out`` so that its output has the root mean square ``rms`` and the mean ``mean`` (D_out,).
+
+    The input of ``out`` must have unit variance, so that the scale of the weights decides the spread of the output.
+    Token embeddings often share a large common vector, which the projector would otherwise have to learn first.
+    """
+    common = 0.0 if mean is None else float(mean.square().mean())
+    nn.init.normal_(out.weight, std=max(rms**2 - common, 0.0) ** 0.5 / out.in_features**0.5)
+    nn.init.zeros_(out.bias)
+    if mean is not None:
+        out.bias.copy_(mean)
 
 
 class Attention(nn.Module):
@@ -36,15 +91,16 @@ class Attention(nn.Module):
         self.norm = nn.LayerNorm(width, eps=BERT_NORM_EPS)
 
     def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Let ``x`` (V, Q, D) read ``context`` (V, W, kv_dim); ``mask`` (V, W) is True where a key may be read."""
+        """Let ``x`` (V, Q, D) attend to ``context`` (V, W, kv_dim); ``mask`` (V, W) is True for valid keys."""
         query, key, value = (
-            layer(source).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (V, heads, Q or W, D / heads)
+            torch.unflatten(layer(source), -1, (self.heads, -1)).transpose(1, 2)  # (V, heads, Q or W, D / heads)
             for layer, source in ((self.query, x), (self.key, context), (self.value, context))
         )
         readable = None if mask is None else mask[:, None, None, :]
         attended = attend(query, key, value, mask=readable, dropout=self.dropout if self.training else 0.0)
         out = self.out(attended.transpose(1, 2).flatten(-2))  # (V, Q, D)
-        return self.norm(x + F.dropout(out, self.dropout, self.training))
+        normed: Tensor = self.norm(x + F.dropout(out, self.dropout, self.training))
+        return normed
 
 
 class QFormerLayer(nn.Module):
@@ -64,15 +120,15 @@ class QFormerLayer(nn.Module):
         queries = self.self_attention(queries, queries)
         queries = self.cross_attention(queries, frames, mask)
         out = self.down(F.gelu(self.up(queries)))
-        return self.norm(queries + F.dropout(out, self.dropout, self.training))
+        normed: Tensor = self.norm(queries + F.dropout(out, self.dropout, self.training))
+        return normed
 
 
 class QFormerProjector(nn.Module):
     """Window-level Q-Former: every window of ``window`` frames becomes ``queries`` vectors of the LLM's width.
 
-    All valid windows of a batch go through the layers as one program: there is no loop over utterances or windows, and
-    windows that hold only padding cost nothing. A window with at least one valid frame yields ``queries`` valid
-    tokens, any other window masked ones.
+    All valid windows of a batch go through the layers at once, and windows that hold only padding are not computed.
+    A window with at least one valid frame yields ``queries`` valid tokens, any other window yields masked ones.
 
     Source: METHOD section 1; Züfle & Niehues 2025, section 3.1. ``window_positions`` (learned positions of the frames
     inside a window) is not in the paper.
@@ -82,6 +138,7 @@ class QFormerProjector(nn.Module):
         super().__init__()
         self.config, self.in_dim, self.out_dim = config, in_dim, out_dim
         self.window, self.num_queries = window, config.queries
+        self.frames_per_token = window / config.queries
         width = config.width
         self.norm_frames = nn.LayerNorm(in_dim)
         self.queries = nn.Parameter(torch.zeros(config.queries, width))
@@ -104,22 +161,16 @@ class QFormerProjector(nn.Module):
         if self.positions is not None:
             nn.init.normal_(self.positions, std=POSITION_INIT_STD)
 
-    @property
-    def frames_per_token(self) -> float:
-        """Encoder frames for each token."""
-        return self.window / self.num_queries
-
-    def num_tokens(self, num_frames: int) -> int:
-        """How many speech tokens ``num_frames`` frames become."""
-        return self.num_queries * -(-num_frames // self.window)
-
     def forward(self, frames: Tensor, frame_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Project ``frames`` (B, T, in_dim) with their mask (B, T) to tokens (B, M, out_dim) with theirs (B, M)."""
+        """Project ``frames`` (B, T, in_dim) with their mask (B, T) to tokens (B, M, out_dim) with their mask (B, M).
+
+        M is Q * ceil(T / W).
+        """
         batch, length, _ = frames.shape
         padding = -length % self.window
         frames = F.pad(self.norm_frames(frames), (0, 0, 0, padding))
-        windows = frames.unflatten(1, (-1, self.window))  # (B, M / Q, W, in_dim)
-        mask = F.pad(frame_mask, (0, padding)).unflatten(1, (-1, self.window))  # (B, M / Q, W)
+        windows = torch.unflatten(frames, 1, (-1, self.window))  # (B, M / Q, W, in_dim)
+        mask = torch.unflatten(F.pad(frame_mask, (0, padding)), 1, (-1, self.window))  # (B, M / Q, W)
         valid = mask.any(-1)  # (B, M / Q)
         windows, mask = windows[valid], mask[valid]  # (V, W, in_dim), (V, W)
         if self.positions is not None:
@@ -134,46 +185,143 @@ class QFormerProjector(nn.Module):
         return tokens.flatten(1, 2), valid.repeat_interleave(self.num_queries, dim=1)
 
 
+class StackProjector(nn.Module):
+    """Concatenate ``stack`` neighbouring frames and apply one linear layer, or two with a GELU between them.
+
+    Frames are normalised one by one, so that all have the same weight. ``width`` is the width of the hidden layer;
+    None leaves it out. A token with at least one valid frame is valid.
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, *, stack: int, width: int | None = None) -> None:
+        super().__init__()
+        self.in_dim, self.out_dim, self.frames_per_token = in_dim, out_dim, stack
+        self.norm_frames = nn.LayerNorm(in_dim)
+        joined = stack * in_dim
+        self.hidden = (
+            nn.Identity() if width is None else nn.Sequential(nn.Linear(joined, width), nn.GELU(), nn.LayerNorm(width))
+        )
+        self.out = nn.Linear(joined if width is None else width, out_dim)
+
+    def forward(self, frames: Tensor, frame_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Project ``frames`` (B, T, in_dim) with their mask (B, T) to tokens (B, M, out_dim) with their mask (B, M)."""
+        stack = self.frames_per_token
+        padding = -frames.shape[1] % stack
+        normed = F.pad(self.norm_frames(frames) * frame_mask[..., None], (0, 0, 0, padding))
+        joined = torch.unflatten(normed, 1, (-1, stack)).flatten(2)  # (B, M, stack * in_dim)
+        mask = torch.unflatten(F.pad(frame_mask, (0, padding)), 1, (-1, stack)).any(-1)  # (B, M)
+        return self.out(self.hidden(joined)) * mask[..., None], mask
+
+
+class ConvProjector(nn.Module):
+    """``halvings`` convolutions of stride 2, which each halve the frame rate, then a linear layer.
+
+    A convolution reads zeros beyond the end of an utterance, so that padding changes nothing. A token is valid if the
+    first of its ``2 ** halvings`` frames is valid.
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, *, halvings: int, width: int, kernel: int) -> None:
+        super().__init__()
+        self.in_dim, self.out_dim = in_dim, out_dim
+        self.frames_per_token: int = 2**halvings
+        self.norm_frames = nn.LayerNorm(in_dim)
+        self.enter = nn.Linear(in_dim, width)
+        self.convs = nn.ModuleList(
+            nn.Conv1d(width, width, kernel, stride=2, padding=(kernel - 1) // 2) for _ in range(halvings)
+        )
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(halvings))
+        self.norm = nn.LayerNorm(width)
+        self.out = nn.Linear(width, out_dim)
+
+    def forward(self, frames: Tensor, frame_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Project ``frames`` (B, T, in_dim) with their mask (B, T) to tokens (B, M, out_dim) with their mask (B, M)."""
+        values, mask = self.enter(self.norm_frames(frames)), frame_mask
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            values = norm(values) * mask[..., None]
+            values = F.gelu(conv(values.transpose(1, 2)).transpose(1, 2))  # (B, ceil(T / 2), D)
+            mask = mask[:, ::2]
+        return self.out(self.norm(values)) * mask[..., None], mask
+
+
 @section
-class QFormerConfig:
-    """The paper's projector; sizes below are its own (42.5 M parameters for HuBERT-large and Llama-3.1-8B)."""
+class QFormerConfig(BaseProjectorConfig):
+    """The paper's window-level Q-Former, with its sizes: 42.5 M parameters for HuBERT-large and Llama-3.1-8B."""
 
     name: Literal["qformer"] = "qformer"
     width: int = 768
+    """Width of the queries and of every layer."""
     heads: int = 12
+    """Attention heads per layer; ``width`` must be a multiple of it."""
     layers: int = Field(default=4, ge=1)
+    """Number of transformer layers."""
     ffn: int = 3072
+    """Width of the hidden layer of each feed-forward block."""
     queries: int = Field(default=4, ge=1)
-    """Vectors per window."""
+    """Speech tokens per window."""
     window_s: float = Field(default=1 / 3, gt=0)
-    """Length of a window in seconds; rounded to whole frames (17 at 50 frames a second)."""
+    """Length of a window in seconds, rounded to whole frames (17 at 50 frames per second)."""
     dropout: float = 0.1
+    """Dropout probability in training."""
     window_positions: bool = False
-    """Learned positions of the frames in a window (not in the paper)."""
+    """Add learned positions to the frames of a window (not in the paper)."""
     init_std: float = Field(default=0.02, gt=0)
-    """Of the weights at the start. 0.02 is BERT's, for a width of 768; narrow projectors want about 1 / sqrt(width)."""
-    match_embedding_rms: bool = True
-    """Start the output with the scale and the mean of the LLM's token embeddings (the paper: ``init_std`` and zero)."""
+    """Standard deviation of the initial weights. The default is BERT's, for a width of 768. Narrow projectors need
+    about ``1 / sqrt(width)``."""
 
-    def build(
-        self,
-        in_dim: int,
-        out_dim: int,
-        *,
-        frame_rate_hz: float,
-        embedding_rms: float,
-        embedding_mean: Tensor | None = None,
-    ) -> QFormerProjector:
-        """Make the projector between an encoder of width ``in_dim`` and an LLM of width ``out_dim``."""
-        window = max(1, round(self.window_s * frame_rate_hz))
-        projector = QFormerProjector(in_dim, out_dim, self, window=window)
-        if self.match_embedding_rms:
-            match_output(projector.out, embedding_rms, embedding_mean)
-        return projector
+    def new_module(self, in_dim: int, out_dim: int, frame_rate_hz: float) -> QFormerProjector:
+        """Return a `QFormerProjector` with windows of ``window_s`` seconds."""
+        return QFormerProjector(in_dim, out_dim, self, window=max(1, round(self.window_s * frame_rate_hz)))
 
 
-def name(settings: Any) -> str:
-    """Which projector ``settings`` are about: the paper's where they do not say."""
+@section
+class LinearConfig(BaseProjectorConfig):
+    """Concatenation of neighbouring frames and one linear layer: the simplest projector."""
+
+    name: Literal["linear"] = "linear"
+    token_s: float = Field(default=0.08, gt=0)
+    """Seconds of speech per token, rounded to whole frames."""
+
+    def new_module(self, in_dim: int, out_dim: int, frame_rate_hz: float) -> StackProjector:
+        """Return a `StackProjector` without a hidden layer."""
+        return StackProjector(in_dim, out_dim, stack=max(1, round(self.token_s * frame_rate_hz)))
+
+
+@section
+class MLPConfig(BaseProjectorConfig):
+    """Concatenation of neighbouring frames and two linear layers with a GELU between them."""
+
+    name: Literal["mlp"] = "mlp"
+    token_s: float = Field(default=0.08, gt=0)
+    """Seconds of speech per token, rounded to whole frames."""
+    width: int = Field(default=2048, ge=1)
+    """Width of the hidden layer."""
+
+    def new_module(self, in_dim: int, out_dim: int, frame_rate_hz: float) -> StackProjector:
+        """Return a `StackProjector` with a hidden layer."""
+        return StackProjector(in_dim, out_dim, stack=max(1, round(self.token_s * frame_rate_hz)), width=self.width)
+
+
+@section
+class ConvConfig(BaseProjectorConfig):
+    """Convolutions of stride 2 and a linear layer."""
+
+    name: Literal["conv"] = "conv"
+    token_s: float = Field(default=0.08, gt=0)
+    """Seconds of speech per token, rounded to a power of two of frames."""
+    width: int = Field(default=1024, ge=1)
+    """Number of channels of each convolution."""
+    kernel: int = Field(default=3, ge=1)
+    """Frames that a convolution reads; must be odd."""
+
+    def new_module(self, in_dim: int, out_dim: int, frame_rate_hz: float) -> ConvProjector:
+        """Return a `ConvProjector`. Raises `ConfigError` for an even ``kernel``."""
+        if self.kernel % 2 == 0:
+            raise ConfigError(f"model.projector.kernel={self.kernel} is even: set an odd number of frames")
+        halvings = max(0, round(math.log2(max(1.0, self.token_s * frame_rate_hz))))
+        return ConvProjector(in_dim, out_dim, halvings=halvings, width=self.width, kernel=self.kernel)
+
+
+def projector_name(settings: Any) -> str:
+    """Return the ``name`` in ``settings`` (a mapping or a section), or ``qformer`` where there is none."""
     return str(settings.get("name", "qformer") if isinstance(settings, dict) else settings.name)
 
 
@@ -182,11 +330,11 @@ ProjectorConfig = Annotated[
     | Annotated[MLPConfig, Tag("mlp")]
     | Annotated[ConvConfig, Tag("conv")]
     | Annotated[LinearConfig, Tag("linear")],
-    Discriminator(name),
+    Discriminator(projector_name),
 ]
-"""Every projector that a recipe can name: a new one is added here."""
+"""The projectors that a recipe can name. Add a new one to this union."""
 
 
 def project(projector: nn.Module, frames: Padded) -> Padded:
-    """`Padded` in, `Padded` out."""
+    """Apply ``projector`` to ``frames`` (B, T, in_dim) and return the speech tokens (B, M, out_dim)."""
     return Padded(*projector(frames.values, frames.mask))

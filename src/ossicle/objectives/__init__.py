@@ -1,26 +1,25 @@
-"""What is minimised: every objective is called as ``objective(model, batch) -> LossOutput``.
+"""Training objectives: each is called as ``objective(model, batch) -> LossOutput``.
 
-An objective is a frozen configuration section that is its own implementation: to add one, write its loss as a pure
-function in ``losses/``, a section in a file here, and name it in `Single`. ``build()`` returns what is called: the
-section itself, or a module where something of it trains.
+An objective is a frozen section of the configuration that is its own implementation. To add one, write its loss as a
+pure function in ``losses/`` and a section in a file here, and add the section to `Single`. ``build()`` returns what the
+training loop calls: the section itself, or a module if the objective has parameters.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Protocol
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from ossicle.batch import Batch, LossOutput
 from ossicle.models.speech_llm import SpeechLLM
-from ossicle.objectives.base import Objective, sum_of
 from ossicle.objectives.contrastive import Contrastive
-from ossicle.objectives.distillation import Distillation
 from ossicle.objectives.mixed import MixedContrastive, MixedNextToken, mixed_of
-from ossicle.objectives.next_token import NextToken
+from ossicle.objectives.next_token import Distillation, NextToken
 from ossicle.section import section
 
 __all__ = [
@@ -39,33 +38,59 @@ __all__ = [
 Single = Annotated[
     Contrastive | NextToken | MixedNextToken | MixedContrastive | Distillation, Field(discriminator="name")
 ]
-"""Every objective that can be a summand: a new one is named here."""
+"""Every objective that can be a term of a sum. Add a new one to this union."""
+
+
+class Objective(Protocol):
+    """The interface between model and training loop."""
+
+    @property
+    def needs_negatives(self) -> bool:
+        """True if utterances are compared with each other.
+
+        Batches then contain at least two utterances and are drawn at random. In batches of similar length the loss
+        would have only negatives of similar length.
+        """
+        ...
+
+    @property
+    def needs_mixed(self) -> bool:
+        """True if the loss is computed on `Batch.mixed`, with spans of speech in place of whole utterances."""
+        ...
+
+    def __call__(self, model: SpeechLLM, batch: Batch) -> LossOutput:
+        """Compute the loss of ``batch``."""
+        ...
 
 
 @section
 class Term:
-    """One summand."""
+    """One term of a sum."""
 
     objective: Single
+    """The objective of this term."""
     weight: float = 1.0
+    """Factor of its loss."""
 
 
 @section
 class Sum:
-    """Weighted sum of objectives on the same batch; whole utterances, and the spans of mixed sequences, are projected
-    once.
+    """Weighted sum of objectives on the same batch.
+
+    Whole utterances, and the spans of mixed sequences, are projected once for all terms.
     """
 
     name: Literal["sum"] = "sum"
     terms: list[Term] = Field(min_length=1)
+    """Objectives with their weights."""
 
     def build(self) -> WeightedSum:
-        """The sum to call."""
+        """Return the sum of the built objectives."""
         return WeightedSum([(term.weight, term.objective.build()) for term in self.terms])
 
 
 class WeightedSum(nn.Module):
-    """Sum of built objectives, each with its weight; holds the parameters of those that have any."""
+    """Weighted sum of built objectives. It registers the parameters of those that have any."""
 
     def __init__(self, terms: Sequence[tuple[float, Objective]]) -> None:
         super().__init__()
@@ -74,27 +99,27 @@ class WeightedSum(nn.Module):
 
     @property
     def needs_negatives(self) -> bool:
-        """Whether any term does."""
+        """True if any term needs negatives."""
         return any(objective.needs_negatives for _, objective in self.terms)
 
     @property
     def needs_mixed(self) -> bool:
-        """Whether any term does."""
+        """True if any term needs mixed sequences."""
         return any(objective.needs_mixed for _, objective in self.terms)
 
     def forward(self, model: SpeechLLM, batch: Batch) -> LossOutput:
-        """Sum of the totals; parts of all terms."""
+        """Return the weighted sum of the totals, and the parts of all terms."""
         batch = self._projected(model, batch)
         outputs = [objective(model, batch) for _, objective in self.terms]
-        total = sum_of(weight * output.total for (weight, _), output in zip(self.terms, outputs, strict=True))
+        totals = [weight * output.total for (weight, _), output in zip(self.terms, outputs, strict=True)]
         parts: dict[str, Tensor] = {}
         for i, output in enumerate(outputs):
             # Two terms may report a part of the same name, such as the same layer at two temperatures.
             parts |= {name if name not in parts else f"{name}#{i}": part for name, part in output.parts.items()}
-        return LossOutput(total, parts)
+        return LossOutput(torch.stack(totals).sum(), parts)
 
     def _projected(self, model: SpeechLLM, batch: Batch) -> Batch:
-        """The batch with the speech that the terms hear."""
+        """Return ``batch`` with the speech tokens that the terms need."""
         if not all(objective.needs_mixed for _, objective in self.terms):
             batch = replace(batch, speech=model.speech(batch))
         if self.needs_mixed:
@@ -104,3 +129,4 @@ class WeightedSum(nn.Module):
 
 
 ObjectiveConfig = Annotated[Single | Sum, Field(discriminator="name")]
+"""Every objective that a recipe can name."""

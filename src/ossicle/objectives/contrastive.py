@@ -1,6 +1,6 @@
-"""Contrastive pretraining: the hidden states of speech and of its transcript, pulled together.
+"""Contrastive pretraining: align the LLM's hidden states of speech with those of its transcript.
 
-Shape legend: B utterances, B_all those of all processes, K layers, D width.
+Shape legend: B utterances, B_all utterances of all processes, K layers, D width.
 """
 
 from __future__ import annotations
@@ -15,90 +15,101 @@ from torch import Tensor, nn
 
 from ossicle.batch import Batch, HiddenStates, LossOutput
 from ossicle.distributed import gather_columns, gather_ragged
+from ossicle.errors import ConfigError
 from ossicle.losses.contrastive import Direction, info_nce, mean_pool
-from ossicle.losses.sinkhorn import wasserstein_similarity
+from ossicle.models.frozen import Layers, resolve_layers
 from ossicle.models.speech_llm import SpeechLLM
-from ossicle.objectives.base import detached, sum_of
 from ossicle.section import section
 
-Layers = Literal["embeddings", "all"] | int | list[int]
+
+def weights_by_layer(layers: Layers, weights: list[float] | None, num_layers: int) -> dict[int, float]:
+    """Return the weight of each layer that ``layers`` names in an LLM of ``num_layers`` layers.
+
+    ``weights`` are in the order of ``layers``; None gives each layer the weight 1. Raises `ConfigError` for another
+    number of weights than layers, and as `resolve_layers` does.
+    """
+    indices = resolve_layers(layers, num_layers)
+    if weights is not None and len(weights) != len(indices):
+        raise ConfigError(
+            f"objective.layer_weights has {len(weights)} entries for {len(indices)} layers: give one for each layer"
+        )
+    return dict(zip(indices, weights or [1.0] * len(indices), strict=True))
+
+
+def weighted_sum(parts: dict[str, Tensor], weights: list[float]) -> LossOutput:
+    """Return the sum of ``parts``, each a scalar times its weight, and the detached parts for the log."""
+    total = torch.stack([weight * part for weight, part in zip(weights, parts.values(), strict=True)]).sum()
+    return LossOutput(total, {name: part.detach() for name, part in parts.items()})
 
 
 @section
 class Contrastive:
-    """Pull the LLM's hidden states of speech and of its transcript together, apart from those of other utterances.
+    """Contrastive loss between the LLM's hidden states of speech and of its transcript.
 
-    total = sum over layers of weight_l * InfoNCE(sim(text, speech at layer l) / temperature); text and speech run
-    through the frozen LLM separately, the text without a graph. Where several processes train, each text is compared
-    with the speech of all of them. Source: METHOD section 2.
+    Matching pairs are pulled together and apart from the other utterances of the batch:
+    total = sum over layers of weight_l * InfoNCE(sim(text, speech at layer l) / temperature). Text and speech run
+    through the LLM separately, the text without a graph. With several processes, each text is compared with the speech
+    of all processes. Source: METHOD section 2.
     """
 
     name: Literal["contrastive"] = "contrastive"
     similarity: Literal["cosine", "wasserstein"] = "cosine"
-    """Of mean-pooled states, or minus the optimal-transport distance between the states of all tokens."""
+    """Similarity of a text and an utterance: ``cosine`` of mean-pooled states, or ``wasserstein``, the negative
+    optimal-transport distance between the states of all tokens."""
     layers: Layers = "all"
-    """``embeddings`` (layer 0), ``all`` (every hidden state of the LLM), one layer or a list of layers."""
+    """Hidden states to compare: ``embeddings`` (layer 0), ``all`` (every hidden state of the LLM), one layer, or a list
+    of layers."""
     layer_weights: list[float] | None = None
-    """One weight per layer, in the order of ``layers``; default: 1 each, as in the paper."""
+    """Weight of each layer's loss, in the order of ``layers``. By default all weights are 1, as in the paper."""
     temperature: float = Field(default=0.1, gt=0)
+    """Temperature of the softmax over utterances."""
     learn_temperature: bool = False
-    """Train the temperature, from ``temperature`` on; not in the paper."""
+    """Train the temperature, starting at ``temperature``. Not in the paper."""
     direction: Direction = "text_to_speech"
-    """Which side picks among the other; the paper's text picks its speech."""
+    """Direction of the loss: ``text_to_speech`` classifies the speech of each text, as in the paper;
+    ``speech_to_text`` classifies the text of each utterance; ``symmetric`` is the mean of both."""
     position_shift: int = Field(default=0, ge=0)
-    """A random offset below this is added to the position ids of both sides of a batch; the paper's variant has 400."""
+    """Upper bound of a random offset of the position ids, the same for all sequences of a batch. By default there is no
+    offset; the paper's variant has 400."""
     bos: bool = False
-    """Let the LLM read its begin-of-sequence token before both sides, and leave it out of the comparison: without one,
-    the first position serves as its attention sink and dominates the mean at middle layers. Not in the paper."""
+    """Prepend the LLM's begin-of-sequence token to both sides, and leave it out of the comparison. Without it, the
+    first position serves as attention sink and dominates the mean at middle layers. Not in the paper."""
     bank: int = Field(default=0, ge=0)
-    """Further texts of ``data.cache_text`` as negatives of each utterance's speech (cosine, speech_to_text or
-    symmetric); they never go stale, since the LLM is frozen. Not in the paper."""
+    """Number of cached texts (``data.cache_text``) that are further negatives of each utterance. It requires ``cosine``
+    and ``speech_to_text`` or ``symmetric``. Cached texts stay valid because the LLM is frozen. Not in the paper."""
 
     needs_negatives = True
     needs_mixed = False
 
     def build(self) -> Contrastive | LearnedTemperature:
-        """The objective to call: itself, unless a part of it trains."""
+        """Return the objective itself, or a module if the temperature trains."""
         return LearnedTemperature(self) if self.learn_temperature else self
 
-    def layer_list(self, num_layers: int) -> list[int]:
-        """The layers to compare in an LLM of ``num_layers`` layers. Raises `ValueError` for weights that do not fit."""
-        match self.layers:
-            case "embeddings":
-                layers = [0]
-            case "all":
-                layers = list(range(num_layers + 1))
-            case int(layer):
-                layers = [layer]
-            case list(listed):
-                layers = listed
-        if self.layer_weights is not None and len(self.layer_weights) != len(layers):
-            raise ValueError(f"objective.layer_weights has {len(self.layer_weights)} entries for {len(layers)} layers")
-        return layers
+    def weights(self, num_layers: int) -> dict[int, float]:
+        """Return the weight of each layer that is compared, see `weights_by_layer`."""
+        return weights_by_layer(self.layers, self.layer_weights, num_layers)
 
     def read_text(self, model: SpeechLLM, batch: Batch) -> None:
-        """Look up what the loss compares speech with, so that the model's cache keeps it."""
+        """Compute the text states that the loss needs, so that the model's cache stores them."""
         look_up = model.pooled_text if self.similarity == "cosine" else model.text_states
-        look_up(batch, sorted(set(self.layer_list(model.llm.num_layers))), bos=self.bos)
+        look_up(batch, sorted(self.weights(model.llm.num_layers)), bos=self.bos)
 
     def __call__(self, model: SpeechLLM, batch: Batch, temperature: Tensor | None = None) -> LossOutput:
-        """Loss and one part per layer; ``temperature`` () replaces the configured one."""
-        layers = self.layer_list(model.llm.num_layers)
-        weights = self.layer_weights or [1.0] * len(layers)
+        """Return the loss and one part per layer; ``temperature`` () replaces the configured one."""
+        weights = self.weights(model.llm.num_layers)
         shift = int(torch.randint(self.position_shift, ())) if self.position_shift and model.training else 0
-        speech = model.llm.hidden_states(model.speech(batch), layers, bos=self.bos, start=shift)
+        speech = model.llm.hidden_states(model.speech(batch), weights, bos=self.bos, start=shift)
         compare = self._cosine if self.similarity == "cosine" else self._wasserstein
         similarity = compare(model, batch, speech, shift)
         scale = self.temperature if temperature is None else temperature
         parts = {
             f"contrastive/{layer}": info_nce(similarity[layer], temperature=scale, direction=self.direction)
-            for layer in layers
+            for layer in weights
         }
-        total = sum_of(weight * part for weight, part in zip(weights, parts.values(), strict=True))
-        return LossOutput(total, detached(parts))
+        return weighted_sum(parts, list(weights.values()))
 
     def _cosine(self, model: SpeechLLM, batch: Batch, speech: HiddenStates, shift: int) -> dict[int, Tensor]:
-        """Per layer (B_all, B_all), with more rows where there is a bank."""
+        """Return the similarity of texts and speech by layer (B_all, B_all), with more rows if there is a bank."""
         layers = list(speech.states)
         text = model.pooled_text(batch, layers, bos=self.bos, start=shift)  # (K, B, D)
         texts = gather_ragged(text.transpose(0, 1)).transpose(0, 1)  # (K, B_all, D)
@@ -109,7 +120,9 @@ class Contrastive:
         return {layer: gather_columns(columns) for layer, columns in zip(layers, similarity, strict=True)}
 
     def _wasserstein(self, model: SpeechLLM, batch: Batch, speech: HiddenStates, shift: int) -> dict[int, Tensor]:
-        """Per layer (B_all, B_all)."""
+        """Return the similarity of texts and speech by layer (B_all, B_all)."""
+        from ossicle.losses.sinkhorn import wasserstein_similarity  # few runs use the solver
+
         text = model.text_states(batch, list(speech.states), bos=self.bos, start=shift)
         mask = gather_ragged(text.mask)
         return {
@@ -119,14 +132,14 @@ class Contrastive:
 
     def _banked(self, model: SpeechLLM, batch: Batch, layers: list[int]) -> Tensor:
         if model.text_cache is None or batch.text is None:
-            raise ValueError("objective.bank draws from cached texts: set data.cache_text=true")
+            raise ConfigError("objective.bank draws from cached texts: set data.cache_text=true")
         if self.direction == "text_to_speech":
-            raise ValueError("objective.bank holds negatives for speech: set objective.direction=symmetric")
+            raise ConfigError("objective.bank has negatives for speech only: set objective.direction=symmetric")
         return model.text_cache.bank(self.bank, layers, bos=self.bos, without=batch.text)
 
 
 class LearnedTemperature(nn.Module):
-    """A contrastive objective whose temperature trains, as exp(log_temperature)."""
+    """A contrastive objective that trains its temperature, as exp(log_temperature)."""
 
     needs_negatives = True
     needs_mixed = False
@@ -137,7 +150,7 @@ class LearnedTemperature(nn.Module):
         self.log_temperature = nn.Parameter(torch.tensor(math.log(objective.temperature)))
 
     def forward(self, model: SpeechLLM, batch: Batch) -> LossOutput:
-        """The loss at the present temperature, which is one of the parts."""
+        """Return the loss at the present temperature; the temperature is one of the parts."""
         temperature = self.log_temperature.exp()
         output = self.objective(model, batch, temperature)
         return LossOutput(output.total, output.parts | {"temperature": temperature.detach()})

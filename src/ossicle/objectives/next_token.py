@@ -1,22 +1,33 @@
-"""Next-token loss on chat turns: ASR pretraining, and fine-tuning on tasks."""
+"""Losses on the next token of chat turns: ASR pretraining, fine-tuning on tasks, and distillation.
+
+Shape legend: B chat turns, L positions, K labels of the whole batch, D width of the LLM.
+"""
 
 from __future__ import annotations
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from ossicle.batch import Batch, LossOutput, Padded
+from ossicle.batch import Batch, Chat, LossOutput, Padded
+from ossicle.errors import DataError
 from ossicle.models.speech_llm import IGNORE, SpeechLLM
-from ossicle.objectives.base import detached
 from ossicle.section import section
+
+CHUNK_LOGITS = 2**25
+"""Most logits that `Distillation` holds in memory at once, of teacher and of student (128 MB each in float32). A
+vocabulary of 128,000 reaches this with 260 tokens. Further logits are computed in chunks, and again in the backward
+pass."""
 
 
 def states_before_labels(model: SpeechLLM, embeds: Padded, labels: Tensor) -> Tensor:
-    """Final hidden states (K, D) of the positions of ``embeds`` (B, L, D) whose next token is one of the K labels.
+    """Return the final hidden states (K, D) of the positions of ``embeds`` (B, L, D) that predict a label.
 
-    They come one sequence after the other, as ``labels[:, 1:][labels[:, 1:] != IGNORE]`` does.
+    Their order is that of ``labels[:, 1:][labels[:, 1:] != IGNORE]`` for ``labels`` (B, L).
     """
     last = model.llm.num_layers
     hidden = model.llm.hidden_states(embeds, [last]).states[last]
@@ -24,41 +35,91 @@ def states_before_labels(model: SpeechLLM, embeds: Padded, labels: Tensor) -> Te
 
 
 def token_losses(model: SpeechLLM, embeds: Padded, labels: Tensor) -> Tensor:
-    """Negative log-probability (K,) of each of the K labels (B, L), in nats; -100 marks none."""
+    """Return the negative log-probability (K,) of each of the K labels in ``labels`` (B, L), in nats."""
     logits = model.llm.logits(states_before_labels(model, embeds, labels))  # (K, vocabulary)
     targets = labels[:, 1:]
     return F.cross_entropy(logits.float(), targets[targets != IGNORE], reduction="none")
+
+
+def chat_of(batch: Batch) -> Chat:
+    """Return the chat turns of ``batch``. Raises `DataError` if it was collated without them."""
+    if batch.chat is None:
+        raise DataError("the batch has no chat turns: collate it with a prompter, see ossicle.data.collate")
+    return batch.chat
 
 
 @section
 class NextToken:
     """Next-token loss on the answer and its end of turn, given speech and instruction.
 
-    This is fine-tuning, and ASR pretraining where samples have no task: they are asked for their transcript.
-    Source: METHOD sections 2 and 3.
+    This is the loss of fine-tuning. For samples without a task the answer is the transcript and the instruction asks
+    for it, which is ASR pretraining. Source: METHOD sections 2 and 3.
     """
 
     name: Literal["next_token"] = "next_token"
     average: Literal["token", "example"] = "token"
-    """Over all label tokens of the batch (the paper), or first over those of each example, so that short answers weigh
-    as much as long ones."""
+    """Unit of the average: ``token`` averages over all labels of the batch, as the paper does. ``example`` averages
+    over the labels of each example first, so that short answers have the same weight as long ones."""
 
     needs_negatives = False
     needs_mixed = False
 
     def build(self) -> NextToken:
-        """The objective to call: itself."""
+        """Return the objective itself, since it has no parameters."""
         return self
 
     def __call__(self, model: SpeechLLM, batch: Batch) -> LossOutput:
-        """Loss in nats per token."""
-        if batch.chat is None:
-            raise ValueError("the batch has no chat turns")
-        embeds, labels = model.chat_inputs(batch.chat, model.speech(batch))
+        """Return the loss in nats per token."""
+        embeds, labels = model.chat_inputs(chat_of(batch), model.speech(batch))
         losses = token_losses(model, embeds, labels)
         if self.average == "example":
             counts = (labels[:, 1:] != IGNORE).sum(1)  # (B,)
             loss = (losses / counts.repeat_interleave(counts)).sum() / len(counts)
         else:
             loss = losses.mean()
-        return LossOutput(loss, detached({"next_token": loss}))
+        return LossOutput(loss, {"next_token": loss.detach()})
+
+
+@section
+class Distillation:
+    """Match the next-token distribution given speech to the one given the transcript.
+
+    The loss is KL(teacher || student), averaged over the tokens of the answers, end of turn included. The student is
+    the LLM with the speech in its chat turn. The teacher is the same LLM, without a graph, with the tokens of the
+    transcript in the same place. The answer is the sample's, or the transcript if the sample has none. Source: the loss
+    of Ultravox, as a baseline; not in the paper.
+    """
+
+    name: Literal["distillation"] = "distillation"
+    temperature: float = Field(default=1.0, gt=0)
+    """Temperature of both distributions."""
+
+    needs_negatives = False
+    needs_mixed = False
+
+    def build(self) -> Distillation:
+        """Return the objective itself, since it has no parameters."""
+        return self
+
+    def __call__(self, model: SpeechLLM, batch: Batch) -> LossOutput:
+        """Return the loss in nats per token."""
+        from ossicle.losses.distillation import kl_divergence  # used by this objective only
+
+        chat = chat_of(batch)
+        with torch.no_grad():
+            teacher = states_before_labels(model, *model.chat_inputs(chat, model.text(batch)))  # (K, D)
+        student = states_before_labels(model, *model.chat_inputs(chat, model.speech(batch)))  # (K, D)
+
+        def divergence(from_text: Tensor, from_speech: Tensor) -> Tensor:
+            with torch.no_grad():
+                target = model.llm.logits(from_text)
+            return kl_divergence(target, model.llm.logits(from_speech), temperature=self.temperature).sum()
+
+        size = max(1, CHUNK_LOGITS // model.llm.model.config.vocab_size)
+        pairs = list(zip(torch.split(teacher, size), torch.split(student, size), strict=True))
+        if len(pairs) == 1:
+            sums = [divergence(teacher, student)]
+        else:
+            sums = [checkpoint(divergence, *pair, use_reentrant=False) for pair in pairs]
+        loss = torch.stack(sums).sum() / len(teacher)
+        return LossOutput(loss, {"distillation": loss.detach()})

@@ -1,7 +1,7 @@
-"""Tiny random models and data, for tests of Ossicle and of what is built on it. Nothing is downloaded.
+"""Create tiny random models and data for tests of Ossicle and of packages built on it, without downloads.
 
-The models have the real architectures and load through the ordinary classes, so `ossicle train model.llm=FOLDER` works
-on them; they know nothing.
+The models have the real architectures with random weights. They load through the ordinary classes, so that
+`ossicle train model.llm=FOLDER` accepts them.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import soundfile
 
 from ossicle.audio import SAMPLE_RATE_HZ
@@ -50,17 +51,21 @@ WORDS = [
     "takes",
     "wants",
 ]
-
 WORD_S = 0.15
+"""Length of each word in seconds."""
 
 
 def tiny_manifest(
     folder: Path, count: int = 8, *, tasks: Sequence[str] = (), seed: int = 0, words: bool = False
 ) -> Path:
-    """Write ``count`` utterances of 0.3 to 1.2 s, one tone per word, and their manifest.
+    """Write utterances of 0.3 to 0.9 s, one tone per word, and return the path of their manifest.
 
-    With ``tasks`` ("asr", "st", "qa") the lines carry stage-2 fields, the tasks in turn; with ``words`` they say when
-    each word is spoken, as mixed speech-text training needs it.
+    Args:
+        folder: Folder of the audio files and the manifest; created if necessary.
+        count: Number of utterances.
+        tasks: Tasks of fine-tuning (``asr``, ``st``, ``qa``), assigned to the lines in turn. By default there are none.
+        seed: Seed of the words; it is also part of the file names.
+        words: Write the start and end of each word, which mixed speech-text training needs.
     """
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
@@ -106,6 +111,7 @@ def _task(task: str | None, text: str) -> tuple[str | None, tuple[str, ...], str
             return "what is the first word", (text.split()[0],), None
 
 
-def _tone(frequency_hz: float) -> np.ndarray:
+def _tone(frequency_hz: float) -> npt.NDArray[np.float32]:
     time_s = np.arange(int(WORD_S * SAMPLE_RATE_HZ)) / SAMPLE_RATE_HZ
-    return (0.3 * np.sin(2 * np.pi * frequency_hz * time_s)).astype(np.float32)
+    tone: npt.NDArray[np.float32] = (0.3 * np.sin(2 * np.pi * frequency_hz * time_s)).astype(np.float32)
+    return tone

@@ -1,6 +1,6 @@
-"""Chat templates of the shape of published ones, in words of our own: start tokens, role headers, ends of turn.
+"""Chat templates with the structure of published ones, and the special tokens of their tokenizers.
 
-Each comes with the special tokens that its tokenizer has. What is special about a template stands beside it.
+The structure is the start tokens, role headers and ends of turn; the wording is our own.
 """
 
 from __future__ import annotations
@@ -10,20 +10,21 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """A template and the tokens it needs."""
+    """A chat template and its special tokens."""
 
     template: str
     eos: str
-    """What the tokenizer calls end of sequence; some models end a turn with another token."""
+    """End of sequence of the tokenizer. Some models end a turn with another token."""
     bos: str | None = None
+    """Begin of sequence, or None."""
     special: tuple[str, ...] = ()
-    """Further special tokens, each one id."""
+    """Further special tokens, each with one id."""
     before: str = ""
-    """What stands before the speech in the user turn."""
+    """Text before the speech in the user turn."""
     header: str = ""
-    """What stands between the instruction and the answer."""
+    """Text between the instruction and the answer."""
     end: str = ""
-    """The end of turn, which is a label."""
+    """End of turn, which is a label."""
 
 
 def _header(name: str) -> str:
@@ -40,7 +41,7 @@ PLAIN = ChatFormat(
     header="<|end|><|assistant|>",
     end="<|end|>",
 )
-# Llama 3.1 to 3.3 put a system turn with a date before all others; content is trimmed.
+# Llama 3.1 to 3.3 begin with a system turn that contains a date, and trim the content of messages.
 LLAMA3 = ChatFormat(
     template="{{ bos_token }}{% if date_string is not defined %}"
     "{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
@@ -55,7 +56,7 @@ LLAMA3 = ChatFormat(
     header=f"<|eot_id|>{_header('assistant')}",
     end="<|eot_id|>",
 )
-# Qwen2 and 2.5 have no begin-of-sequence token, a default system turn, and a newline after each turn.
+# Qwen2 and Qwen2.5 have no begin-of-sequence token, a default system turn, and a newline after each turn.
 CHATML = ChatFormat(
     template="{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou help.<|im_end|>\n' }}{% endif %}"
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
@@ -66,7 +67,7 @@ CHATML = ChatFormat(
     header="<|im_end|>\n<|im_start|>assistant\n",
     end="<|im_end|>",
 )
-# Qwen3 and SmolLM3 think unless told not to: an empty thought then stands before the answer.
+# Qwen3 and SmolLM3 think by default. Without thinking, the template writes an empty thought before the answer.
 THINKING = ChatFormat(
     template="{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
     "{% if m['role'] == 'assistant' %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
@@ -90,8 +91,8 @@ MISTRAL = ChatFormat(
     header="[/INST] ",
     end="</s>",
 )
-# Gemma refuses a system turn and two turns of one side, calls the assistant "model", and ends a turn with another token
-# than the tokenizer's end of sequence.
+# Gemma raises an error for a system turn and for two turns of the same role. It calls the assistant "model", and ends a
+# turn with another token than the tokenizer's end of sequence.
 GEMMA = ChatFormat(
     template="{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turn') }}{% endif %}"
     "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
@@ -106,7 +107,7 @@ GEMMA = ChatFormat(
     header="<end_of_turn>\n<start_of_turn>model\n",
     end="<end_of_turn>",
 )
-# Phi-3 and Phi-4-mini end the whole conversation with the end of sequence, after the end of the last turn.
+# Phi-3 and Phi-4-mini write the end of sequence after the end of the last turn.
 PHI = ChatFormat(
     template="{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + '<|end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% else %}{{ eos_token }}{% endif %}",
@@ -116,7 +117,7 @@ PHI = ChatFormat(
     header="<|end|><|assistant|>",
     end="<|end|>",
 )
-# OLMo 2 begins with its end of sequence, and its role headers are ordinary text.
+# OLMo 2 starts with its end of sequence, and its role headers are ordinary text.
 OLMO = ChatFormat(
     template="{{ bos_token }}{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] }}"
     "{{ eos_token if m['role'] == 'assistant' else '\n' }}{% endfor %}"

@@ -1,4 +1,4 @@
-"""Tiny random speech encoders of every family."""
+"""Create tiny random speech encoders of every family."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ _SIZES = {"hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 2
 
 
 def tiny_encoder(folder: Path, family: EncoderFamily = "hubert", *, norm: str = "layer", seed: int = 0) -> Path:
-    """Save a random encoder of width 24 and two layers, with its feature extractor.
+    """Save a random encoder of width 24 with two layers, and its feature extractor; return ``folder``.
 
-    ``norm`` is that of the front end of hubert, wav2vec2 and wavlm: "layer" (large models) or "group" (base).
+    ``norm`` is the norm in the front end of hubert, wav2vec2 and wavlm: "layer" (as in large models) or
+    "group" (as in base models).
     """
     torch.manual_seed(seed)
     match family:
@@ -98,7 +99,7 @@ def _parakeet() -> tuple[Any, Any]:
         **_SIZES, conv_kernel_size=5, subsampling_conv_channels=8, num_mel_bins=16
     )
     config = transformers.ParakeetCTCConfig(vocab_size=32, pad_token_id=0, encoder_config=encoder)
-    # As a file, since making the extractor takes librosa in older transformers.
+    # As a file, because older versions of transformers require librosa to create the extractor.
     return transformers.ParakeetForCTC(config), {
         "feature_extractor_type": "ParakeetFeatureExtractor",
         "feature_size": 16,

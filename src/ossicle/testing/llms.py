@@ -1,4 +1,4 @@
-"""Tiny random LLMs of every family, with byte-level tokenizers that spell any text."""
+"""Create tiny random LLMs of every family, with byte-level tokenizers that encode any text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ossicle.testing.chats import PLAIN, ChatFormat
 
 LLMFamily = Literal["llama", "qwen2", "mistral", "qwen3", "gemma2", "gemma3", "phi3", "smollm3", "olmo2"]
 WINDOW = 24
-"""Sliding windows of the tiny models, where the family has them: shorter than most chat turns."""
+"""Length in tokens of the sliding windows, in families that have them. Most chat turns are longer."""
 
 
 @dataclass(frozen=True)
@@ -58,18 +58,26 @@ def tiny_llm(
     seed: int = 0,
     own_chat: bool = False,
 ) -> Path:
-    """Save a random causal LM of width ``dim`` with a tokenizer and a chat template.
+    """Save a random causal LM with its tokenizer and chat template; return ``folder``.
 
-    ``own_chat`` gives it special tokens and a template of the shape of its family's (`chat_of`) in place of plain ones.
-    Tied and untied embeddings, soft-capping and sliding windows (of 24 tokens) are as in the family.
+    Tied embeddings, soft caps and sliding windows (of 24 tokens) are as in the family.
+
+    Args:
+        folder: Folder of the model.
+        family: Architecture.
+        layers: Number of transformer layers.
+        dim: Width of a token embedding.
+        seed: Seed of the weights.
+        own_chat: Use special tokens and a template with the structure of the family's own (`chat_of`). By default all
+            families have the same plain template.
     """
     import transformers
 
-    made = _FAMILIES[family]
-    tokenizer = tiny_tokenizer(made.chat if own_chat else PLAIN)
+    architecture = _FAMILIES[family]
+    tokenizer = tiny_tokenizer(architecture.chat if own_chat else PLAIN)
     torch.manual_seed(seed)
-    name = made.prefix.removesuffix("Text")
-    config = getattr(transformers, f"{made.prefix}Config")(
+    name = architecture.prefix.removesuffix("Text")
+    config = getattr(transformers, f"{architecture.prefix}Config")(
         vocab_size=len(tokenizer),
         hidden_size=dim,
         intermediate_size=48,
@@ -77,11 +85,11 @@ def tiny_llm(
         num_attention_heads=2,
         num_key_value_heads=1,
         max_position_embeddings=2048,
-        tie_word_embeddings=made.tied,
+        tie_word_embeddings=architecture.tied,
         pad_token_id=None,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
-        **made.settings,
+        **architecture.settings,
     )
     getattr(transformers, f"{name}ForCausalLM")(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -89,12 +97,12 @@ def tiny_llm(
 
 
 def chat_of(family: LLMFamily) -> ChatFormat:
-    """The template of ``tiny_llm(..., family, own_chat=True)``."""
+    """Return the chat template of ``tiny_llm(folder, family, own_chat=True)``."""
     return _FAMILIES[family].chat
 
 
 def tiny_tokenizer(chat: ChatFormat = PLAIN) -> Any:
-    """A byte-level tokenizer without merges: it spells any text. It has no padding token."""
+    """Return a byte-level tokenizer without merges, which encodes any text. It has no padding token."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
