@@ -1,11 +1,11 @@
-"""Attention on a CPU, two plain matrix products beside PyTorch's fused kernel: forward and backward of whole
-sequences, and the forward pass of a step of generation.
+"""Compare attention as two plain matrix products with PyTorch's fused kernel, on a CPU.
 
-`ossicle.models.attention` takes the faster one of each precision. Runs alternate; the table gives the least process CPU
-time of each and the median of the paired ratios, with the distance between the outputs and between the gradients of
-the keys. "By oneDNN" is ``torch.set_float32_matmul_precision("medium")``.
+Usage: python benchmarks/attention.py [--batch 8] [--heads 8] [--length 128] [--width 64] [--pairs 7] [--threads 1]
 
-    python benchmarks/attention.py [--batch 8] [--heads 8] [--length 128] [--width 64] [--pairs 7] [--threads 1]
+The first table is for forward and backward passes of whole sequences, the second for forward passes of a generation
+step. `ossicle.models.packing` uses the faster implementation of each precision. The contenders run in turns. The tables
+give the minimum process CPU time, the median of the paired ratios, and the distances between the outputs and between
+the gradients of the keys. "By oneDNN" is ``torch.set_float32_matmul_precision("medium")``.
 """
 
 from __future__ import annotations
@@ -21,32 +21,31 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from ossicle.models.attention import attend
+from ossicle.models.packing import attend
 
-STEPS = 20
-"""Of generation, timed together."""
+STEPS = 20  # generation steps that are timed together
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def plain(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Causal attention (B, H, L, d) as two matrix products."""
+    """Compute causal attention (B, H, L, d) as two matrix products."""
     scores = (query * query.shape[-1] ** -0.5) @ key.mT
     ahead = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
     return scores.masked_fill(ahead, -torch.inf).softmax(-1) @ value
 
 
 def fused(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """The same by `torch.nn.functional.scaled_dot_product_attention`."""
+    """Compute causal attention with `torch.nn.functional.scaled_dot_product_attention`."""
     return F.scaled_dot_product_attention(query, key, value, is_causal=True)
 
 
 def chosen(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """The same as Ossicle calls it."""
+    """Compute causal attention as Ossicle does."""
     return attend(query, key, value, causal=True)
 
 
 def timed(attention: Attention, inputs: list[Tensor]) -> tuple[float, Tensor, Tensor]:
-    """CPU seconds of forward and backward, output, gradient of the keys."""
+    """Return the CPU seconds of forward and backward, the output, and the gradient of the keys."""
     leaves = [value.clone().requires_grad_() for value in inputs]
     started = time.process_time()
     out = attention(*leaves)
@@ -57,7 +56,7 @@ def timed(attention: Attention, inputs: list[Tensor]) -> tuple[float, Tensor, Te
 
 
 def step_table(arguments: argparse.Namespace) -> Table:
-    """A step of generation: one query for each sequence, keys padded on the left."""
+    """Time a generation step: one query per sequence, keys padded on the left."""
     table = Table("type", "keys", "fused, CPU ms", "Ossicle's choice, CPU ms", "fused / chosen (median)", "output rel.")
     for dtype in (torch.float32, torch.bfloat16):
         for length in arguments.length:
@@ -129,7 +128,7 @@ def main() -> None:
         f"backward, {arguments.threads} thread(s)"
     )
     console.print(table)
-    console.print("A step of generation, forward")
+    console.print("One generation step, forward")
     console.print(step_table(arguments))
 
 

@@ -1,7 +1,8 @@
-"""Time of `ossicle score`'s statistics on made-up translations: counting once, then intervals from the counts.
+"""Time the statistics of `ossicle score` on synthetic translations, beside sacreBLEU's own bootstrap.
 
-Compares with sacreBLEU's own bootstrap, which computes each resample in Python. Prints one table.
 Usage: python benchmarks/bootstrap.py [UTTERANCES] [RESAMPLES]
+
+Ossicle counts once and computes all intervals from the counts. sacreBLEU computes every resample in Python.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from ossicle.evaluate.metrics import bleu, chrf, f1, wer
 
 
 def main(utterances: int = 10_000, resamples: int = 1000) -> None:
-    """Print the table."""
+    """Print the table of times."""
     chance = random.Random(0)
     words = [f"word{number}" for number in range(1000)]
     references = [" ".join(chance.choices(words, k=chance.randint(5, 25))) for _ in range(utterances)]

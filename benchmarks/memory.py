@@ -1,11 +1,10 @@
-"""Activations that one token leaves behind in one layer of a frozen LLM until the backward pass.
+"""Measure the activations that one token keeps in one layer of a frozen LLM until the backward pass.
 
-Counted with `torch.autograd.graph.saved_tensors_hooks`: every storage once, parameters left out, per position and
-layer, and scaled by 4096 / width to the width of Llama-3.1-8B, whose proportions the model has. Compared: Ossicle's
-packed forward; transformers' forward of the same frozen model over the same sequences without padding, where nothing
-else differs; and the same with weights that train.
+Usage: python benchmarks/memory.py [--width 512] [--layers 8] [--length 128] [--batch 8]
 
-    python benchmarks/memory.py [--width 512] [--layers 8] [--length 128] [--batch 8]
+Every storage that autograd saves counts once, without parameters. The size per position and layer is scaled by
+4096 / width to the width of Llama-3.1-8B, whose proportions the model has. The table compares Ossicle's packed forward
+pass with that of transformers, frozen and with trained weights, on the same sequences without padding.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ REFERENCE_WIDTH = 4096
 
 
 def make_model(width: int, layers: int) -> LlamaForCausalLM:
-    """Llama-3.1-8B in small: a feed-forward of 3.5 times the width, a quarter as many key and value heads."""
+    """Return a small model with the proportions of Llama-3.1-8B: feed-forward 3.5 times the width, grouped heads."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=1000, hidden_size=width, intermediate_size=int(width * 3.5), num_hidden_layers=layers,
@@ -54,7 +53,7 @@ def main() -> None:
         def theirs(model: LlamaForCausalLM = model, values: Tensor = values) -> object:
             return model.model(inputs_embeds=values, output_hidden_states=True, use_cache=False)
 
-        measured = {"transformers, weights train": run_and_count(theirs, model)[1]}
+        measured = {"transformers, trained weights": run_and_count(theirs, model)[1]}
         model.requires_grad_(False)
         measured["transformers, frozen"] = run_and_count(theirs, model)[1]
         llm = LLM(model, tiny_tokenizer(), name="benchmark")

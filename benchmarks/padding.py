@@ -1,13 +1,11 @@
-"""How much of an epoch of random batches is padding: packed as Ossicle runs it, and padded as the official code does.
+"""Measure the share of padding in epochs of training batches, packed as in Ossicle and padded as in the official code.
 
-Lengths are the durations in manifests. The batches are those that the training sampler draws for a contrastive loss:
-at random, since negatives of equal length would make length uninformative. Frames and tokens are counted by the
-formulas of HuBERT (50 frames a second) and of the paper's projector (4 tokens for 17 frames), and positions of the
-packed batch by `Packing` itself. Compared in the LLM, in the projector and in the encoder.
+Usage: python benchmarks/padding.py [MANIFEST ...] [--batch-size 10] [--epochs 3]
 
-    python benchmarks/padding.py [MANIFEST ...] [--batch-size 10] [--epochs 3]
-
-Without manifests, those under ../shared/data/real_speech if there are any.
+The durations come from manifests; the default is those under ../shared/data/real_speech, if they exist. The training
+sampler draws the batches at random, as a contrastive loss needs: negatives of equal length would otherwise make length
+a cue. Frames and tokens follow from HuBERT (50 frames per second) and the paper's projector (4 tokens per 17 frames).
+`Packing` counts the positions of a packed batch.
 """
 
 from __future__ import annotations
@@ -26,9 +24,9 @@ from ossicle.data.sampler import BatchSampler
 from ossicle.models.packing import Packing
 
 DEFAULT = Path(__file__).parents[2] / "shared" / "data" / "real_speech"
-RECEPTIVE_FIELD, HOP = 400, 320  # samples, of HuBERT's front end
-WINDOW, QUERIES = 17, 4  # frames of a window of the projector, and the tokens it becomes
-SHORTEST_S, LONGEST_S = 1.0, 45.0  # the official limits
+RECEPTIVE_FIELD, HOP = 400, 320  # of HuBERT's convolutions, in samples
+WINDOW, QUERIES = 17, 4  # frames per window of the projector, and tokens per window
+SHORTEST_S, LONGEST_S = 1.0, 45.0  # limits of the official code
 ORDERS = ("random", "duration")
 
 
@@ -41,12 +39,12 @@ def windows_of(seconds: float) -> int:
 
 
 def share(real: int, computed: int) -> float:
-    """Percent of what is computed that is padding."""
+    """Return the percentage of the computed positions that are padding."""
     return 100 * (1 - real / computed)
 
 
 def shares(batches: list[list[float]]) -> dict[str, float]:
-    """Percent of padding in an epoch of ``batches`` of durations, by where it is and how it is run."""
+    """Return the percentage of padding in an epoch of ``batches`` of durations, by module and implementation."""
     real_frames = padded_frames = real_windows = padded_windows = packed = padded = 0
     for batch in batches:
         frames, windows = [frames_of(seconds) for seconds in batch], [windows_of(seconds) for seconds in batch]
@@ -71,7 +69,7 @@ def shares(batches: list[list[float]]) -> dict[str, float]:
 
 
 def epoch_of(durations_s: list[float], order: str, batch_size: int, epoch: int) -> list[list[float]]:
-    sampler = BatchSampler(durations_s=durations_s, batch_size=batch_size, order=order, remainder="keep")
+    sampler = BatchSampler(durations_s=durations_s, batch_size=batch_size, order=order)
     sampler.set_epoch(epoch)
     return [[durations_s[index] for index in batch] for batch in sampler]
 
@@ -93,7 +91,7 @@ def main() -> None:
     for order in ORDERS:
         epochs = [shares(epoch_of(durations_s, order, arguments.batch_size, e)) for e in range(arguments.epochs)]
         columns.append({name: sum(epoch[name] for epoch in epochs) / len(epochs) for name in epochs[0]})
-    table = Table("padding, % of what is computed", "random batches", "batches of similar duration")
+    table = Table("padding, % of computed positions", "random batches", "batches of similar duration")
     for name in columns[0]:
         table.add_row(name, *(f"{column[name]:.1f}" for column in columns))
     console.print(

@@ -1,9 +1,9 @@
-"""Matrix products in half precision beside float32 on this CPU, and which of them Ossicle takes.
+"""Compare matrix products in half precision with float32 on this CPU.
 
-Runs alternate; the table gives the least process CPU time of each and the median of the paired ratios. A CPU without
-AVX-512 or AMX is tens of times slower in bfloat16; `ossicle.precision` tells the two kinds apart.
+Usage: python benchmarks/precision.py [--width 128 512] [--pairs 5] [--threads 1]
 
-    python benchmarks/precision.py [--width 128 512] [--pairs 5] [--threads 1]
+Both run in turns. The table gives the minimum process CPU time, the median of the paired ratios, and the type that
+`ossicle.precision` selects. A CPU without AVX-512 or AMX is tens of times slower in bfloat16 than in float32.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ossicle.precision import CPU, usable
 
 
 def timed(x: Tensor, y: Tensor) -> float:
-    """CPU seconds of ``x`` @ ``y``."""
+    """Return the CPU seconds of ``x`` @ ``y``."""
     started = time.process_time()
     x @ y
     return time.process_time() - started

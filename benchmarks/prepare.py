@@ -1,9 +1,9 @@
-"""How fast `ossicle prepare` lists utterances, and how much memory it takes for a short and a long corpus.
+"""Measure the speed and the memory of `ossicle prepare` for a short and a long corpus.
 
-A NeMo manifest of segments of one recording is prepared, each size in a process of its own. Memory is the peak of the
-process, beside what it takes before it starts; a constant one is the aim.
+Usage: python benchmarks/prepare.py [--lines 10000 100000]
 
-    python benchmarks/prepare.py [--lines 10000 100000]
+The corpus is a NeMo manifest of segments of one recording. Each size runs in its own process. The table gives the
+memory before the command starts and the peak, which should not depend on the size.
 """
 
 from __future__ import annotations

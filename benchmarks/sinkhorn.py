@@ -1,14 +1,14 @@
-"""The Wasserstein loss of a batch, forward and backward, beside the loop over pairs with geomloss of the paper's code.
+"""Compare the Wasserstein loss, forward and backward, with a Python loop over pairs that calls geomloss.
 
-Synthetic ragged clouds, text of 25 to 55 tokens and speech of three times as many, gradient into speech only. Values
-and gradients are compared, also with geomloss in float64 (on the first texts, since that takes long). Runs alternate;
-the table gives the median of the paired ratios of process CPU time and of wall time.
+Usage: python benchmarks/sinkhorn.py [--batch 32] [--width 512] [--pairs 3] [--threads 1] [--solvers torch numba]
 
-Solvers are "torch", "numba" and either of them with "-bf16": the products of the backward pass in bfloat16. The floor
-is the time of the two large matrix products alone, all inner products and the plans times the text, in float32.
-The runs of D = 4096 take two minutes more: --width 512 4096.
+The clouds are synthetic: texts of 25 to 55 tokens and speech of three times as many. Only speech gets a gradient. The
+contenders run in turns. The table gives the median of the paired ratios of process CPU time and of wall time. It also
+gives the distance of values and gradients from geomloss, and from geomloss in float64 on the first texts.
 
-    python benchmarks/sinkhorn.py [--batch 32] [--width 512] [--pairs 3] [--threads 1] [--solvers torch numba]
+A solver is "torch" or "numba". The suffix "-bf16" runs the products of the backward pass in bfloat16. The floor is the
+time of the two large matrix products alone in float32: all inner products, and the plans times the text. Width 4096
+takes two more minutes.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from rich.table import Table
 from torch import Tensor
 
 from ossicle.losses.contrastive import info_nce
-from ossicle.losses.products import inner_products
 from ossicle.losses.sinkhorn import wasserstein_similarity
+from ossicle.losses.sinkhorn_problem import inner_products
 
 Clouds = tuple[Tensor, Tensor]
 EXACT_TEXTS = 2
-WARM_UP = 3  # rounds not counted, in which numba compiles and the process gets its memory from the system
+WARM_UP = 3  # rounds that are not counted: numba compiles, and the process gets its memory from the system
 
 
 def ragged(lengths: list[int], width: int, seed: int) -> Clouds:
-    """Hidden states as LLMs have them: positions share a large mean."""
+    """Return random hidden states and their mask; positions share a large mean, as in LLMs."""
     generator = torch.Generator().manual_seed(seed)
     points = torch.randn(len(lengths), max(lengths), width, generator=generator)
     points += torch.randn(width, generator=torch.Generator().manual_seed(0))
@@ -44,7 +44,7 @@ def ragged(lengths: list[int], width: int, seed: int) -> Clouds:
 
 
 def loop_over_pairs(text: Clouds, speech: Clouds) -> Tensor:
-    """Similarity as the official code computes it: (B_text, B_speech)."""
+    """Return the similarity (B_text, B_speech) as the official code computes it."""
     loss = SamplesLoss("sinkhorn", p=2, blur=0.05, backend="tensorized")
     texts, utterances = (
         [F.normalize(points[mask].to(torch.promote_types(points.dtype, torch.float32)), dim=-1)
@@ -60,7 +60,7 @@ def loop_over_pairs(text: Clouds, speech: Clouds) -> Tensor:
 def timed(
     similarity: Callable[[Clouds, Clouds], Tensor], text: Clouds, speech: Clouds
 ) -> tuple[float, float, Tensor, Tensor]:
-    """CPU seconds, wall seconds, similarity and gradient of the loss in the speech."""
+    """Return CPU seconds, wall seconds, the similarity, and the gradient of the loss in the speech."""
     heard = speech[0].clone().requires_grad_()
     cpu, wall = time.process_time(), time.perf_counter()
     matrix = similarity(text, (heard, speech[1]))
@@ -75,7 +75,7 @@ def relative(ours: Tensor, theirs: Tensor) -> float:
 
 
 def exactness(similarity: Callable[[Clouds, Clouds], Tensor], text: Clouds, speech: Clouds) -> tuple[float, float]:
-    """Relative distance of values and of a gradient from geomloss in float64, on a part of the batch."""
+    """Return the relative distance of values and gradient from geomloss in float64, on a part of the batch."""
     results = []
     for function, dtype in ((loop_over_pairs, torch.float64), (similarity, torch.float32)):
         heard = speech[0][:EXACT_TEXTS].to(dtype).requires_grad_()
@@ -87,14 +87,14 @@ def exactness(similarity: Callable[[Clouds, Clouds], Tensor], text: Clouds, spee
 
 
 def solver(name: str) -> Callable[[Clouds, Clouds], Tensor]:
-    """Our similarity, by one of its solvers."""
+    """Return our similarity function with the solver ``name``."""
     backend, _, half = name.partition("-")
     options = {"backend": backend, "bf16_gradient": half == "bf16"}
     return lambda text, speech: wasserstein_similarity(*text, *speech, **options)
 
 
 def floor(text: Clouds, speech: Clouds) -> float:
-    """CPU seconds of the two large products of one step."""
+    """Return the CPU seconds of the two large products of one step."""
     x, y = text[0][text[1]], speech[0][speech[1]]
     plans = torch.rand(len(x), len(y))
     started = time.process_time()
@@ -104,7 +104,7 @@ def floor(text: Clouds, speech: Clouds) -> float:
 
 
 def row(table: Table, names: tuple[str, str], mine: list, others: tuple[list, list], close: list[float]) -> None:
-    """One line of the table, of times of ours, of the loop and of the floor that alternated, and of parity."""
+    """Add a line to the table: times of Ossicle, of the loop and of the floor, and the distances of the results."""
     theirs, floors = others
     cpu, wall = ([other[k] / own[k] for own, other in zip(mine, theirs, strict=True)] for k in (0, 1))
     table.add_row(
@@ -129,8 +129,8 @@ def main() -> None:
     lengths = [draw.randint(25, 55) for _ in range(arguments.batch)]
 
     table = Table(
-        "solver", "D", "geomloss loop, CPU ms", "ours, CPU ms", "floor, CPU ms", "× (median, CPU)", "range", "× (wall)",
-        "values rel.", "gradient rel.", "values, fp64", "gradient, fp64",
+        "solver", "D", "geomloss loop, CPU ms", "Ossicle, CPU ms", "floor, CPU ms", "× (median, CPU)", "range",
+        "× (wall)", "values rel.", "gradient rel.", "values, fp64", "gradient, fp64",
     )  # fmt: skip
     for width in arguments.width:
         text, speech = ragged(lengths, width, 1), ragged([3 * length for length in lengths], width, 2)

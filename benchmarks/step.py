@@ -1,14 +1,14 @@
-"""One contrastive stage-1 step through a frozen LLM: Ossicle beside the recipe of the paper's code, same mathematics.
+"""Compare one contrastive stage-1 step through a frozen LLM with the official training script, at the same mathematics.
 
-The baseline pads both sides, runs the text with a graph, computes logits and recomputes every layer in the backward
-pass, as the official training script does, in float32. Ossicle packs, looks up the pooled text states (which never
-change), stops at the last layer and recomputes nothing but attention. Both get the same speech vectors. Runs alternate;
-the table gives the median of the paired ratios of process CPU time, beside the distance of loss and gradient.
+Usage: python benchmarks/step.py [--width 512] [--layers 8] [--utterances 20] [--pairs 3] [--threads 1]
 
-"oneDNN" is ``torch.set_float32_matmul_precision("medium")``: float32 on CPUs without AMX, bfloat16 products with it.
-The head of the LLM is small enough to be 7 % of a forward pass, as it is in Llama-3.1-8B.
+The baseline does what the official script does, in float32: it pads both sides, runs the text with a graph, computes
+logits, and recomputes every layer in the backward pass. Ossicle packs, reads the pooled text states from a cache, stops
+at the last layer, and recomputes only attention. Both get the same speech vectors and run in turns. The table gives the
+median of the paired ratios of process CPU time, and the distances of loss and gradient.
 
-    python benchmarks/step.py [--width 512] [--layers 8] [--utterances 20] [--pairs 3] [--threads 1]
+"oneDNN" is ``torch.set_float32_matmul_precision("medium")``: float32 on CPUs without AMX, bfloat16 products with AMX.
+The head of the LLM is small enough to take 7 % of a forward pass, as in Llama-3.1-8B.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ossicle.losses.contrastive import info_nce, mean_pool
 from ossicle.models.llm import LLM
 from ossicle.testing import tiny_tokenizer
 
-TEXT_RATE_HZ, SPEECH_RATE_HZ = 4.0, 12.0  # tokens a second
+TEXT_RATE_HZ, SPEECH_RATE_HZ = 4.0, 12.0  # tokens per second
 
 Step = Callable[[Tensor, Tensor], Tensor]
 
@@ -46,7 +46,7 @@ def make_llm(width: int, layers: int) -> LlamaForCausalLM:
 
 
 def checkpointed(model: LlamaForCausalLM) -> LlamaForCausalLM:
-    """A copy that transformers runs by itself and recomputes layer by layer."""
+    """Return a frozen copy that transformers runs with gradient checkpointing of every layer."""
     model = copy.deepcopy(model).requires_grad_(False).eval()
     model.set_attn_implementation("sdpa")
     model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -56,7 +56,7 @@ def checkpointed(model: LlamaForCausalLM) -> LlamaForCausalLM:
 
 
 def ragged(count: int, sigma: float, rate: float, width: int) -> Padded:
-    """Sequences whose lengths are lognormal, as utterances are: token efficiency 0.4 at the defaults."""
+    """Return sequences with lognormal lengths, as utterances have: token efficiency 0.4 at the defaults."""
     generator = torch.Generator().manual_seed(1)
     seconds = torch.exp(torch.randn(count, generator=generator) * sigma) * 5
     lengths = (seconds * rate).long().clamp(min=2)
@@ -65,12 +65,12 @@ def ragged(count: int, sigma: float, rate: float, width: int) -> Padded:
 
 
 def pooled(states: dict[int, Tensor], mask: Tensor) -> Tensor:
-    """Unit means over the positions of every layer: (K, B, D)."""
+    """Return the L2-normalised means over the positions of every layer, (K, B, D)."""
     return F.normalize(torch.stack([mean_pool(state, mask) for state in states.values()]), dim=-1)
 
 
 def loss_of(texts: Tensor, utterances: Tensor) -> Tensor:
-    """Sum over layers of InfoNCE between pooled states (K, B, D)."""
+    """Return the sum over layers of InfoNCE between pooled states (K, B, D)."""
     return torch.stack([info_nce(text @ speech.T) for text, speech in zip(texts, utterances, strict=True)]).sum()
 
 
@@ -95,9 +95,9 @@ def official(model: LlamaForCausalLM, text_mask: Tensor, speech_mask: Tensor) ->
 
 
 def timed(step: Step, text: Padded, speech: Padded, precision: str) -> tuple[float, float, Tensor]:
-    """CPU seconds, loss and gradient of the speech vectors."""
+    """Return CPU seconds, loss, and the gradient of the speech vectors."""
     speech_values = speech.values.clone().requires_grad_()
-    text_values = text.values.clone().requires_grad_()  # the official code makes the embeddings' output require one
+    text_values = text.values.clone().requires_grad_()  # the official code lets the embedding output require a gradient
     torch.set_float32_matmul_precision(precision)
     started = time.process_time()
     loss = step(text_values, speech_values)
@@ -109,7 +109,7 @@ def timed(step: Step, text: Padded, speech: Padded, precision: str) -> tuple[flo
 
 
 def row(name: str, mine: list, theirs: list) -> list[str]:
-    """One line of the table, of runs that alternated; the first pair warmed up."""
+    """Return one line of the table; the first pair of runs is a warm-up and is left out."""
     ratios = [other[0] / own[0] for own, other in zip(mine[1:], theirs[1:], strict=True)]
     (_, my_loss, my_gradient), (_, their_loss, their_gradient) = mine[-1], theirs[-1]
     distance = (my_gradient - their_gradient).norm() / their_gradient.norm()
@@ -129,7 +129,7 @@ def main() -> None:
     parser.add_argument("--utterances", type=int, default=20)
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--sigma", type=float, default=0.6, help="of the logarithm of the lengths")
+    parser.add_argument("--sigma", type=float, default=0.6, help="standard deviation of the logarithm of the lengths")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
 
@@ -140,16 +140,16 @@ def main() -> None:
     text, speech = (
         ragged(arguments.utterances, arguments.sigma, rate, arguments.width) for rate in (TEXT_RATE_HZ, SPEECH_RATE_HZ)
     )
-    with torch.no_grad():  # what the cache holds: computed once, in float32
+    with torch.no_grad():  # the content of the text cache, computed once in float32
         texts = pooled(llm.hidden_states(text, range(arguments.layers + 1)).states, text.mask)
 
     baseline = official(reference, text.mask, speech.mask)
-    steps = {  # name: ours, precision of ours, precision of the baseline
+    steps = {  # name: (step, its precision, precision of the baseline)
         "fp32": (ours(llm, texts, speech.mask, False), "highest", "highest"),
-        "fp32 by oneDNN, both": (ours(llm, texts, speech.mask, False), "medium", "medium"),
-        "fp32 by oneDNN, ours only": (ours(llm, texts, speech.mask, False), "medium", "highest"),
-        "bf16 autocast, ours only": (ours(llm, texts, speech.mask, True), "highest", "highest"),
-        "bf16 LLM, ours only": (ours(half, texts, speech.mask, False), "highest", "highest"),
+        "fp32 by oneDNN, both sides": (ours(llm, texts, speech.mask, False), "medium", "medium"),
+        "fp32 by oneDNN, Ossicle only": (ours(llm, texts, speech.mask, False), "medium", "highest"),
+        "bf16 autocast, Ossicle only": (ours(llm, texts, speech.mask, True), "highest", "highest"),
+        "bf16 LLM, Ossicle only": (ours(half, texts, speech.mask, False), "highest", "highest"),
     }
     mine: dict[str, list] = {name: [] for name in steps}
     theirs: dict[str, list] = {precision: [] for precision in ("highest", "medium")}
@@ -160,7 +160,7 @@ def main() -> None:
             mine[name].append(timed(step, text, speech, precision))
 
     table = Table(
-        "Ossicle", "official, CPU s", "ours, CPU s", "× (median)", "range", "loss rel.", "gradient rel.",
+        "Ossicle", "official, CPU s", "Ossicle, CPU s", "× (median)", "range", "loss rel.", "gradient rel.",
         "gradient 1 - cos",
     )  # fmt: skip
     for name, (_, _, precision) in steps.items():

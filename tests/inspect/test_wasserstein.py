@@ -23,7 +23,7 @@ def test_single_points_by_hand():
     text, speech = torch.tensor([[[2.0, 0.0]], [[0.0, 3.0]]]), torch.tensor([[[1.0, 0.0]], [[0.0, -1.0]]])
     mask = torch.ones(2, 1, dtype=torch.bool)
     found = MeanWasserstein()
-    found.see(batch("a", "b"), HiddenStates({4: text}, mask), HiddenStates({4: speech}, mask))
+    found.observe(batch("a", "b"), HiddenStates({4: text}, mask), HiddenStates({4: speech}, mask))
     row = found.rows[4]
     assert row.matched == pytest.approx(-(0 + 2) / 2, abs=1e-5)
     assert row.mismatched == pytest.approx(-(1 + 1) / 2, abs=1e-5)
@@ -36,7 +36,7 @@ def test_means_are_over_all_batches():
         text, speech = torch.randn(size, 4, 8), torch.randn(size, 6, 8)
         masks = torch.ones(size, 4, dtype=torch.bool), torch.ones(size, 6, dtype=torch.bool)
         masks[0][:, -1] = False  # padding
-        found.see(batch(*"abc"[:size]), HiddenStates({0: text}, masks[0]), HiddenStates({0: speech}, masks[1]))
+        found.observe(batch(*"abc"[:size]), HiddenStates({0: text}, masks[0]), HiddenStates({0: speech}, masks[1]))
         similarity = wasserstein_similarity(text[:, :3], masks[0][:, :3], speech, masks[1])
         own += similarity.diagonal().tolist()
         other += similarity[~torch.eye(size, dtype=torch.bool)].tolist()
@@ -47,5 +47,5 @@ def test_means_are_over_all_batches():
 def test_without_other_transcripts_there_is_no_mismatched():
     mask, state = torch.ones(1, 1, dtype=torch.bool), torch.ones(1, 1, 2)
     found = MeanWasserstein()
-    found.see(batch("a"), HiddenStates({0: state}, mask), HiddenStates({0: state}, mask))
+    found.observe(batch("a"), HiddenStates({0: state}, mask), HiddenStates({0: state}, mask))
     assert found.rows[0].mismatched is None

@@ -57,7 +57,7 @@ def test_directions_compare_rows_and_columns():
 
 def test_the_reference_implementation_gives_the_same_loss_and_gradient():
     if not FIXTURES.is_dir():
-        pytest.skip("the reference losses are not beside this checkout (shared/fixtures)")
+        pytest.skip("the reference losses are missing (shared/fixtures)")
     reference = load_file(FIXTURES / "contrastive.safetensors")
     speech = reference["speech"].requires_grad_()
     loss = loss_of(reference["text"], reference["text_mask"], speech, reference["speech_mask"])
@@ -122,7 +122,7 @@ def test_token_info_nce_by_hand():
 
 def test_token_info_nce_names_utterances_whose_tokens_do_not_match():
     text, speech = ragged([4, 2, 5], 5), ragged([4, 3, 5], 7, seed=1)
-    with pytest.raises(ValueError, match=r"utterances \[1\] of the batch do not mark the same tokens"):
+    with pytest.raises(ValueError, match=r"utterances \[1\] of the batch do not mark the same number of tokens"):
         token_info_nce(*text, *speech)
 
 

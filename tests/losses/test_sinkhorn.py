@@ -1,15 +1,17 @@
 import math
+import subprocess
+import sys
 from importlib.util import find_spec
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from ossicle.losses import sinkhorn_torch
+from ossicle.errors import ConfigError, MissingPackageError
+from ossicle.losses import sinkhorn, sinkhorn_torch
 from ossicle.losses.contrastive import info_nce
-from ossicle.losses.products import all_products, inner_products
 from ossicle.losses.sinkhorn import sinkhorn_divergence, wasserstein_similarity
-from ossicle.losses.sinkhorn_cloud import lay_out, make_schedule
+from ossicle.losses.sinkhorn_problem import Layout, Schedule, inner_products
 from places import SHARED
 
 FIXTURES = SHARED / "fixtures"
@@ -47,7 +49,7 @@ def gradients(value: torch.Tensor, x: torch.Tensor, y: torch.Tensor, seed: int =
 @pytest.mark.parametrize("schedule", ["sample", "pair"])
 def test_the_reference_implementation_gives_the_same_loss_and_gradient(backend: str, schedule: str):
     if not FIXTURES.is_dir():
-        pytest.skip("the reference losses are not beside this checkout (shared/fixtures)")
+        pytest.skip("the reference losses are missing (shared/fixtures)")
     reference = load_file(FIXTURES / "contrastive.safetensors")
     speech = reference["speech"].requires_grad_()
     text = reference["text"], reference["text_mask"]
@@ -265,8 +267,25 @@ def test_empty_clouds_and_senseless_points_and_options_are_refused():
         sinkhorn_divergence(*x, *y, blur=0.0)
     with pytest.raises(ValueError, match="schedule must be"):
         sinkhorn_divergence(*x, *y, schedule="batch")
-    with pytest.raises(ValueError, match="the numba solver takes float32"):
+    with pytest.raises(ConfigError, match="backend must be one of auto, torch, numba"):
+        sinkhorn_divergence(*x, *y, backend="cuda")
+    with pytest.raises(ConfigError, match="the numba solver takes float32"):
         sinkhorn_divergence(x[0].double(), x[1], *y, backend="numba")
+
+
+def test_without_numba_the_torch_solver_is_used_and_the_package_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sinkhorn, "find_spec", lambda name: None)
+    sinkhorn.select_solver.cache_clear()
+    x, y = clouds([5, 3], 0), clouds([8], 1)
+    assert torch.equal(sinkhorn_divergence(*x, *y), sinkhorn_divergence(*x, *y, backend="torch"))
+    with pytest.raises(MissingPackageError, match=r"ossicle\[fast\]"):
+        sinkhorn_divergence(*x, *y, backend="numba")
+    sinkhorn.select_solver.cache_clear()
+
+
+def test_contrastive_losses_import_neither_the_solver_nor_numba():
+    code = "import sys, ossicle.losses.contrastive as c; bad = {'numba', 'ossicle.losses.sinkhorn'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", f"{code}; assert not bad, bad"], check=True)
 
 
 # --- its parts ---
@@ -275,14 +294,14 @@ def test_empty_clouds_and_senseless_points_and_options_are_refused():
 def test_the_temperatures_are_those_of_geomloss():
     module = pytest.importorskip("geomloss._legacy.sinkhorn_divergence", reason="geomloss is not installed")
     for diameter in (3.9, 2.0, 1.2, 0.0501, 0.05, 0.02):
-        schedule = make_schedule(torch.tensor([diameter], dtype=torch.float64), 0.05, 0.5)
+        schedule = Schedule.from_diameters(torch.tensor([diameter], dtype=torch.float64), 0.05, 0.5)
         theirs = module.epsilon_schedule(2, diameter, 0.05, 0.5)
-        assert schedule.listed((0,)) == pytest.approx([float(value) for value in theirs])
+        assert schedule.as_list((0,)) == pytest.approx([float(value) for value in theirs])
 
 
 def test_clouds_of_similar_length_share_a_tile_and_are_packed_without_padding():
     mask = torch.tensor([[1, 1, 1, 1], [0, 1, 0, 1], [1, 0, 1, 1], [0, 0, 1, 0]], dtype=torch.bool)
-    layout = lay_out(mask)
+    layout = Layout.from_mask(mask)
     assert layout.bundles(8) == [[3, 1], [2, 0]] and layout.bundles(1) == [[3], [1], [2], [0]]
     assert layout.lengths == [4, 2, 3, 1]
     assert layout.source.tolist() == [0, 1, 2, 3, 5, 7, 8, 10, 11, 14]
@@ -297,13 +316,12 @@ def test_products_are_those_of_a_matrix_product_whatever_the_strides(shape: tupl
     generator = torch.Generator().manual_seed(0)
     x, y = (torch.randn(2 * width, 3 * n, generator=generator)[::2, ::3].T for n in (rows, columns))
     exact = x.double() @ y.double().T
-    for product in (inner_products(x, y), all_products(x, y), inner_products(x.double(), y.double())):
+    for product in (inner_products(x, y), inner_products(x.double(), y.double())):
         torch.testing.assert_close(product.double(), exact, rtol=1e-5, atol=1e-6)
 
 
 def test_tiles_of_any_size_give_the_same(monkeypatch: pytest.MonkeyPatch):
     x, y = clouds([5, 1, 9, 8], 0), clouds([4, 17, 30], 1)
     expected = sinkhorn_divergence(*x, *y, backend="torch")
-    monkeypatch.setattr(sinkhorn_torch, "TILE_ROWS", 10)
-    monkeypatch.setattr(sinkhorn_torch, "TILE_COLUMNS", 40)
+    monkeypatch.setitem(sinkhorn_torch.MAX_TILE, "cpu", (10, 40))
     torch.testing.assert_close(sinkhorn_divergence(*x, *y, backend="torch"), expected, rtol=1e-5, atol=1e-6)

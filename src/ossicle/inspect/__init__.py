@@ -1,1 +1,1 @@
-"""Measurements of hidden states, used by training and evaluation."""
+"""Measure hidden states of speech and of text, for training and evaluation."""

@@ -1,6 +1,8 @@
-"""How two sets of paired vectors lie to each other: modality gap, CKA, principal components. Pure functions.
+"""Compare the geometry of two sets of paired vectors: modality gap, CKA, principal components.
 
-Shapes: N pairs, D and E widths; row i of both sides belongs to the same utterance. All is computed in float64.
+All are pure functions and compute in float64.
+
+Shape legend: N pairs, D and E widths. Row i of both sides belongs to the same utterance.
 """
 
 from __future__ import annotations
@@ -11,24 +13,25 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-LEAST_FOR_CKA = 4
-"""Utterances that the unbiased estimate divides by the number of quadruples of."""
+MIN_PAIRS_FOR_CKA = 4
+"""Minimum number of pairs: the unbiased estimate divides by N - 3."""
 
 
 class Components(NamedTuple):
-    """Points on their leading principal components."""
+    """Coordinates of points on their leading principal components."""
 
     points: Tensor  # (N, K) float64
     share: list[float]
-    """Of the variance, that each component explains, 0..1."""
+    """Fraction of the variance that each component explains, 0..1."""
 
 
 def modality_gap(speech: Tensor, text: Tensor) -> float:
-    """Distance of the centroids of unit-length ``speech`` (N, D) and ``text`` (M, D) over their spread.
+    """Return the distance between the centroids of ``speech`` (N, D) and ``text`` (M, D), relative to their spread.
 
-    |mean s - mean t| / sqrt((mean |s - mean s|² + mean |t - mean t|²) / 2): 0 where the two sides share their centre;
-    from about 1 on, they lie farther from each other than from themselves. Infinite where both sides have collapsed to
-    two different points, 0 where to one. Source: Liang et al. 2022 (numerator); the scale is ours, to compare layers.
+    With L2-normalised vectors, it is |mean s - mean t| / sqrt((mean |s - mean s|² + mean |t - mean t|²) / 2).
+    It is 0 if the centroids are equal. Above about 1, the sides are farther from each other than they are wide. It is
+    infinite if both sides have collapsed to two different points, and 0 if to the same point.
+    Source: Liang et al. 2022 for the numerator; the denominator is added here to make layers comparable.
     """
     sides = [functional.normalize(side.double(), dim=1) for side in (speech, text)]
     centres = [side.mean(0) for side in sides]
@@ -38,17 +41,19 @@ def modality_gap(speech: Tensor, text: Tensor) -> float:
 
 
 def linear_cka(x: Tensor, y: Tensor) -> float:
-    """Linear CKA of ``x`` (N, D) and ``y`` (N, E), by unbiased estimates of HSIC: 1 at best, about 0 for unrelated.
+    """Return the linear CKA of ``x`` (N, D) and ``y`` (N, E): at most 1, about 0 for unrelated vectors.
 
-    HSIC(x, y) / sqrt(HSIC(x, x) HSIC(y, y)). It asks whether the same utterances are neighbours on both sides, and is
-    blind to rotation, scale and shift. The usual, biased estimate is near 1 for any two sets of vectors that are wider
-    than N; this one can come out below 0. Raises `ValueError` for fewer than 4 pairs; NaN where the points of a
-    side are all equally far from each other.
-    Source: Kornblith et al. 2019, section 3; the estimate is that of Song et al. 2012, as in Nguyen et al. 2021.
+    CKA is HSIC(x, y) / sqrt(HSIC(x, x) HSIC(y, y)). It is high if the same utterances are neighbours on both sides, and
+    invariant to rotation, scale and shift. HSIC is estimated without bias, so that the value can be negative. The usual
+    biased estimate is near 1 for any two sets of vectors with more dimensions than N.
+
+    Returns NaN if all points of a side are equally far from each other. Raises `ValueError` for fewer than 4 pairs.
+    Source: Kornblith et al. 2019, section 3; estimate of Song et al. 2012, as in Nguyen et al. 2021.
     """
-    if len(x) != len(y) or len(x) < LEAST_FOR_CKA:
+    if len(x) != len(y) or len(x) < MIN_PAIRS_FOR_CKA:
         raise ValueError(
-            f"CKA needs as many vectors on both sides, at least {LEAST_FOR_CKA}, not {len(x)} and {len(y)}"
+            f"CKA needs the same number of vectors on both sides, at least {MIN_PAIRS_FOR_CKA}, "
+            f"not {len(x)} and {len(y)}"
         )
     grams = [_gram_without_diagonal(side) for side in (x, y)]
     across, *own = (_hsic(*grams), *(_hsic(gram, gram) for gram in grams))
@@ -56,10 +61,10 @@ def linear_cka(x: Tensor, y: Tensor) -> float:
 
 
 def principal_components(points: Tensor, count: int = 2) -> Components:
-    """``points`` (N, D) on their ``count`` leading principal components, through the Gram matrix: exact for any D.
+    """Return ``points`` (N, D) on their ``count`` leading principal components.
 
-    The sign of a component, which is arbitrary, is such that the largest coordinate is positive. Raises `ValueError`
-    where N or D is below ``count``.
+    The Gram matrix gives them exactly for any D. The sign of each component is chosen so that its largest coordinate is
+    positive. Raises `ValueError` if N or D is smaller than ``count``.
     """
     if min(points.shape) < count:
         raise ValueError(f"{count} principal components need as many points and dimensions, not {tuple(points.shape)}")
@@ -72,14 +77,14 @@ def principal_components(points: Tensor, count: int = 2) -> Components:
 
 
 def _gram_without_diagonal(x: Tensor) -> Tensor:
-    """Inner products (N, N) of centred rows, the diagonal zero. Centring changes nothing but the rounding."""
+    """Return the inner products (N, N) of centred rows, with a zero diagonal. Centring only reduces rounding errors."""
     centred = x.double() - x.double().mean(0)
     gram = centred @ centred.T
     return gram.fill_diagonal_(0)
 
 
 def _hsic(k: Tensor, m: Tensor) -> Tensor:
-    """Unbiased estimate of HSIC from Gram matrices (N, N) without diagonal."""
+    """Return the unbiased estimate of HSIC, given Gram matrices (N, N) with a zero diagonal."""
     n = len(k)
     mixed = k.sum() * m.sum() / ((n - 1) * (n - 2)) - 2 / (n - 2) * (k.sum(0) @ m.sum(0))
     return ((k * m).sum() + mixed) / (n * (n - 3))

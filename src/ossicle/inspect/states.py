@@ -1,4 +1,4 @@
-"""What the LLM makes of speech and of its transcript: mean-pooled hidden states per layer, for `alignment`."""
+"""Collect the hidden states of the LLM for speech and for its transcript, mean-pooled per layer."""
 
 from __future__ import annotations
 
@@ -10,25 +10,26 @@ import torch
 from torch import Tensor
 
 from ossicle.batch import Batch, HiddenStates
+from ossicle.errors import DataError
 from ossicle.inspect.transport import transport_plan
 from ossicle.losses.contrastive import mean_pool
 from ossicle.models.speech_llm import SpeechLLM
 
 PLAN_TOLERANCE = 0.01
-"""Error of a column's sum that no picture shows."""
+"""Relative error of a column sum that is too small to see in a figure."""
 
 
 @dataclass(frozen=True)
 class PooledStates:
-    """Pooled states of N utterances in the same order, by layer."""
+    """Mean-pooled hidden states of N utterances by layer, in the same order on both sides."""
 
-    text: dict[int, Tensor]  # layer -> (N, D)
-    speech: dict[int, Tensor]  # layer -> (N, D)
+    text: dict[int, Tensor]  # layer: (N, D)
+    speech: dict[int, Tensor]  # layer: (N, D)
     transcripts: list[str]
 
     @classmethod
     def joined(cls, parts: Sequence[PooledStates]) -> PooledStates:
-        """The utterances of all ``parts``, in their order."""
+        """Concatenate the utterances of all ``parts``."""
         text, speech = (
             {layer: torch.cat([side[layer] for side in sides]) for layer in sides[0]}
             for sides in ([part.text for part in parts], [part.speech for part in parts])
@@ -36,22 +37,23 @@ class PooledStates:
         return cls(text, speech, [transcript for part in parts for transcript in part.transcripts])
 
 
-class Watcher(Protocol):
-    """Sees the states of every position, which `pooled_states` does not keep."""
+class Observer(Protocol):
+    """Receive the hidden states of every position, which `pooled_states` discards."""
 
-    def see(self, batch: Batch, text: HiddenStates, speech: HiddenStates) -> None:
-        """Both sides of a batch: (B, N, D) and (B, M, D) at every layer."""
+    def observe(self, batch: Batch, text: HiddenStates, speech: HiddenStates) -> None:
+        """Process one batch: text (B, N, D) and speech (B, M, D) at every layer."""
         ...
 
 
 @torch.no_grad()
 def pooled_states(
-    model: SpeechLLM, batches: Iterable[Batch], *, bos: bool = False, watchers: Sequence[Watcher] = ()
+    model: SpeechLLM, batches: Iterable[Batch], *, bos: bool = False, observers: Sequence[Observer] = ()
 ) -> PooledStates:
-    """Run speech and transcripts of ``batches`` through the LLM and pool every layer. The model is in eval mode.
+    """Run the speech and the transcripts of ``batches`` through the LLM and pool the states of every layer.
 
-    ``bos``: before both, as in `LLM.hidden_states`. What is kept is 2·(layers + 1)·N·D float32 values on the CPU; all
-    else is of one batch.
+    Puts the model in eval mode. ``bos`` adds the BOS token before both sides, as in `LLM.hidden_states`. The result
+    takes 2·(layers + 1)·N·D float32 values on the CPU; the other tensors are freed after each batch. Raises `DataError`
+    if there are no batches.
     """
     model.eval()
     layers = range(model.llm.num_layers + 1)
@@ -60,20 +62,20 @@ def pooled_states(
         text, speech = (
             model.llm.hidden_states(embeds, layers, bos=bos) for embeds in (model.text(batch), model.speech(batch))
         )
-        for watcher in watchers:
-            watcher.see(batch, text, speech)
-        written, heard = (
+        for observer in observers:
+            observer.observe(batch, text, speech)
+        pooled_text, pooled_speech = (
             {layer: mean_pool(side.states[layer], side.mask).cpu() for layer in layers} for side in (text, speech)
         )
-        parts.append(PooledStates(written, heard, [sample.text or "" for sample in batch.samples]))
+        parts.append(PooledStates(pooled_text, pooled_speech, [sample.text or "" for sample in batch.samples]))
     if not parts:
-        raise ValueError("there are no utterances to read: give at least one batch")
+        raise DataError("there are no utterances to measure: pass at least one batch")
     return PooledStates.joined(parts)
 
 
 @torch.no_grad()
 def encoded(model: SpeechLLM, batches: Iterable[Batch]) -> Iterator[Batch]:
-    """The batches with the encoder's frames in the place of waveforms, for those who look at both."""
+    """Yield the batches with encoder frames instead of waveforms, so that the encoder runs once for all observers."""
     for batch in batches:
         if batch.frames is None and batch.waveforms is not None:
             batch = replace(batch, frames=model.encoder(batch.waveforms), waveforms=None)
@@ -81,37 +83,34 @@ def encoded(model: SpeechLLM, batches: Iterable[Batch]) -> Iterator[Batch]:
 
 
 class PooledFrames:
-    """Keeps the mean of each utterance's encoder frames (N, D_encoder): what is there before the projector."""
+    """Observe the mean of each utterance's encoder frames, the input of the projector."""
 
     def __init__(self) -> None:
         self._parts: list[Tensor] = []
 
-    def see(self, batch: Batch, text: HiddenStates, speech: HiddenStates) -> None:
-        """Batches must bring frames, as those of `encoded` do."""
+    def observe(self, batch: Batch, text: HiddenStates, speech: HiddenStates) -> None:
+        """Process one batch of `encoded`. Raises `ValueError` if it has no frames."""
         if batch.frames is None:
-            raise ValueError("the batch brings no frames: pass it through `encoded` first")
+            raise ValueError("the batch has no frames: pass it through `encoded` first")
         self._parts.append(mean_pool(batch.frames.values, batch.frames.mask).cpu())
 
     @property
     def frames(self) -> Tensor:
-        """Of all batches so far: (N, D_encoder)."""
+        """Return the mean frames (N, D_encoder) of all batches so far."""
         return torch.cat(self._parts)
 
 
 class KeptStates:
-    """Keeps the states of every position of a few utterances, for pictures of their alignment."""
+    """Observe the hidden states of every position of a few utterances, for figures of their alignment."""
 
     def __init__(self, ids: Iterable[str], layers: Sequence[int]) -> None:
         self.ids, self.layers = set(ids), layers
-        self.text: dict[str, dict[int, Tensor]] = {}
-        """Utterance -> layer -> (N, D)."""
-        self.speech: dict[str, dict[int, Tensor]] = {}
-        """Utterance -> layer -> (M, D)."""
-        self.tokens: dict[str, list[int]] = {}
-        """Utterance -> ids of the N tokens of its transcript."""
+        self.text: dict[str, dict[int, Tensor]] = {}  # utterance: layer: (N, D)
+        self.speech: dict[str, dict[int, Tensor]] = {}  # utterance: layer: (M, D)
+        self.tokens: dict[str, list[int]] = {}  # utterance: ids of the N transcript tokens
 
-    def see(self, batch: Batch, text: HiddenStates, speech: HiddenStates) -> None:
-        """Copy those utterances that are wanted to the CPU."""
+    def observe(self, batch: Batch, text: HiddenStates, speech: HiddenStates) -> None:
+        """Copy the states of the selected utterances to the CPU."""
         for row, sample in enumerate(batch.samples):
             if sample.id not in self.ids:
                 continue
@@ -121,6 +120,6 @@ class KeptStates:
                 self.tokens[sample.id] = batch.text.values[row, batch.text.mask[row]].tolist()
 
     def plans(self, utterance: str) -> dict[int, Tensor]:
-        """Layer -> which of M speech tokens stand for each of N text tokens: (N, M), every row sums to 1."""
+        """Return the transport plan (N, M) of each layer between text and speech tokens; every row sums to 1."""
         text, speech = self.text[utterance], self.speech[utterance]
         return {k: len(text[k]) * transport_plan(text[k], speech[k], tolerance=PLAN_TOLERANCE) for k in text}

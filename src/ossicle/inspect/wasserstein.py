@@ -1,4 +1,4 @@
-"""Wasserstein similarity of matched and mismatched pairs, layer by layer, in the memory of one batch."""
+"""Average the Wasserstein similarity of matched and mismatched pairs, layer by layer, one batch at a time."""
 
 from __future__ import annotations
 
@@ -14,26 +14,28 @@ from ossicle.losses.sinkhorn import wasserstein_similarity
 
 @dataclass(frozen=True)
 class WassersteinRow:
-    """Mean Wasserstein similarity at one layer; 0 at best, -2 at worst (unit vectors, cost |x - y|² / 2)."""
+    """Mean Wasserstein similarity at one layer, between -2 and 0 (unit vectors, cost |x - y|² / 2)."""
 
     matched: float
+    """Mean over the matching pairs."""
     mismatched: float | None
-    """Of pairs with different transcripts; None where no batch held any."""
+    """Mean over pairs with different transcripts; None if no batch has such a pair."""
 
 
 class MeanWasserstein:
-    """Collects the means over batches: all pairs within a batch, since single tokens of all N would fill the memory.
+    """Observe the mean Wasserstein similarity of all pairs within each batch.
 
-    Mismatched pairs are those of one batch, so batches should be drawn at random: utterances of like length would be
-    harder to tell apart than any two. Source of the similarity: Züfle & Niehues 2025, section 3.2.
+    Pairs across batches are left out, since they would need the states of all tokens in memory. Batches should be drawn
+    at random: batches of similar length give pairs that are harder to tell apart than random ones.
+    Source of the similarity: Züfle & Niehues 2025, section 3.2.
     """
 
     def __init__(self) -> None:
         self._sums: dict[int, tuple[float, float]] = {}
         self._counts = (0, 0)
 
-    def see(self, batch: Batch, text: HiddenStates, speech: HiddenStates) -> None:
-        """All pairs of the texts (B, N, D) and the speech (B, M, D) of a batch."""
+    def observe(self, batch: Batch, text: HiddenStates, speech: HiddenStates) -> None:
+        """Add all pairs of the text (B, N, D) and the speech (B, M, D) of a batch."""
         same = same_text(len(batch), [sample.text or "" for sample in batch.samples])
         self._counts = self._counts[0] + len(batch), self._counts[1] + int((~same).sum())
         for layer in text.states:
@@ -46,7 +48,7 @@ class MeanWasserstein:
 
     @property
     def rows(self) -> dict[int, WassersteinRow]:
-        """The means so far, by layer."""
+        """Return the means over all batches so far, by layer."""
         matched, mismatched = self._counts
         return {
             layer: WassersteinRow(own / matched, other / mismatched if mismatched else None)
@@ -55,9 +57,9 @@ class MeanWasserstein:
 
 
 def pair_sums(similarity: Tensor, same: Tensor) -> tuple[float, float]:
-    """Sum of the diagonal of ``similarity`` (B, B), and of its pairs of different transcripts, where ``same`` is False.
+    """Return the sums of the diagonal of ``similarity`` (B, B) and of the pairs where ``same`` is False.
 
-    Pairs off the diagonal with the same transcript are in neither.
+    Pairs off the diagonal with the same transcript are in neither sum.
     """
     values = similarity.to(torch.float64)
     return float(values.diagonal().sum()), float(values[~same].sum())

@@ -1,1 +1,1 @@
-"""Loss functions on plain tensors."""
+"""Compute losses on plain tensors."""

@@ -1,4 +1,4 @@
-"""Contrastive losses between the LLM's hidden states for speech and for text. Pure functions.
+"""Compute contrastive losses between hidden states of the LLM for speech and for text, as pure functions.
 
 Shape legend: B_t texts, B_s utterances of speech, N text tokens, M speech tokens, D width.
 """
@@ -11,30 +11,33 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ossicle.errors import DataError
+
 Direction = Literal["text_to_speech", "speech_to_text", "symmetric"]
 
 
 def mean_pool(hidden: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the valid positions of ``hidden`` (B, L, D), in float32: (B, D).
+    """Return the mean (B, D) over the valid positions of ``hidden`` (B, L, D), in float32.
 
-    Raises `ValueError` where a sequence has no valid position, since its mean is not defined.
+    ``mask`` (B, L) is True where a position is valid. Raises `DataError` if a sequence has no valid position.
     """
     counts = mask.sum(1, keepdim=True)
     if not counts.all():
         rows = (counts.flatten() == 0).nonzero().flatten().tolist()
-        raise ValueError(
-            f"sequences {rows} of the batch have no valid position: empty text, or audio shorter than a frame"
+        raise DataError(
+            f"sequences {rows} of the batch have no valid position: the text is empty, or the audio is shorter than a "
+            "frame; remove these utterances"
         )
-    # A matrix product reads the hidden states once and writes no masked copy of them.
+    # A matrix product reads the hidden states once and does not write a masked copy.
     weights = mask.float() / counts  # (B, L)
     return torch.einsum("bl,bld->bd", weights, hidden.float())
 
 
 def pooled_cosine(text: Tensor, text_mask: Tensor, speech: Tensor, speech_mask: Tensor) -> Tensor:
-    """Cosine similarity of mean-pooled ``text`` (B_t, N, D) and ``speech`` (B_s, M, D): (B_t, B_s), float32.
+    """Return the cosine similarity (B_t, B_s) of mean-pooled ``text`` (B_t, N, D) and ``speech`` (B_s, M, D).
 
-    sim(i, j) = cos(mean_n text[i, n], mean_m speech[j, m]); masks are True where valid. Gradients flow to both.
-    Source: Züfle & Niehues 2025, section 3.2 ("cosine").
+    sim(i, j) = cos(mean_n text[i, n], mean_m speech[j, m]), in float32. Masks are True where a position is valid.
+    Gradients flow to both sides. Source: Züfle & Niehues 2025, section 3.2 ("cosine").
     """
     text_pooled = F.normalize(mean_pool(text, text_mask), dim=-1)
     return text_pooled @ F.normalize(mean_pool(speech, speech_mask), dim=-1).T
@@ -43,16 +46,19 @@ def pooled_cosine(text: Tensor, text_mask: Tensor, speech: Tensor, speech_mask: 
 def info_nce(
     similarity: Tensor, *, temperature: float | Tensor = 0.1, direction: Direction = "text_to_speech"
 ) -> Tensor:
-    """InfoNCE of a ``similarity`` matrix (B_t, B_s) whose matching pairs stand on the diagonal: a scalar.
+    """Return the InfoNCE loss of a ``similarity`` matrix (B_t, B_s) with the matching pairs on its diagonal, a scalar.
 
-    text_to_speech: -mean_i log softmax_j(similarity[i, j] / temperature)[i], each text picks its speech (the paper);
-    speech_to_text: the same over columns; symmetric: the mean of both. Negatives are the other columns (rows). Rows
-    beyond B_s are texts without speech, which serve as negatives of speech_to_text only. A temperature that is a tensor
-    () receives a gradient. Raises `ValueError` for fewer texts than speech. Source: Züfle & Niehues 2025, equation 1.
+    "text_to_speech" is -mean_i log softmax_j(similarity[i, j] / temperature)[i], as in the paper. The negatives of a
+    text are the other utterances. "speech_to_text" takes the softmax over the rows instead, and "symmetric" is the
+    mean of both.
+
+    Rows beyond B_s are texts without speech. They are used only as negatives of "speech_to_text". If ``temperature`` is
+    a tensor (), it receives a gradient. Raises `ValueError` if there are fewer texts than utterances.
+    Source: Züfle & Niehues 2025, equation 1.
     """
     texts, utterances = similarity.shape
     if texts < utterances:
-        raise ValueError(f"the similarity has {texts} rows of texts for {utterances} utterances: each needs its own")
+        raise ValueError(f"the similarity has {texts} rows of texts for {utterances} utterances: add the missing texts")
     logits = similarity.float() / temperature
     labels = torch.arange(utterances, device=logits.device)
     losses = []
@@ -66,19 +72,21 @@ def info_nce(
 def token_info_nce(
     text: Tensor, text_mask: Tensor, speech: Tensor, speech_mask: Tensor, *, temperature: float = 0.5
 ) -> Tensor:
-    """InfoNCE between the positions of each utterance ("subword"): a scalar, the mean over utterances.
+    """Return the InfoNCE loss between the tokens of each utterance ("subword"), a scalar: the mean over utterances.
 
-    ``text`` (B, N, D) and ``speech`` (B, M, D) are hidden states of the same tokens without and with speech around
-    them. The k-th True of an utterance's ``text_mask`` and the k-th of its ``speech_mask`` mark one token, so both
-    must count the same; `ValueError` names the utterances where they do not, or where they mark nothing. Each
-    position of the text picks its own among those of the speech, by cosine. Gradients flow to both.
+    ``text`` (B, N, D) and ``speech`` (B, M, D) are hidden states of the same tokens, without and with speech between
+    them. The k-th True of an utterance's ``text_mask`` and the k-th True of its ``speech_mask`` mark the same token.
+    The positive of a text token is the same token in ``speech``; its negatives are the other marked tokens there.
+    Tokens are compared by cosine similarity. Gradients flow to both sides.
+
+    Raises `ValueError` with the utterances whose masks do not mark the same number of tokens, or mark none.
     Source: Züfle & Niehues 2025, contrastive pretraining on mixed sequences.
     """
     counts = text_mask.sum(1)
     wrong = ((counts != speech_mask.sum(1)) | (counts == 0)).nonzero().flatten().tolist()
     if wrong:
         raise ValueError(
-            f"utterances {wrong} of the batch do not mark the same tokens, at least one, in both sequences"
+            f"utterances {wrong} of the batch do not mark the same number of tokens, at least one, in both sequences"
         )
     places = torch.arange(int(counts.max()), device=counts.device) < counts[:, None]  # (B, K)
     logits = _marked(text, text_mask, places) @ _marked(speech, speech_mask, places).mT / temperature  # (B, K, K)
@@ -87,6 +95,6 @@ def token_info_nce(
 
 
 def _marked(hidden: Tensor, mask: Tensor, places: Tensor) -> Tensor:
-    """The vectors of ``hidden`` (B, L, D) under ``mask``, of unit length in float32, moved to ``places``: (B, K, D)."""
+    """Return the L2-normalised vectors of ``hidden`` (B, L, D) under ``mask``, in float32, at ``places`` (B, K, D)."""
     moved = torch.zeros(*places.shape, hidden.shape[-1], device=hidden.device)
     return moved.masked_scatter(places[..., None], F.normalize(hidden[mask].float(), dim=-1))

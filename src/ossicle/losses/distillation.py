@@ -1,4 +1,4 @@
-"""What a student's distribution of the next token lacks of its teacher's. A pure function.
+"""Compute the divergence between the next-token distributions of a teacher and a student.
 
 Shape legend: K tokens, V vocabulary.
 """
@@ -9,9 +9,10 @@ from torch import Tensor
 
 
 def kl_divergence(teacher: Tensor, student: Tensor, *, temperature: float = 1.0) -> Tensor:
-    """KL(softmax(teacher / temperature) || softmax(student / temperature)) of logits (K, V): (K,) nats, float32.
+    """Return KL(softmax(teacher / temperature) || softmax(student / temperature)) of logits (K, V).
 
-    Not multiplied by temperature². Gradients flow to both; a teacher usually comes without a graph.
+    The result is (K,) in nats, in float32. It is not multiplied by temperature². Gradients flow to both arguments, so
+    compute the teacher's logits without a graph if it is frozen.
     """
     log_p = (teacher.float() / temperature).log_softmax(-1)
     log_q = (student.float() / temperature).log_softmax(-1)

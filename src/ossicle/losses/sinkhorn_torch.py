@@ -1,12 +1,14 @@
-"""Sinkhorn iterations in PyTorch: ragged problems in tiles that stay in the cache. Oracle of the fused kernel.
+"""Solve batches of entropic optimal-transport problems in PyTorch: the reference for the fused CPU kernel.
 
-A problem couples N points x with M points y of uniform weight. With the potentials f and g absorbed,
-K = exp((f + g - C) / ε), one pass of exponentials gives the row sums that update f and the column sums that update g
-(Feydy 2020, algorithm 3.5, as geomloss runs it: parallel averaged updates, one full update at the end).
-Because C = |x|²/2 + |y|²/2 - x·y, the code carries F = f - |x|²/2 and G = g - |y|²/2 and reads x·y as the matrix
-product left it. Updates that share a temperature share K.
+A problem couples N points x with M points y of uniform weight, at cost C = |x - y|² / 2. The algorithm is 3.5 of
+Feydy 2020, as geomloss runs it. Both potentials f and g get parallel averaged updates while the temperature ε falls,
+and one full update at the end. With K = exp((f + g - C) / ε), the row sums of K update f, and its column sums update g.
+One pass of exponentials serves both. Updates at the same temperature share K.
 
-Shape legend: A clouds of x by B clouds of y in a tile, N rows and M columns of each problem, R rows of a packed matrix.
+Because C = |x|²/2 + |y|²/2 - x·y, the code stores f - |x|²/2 and g - |y|²/2 and reads the inner products x·y as the
+matrix product wrote them. Problems of similar size are padded to one shape and solved together in a tile in the cache.
+
+Shape legend: a tile holds A clouds of x by B clouds of y, with N rows and M columns each; R rows of a packed matrix.
 """
 
 from __future__ import annotations
@@ -17,157 +19,142 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ossicle.losses.products import inner_products, roomy
-from ossicle.losses.sinkhorn_cloud import Cloud, Own, Pairs, Schedule
+from ossicle.losses.sinkhorn_problem import (
+    PADDING,
+    PackedClouds,
+    PairSolution,
+    Schedule,
+    SelfSolution,
+    empty_in_large_pages,
+    inner_products,
+)
 
-PADDING = -1e30  # potential of a row or column that is not there: its exponentials are exactly zero
-LOWEST_SUM = 1e-30  # float32 sums below it have lost digits: such a problem is solved again in the log domain
+MIN_SUM = 1e-30  # float32 sums below it have lost digits: such a problem is solved again in the log domain
 NEGLIGIBLE = 1e-15  # plan entries below it are zeroed: denormal numbers slow matrix products several times over
-TILE_ROWS, TILE_COLUMNS = 256, 1536  # 1.5 MB of float32: smaller ones cost calls, larger ones padding and the cache
-TILE_ROWS_CUDA, TILE_COLUMNS_CUDA = 1 << 12, 1 << 14  # few launches; 256 MB
+# Rows and columns of a tile: 1.5 MB of float32 stay in a CPU's cache, 256 MB elsewhere save kernel launches.
+MAX_TILE = {"cpu": (256, 1536), "other": (1 << 12, 1 << 14)}
+Plans = tuple[Tensor | None, Tensor | None]  # row- and column-normalised; None if not requested
 
 
 @dataclass
 class Tile:
-    """Problems of one shape: all pairs of A clouds and B clouds. Only ``kernel`` is written to.
+    """Solve all pairs of A clouds and B clouds. Only ``kernel`` is written to.
 
-    A problem of a cloud with itself is symmetric: ``potentials`` then holds f alone, since g is the same.
+    Potentials of rows and of columns are stored beside each other, (A, B, N + M). A problem of a cloud with itself is
+    symmetric: its f and g are equal, and are stored once, (A, B, N).
     """
 
-    scaled: Tensor  # (A, B, N, M) x·y times the `scale` of the first temperature
-    kernel: Tensor  # (A, B, N, M), contiguous memory to work in
-    potentials: Tensor  # (A, B, N + M) or (A, B, N): f - |x|²/2 and g - |y|²/2, PADDING where there is no point
-    rows: Tensor  # (A, B, 1) points of each problem
-    columns: Tensor  # (A, B, 1)
+    scaled: Tensor  # (A, B, N, M) x·y times `Schedule.exponent_scale`
+    kernel: Tensor  # (A, B, N, M) contiguous memory for K
+    potentials: Tensor  # f - |x|²/2 and g - |y|²/2 to start from, PADDING where there is no point
+    rows: Tensor  # (A, B, 1) number of points x of each problem
+    columns: Tensor  # (A, B, 1) number of points y
     schedule: Schedule  # of shape (A, B, 1)
 
+    def __post_init__(self) -> None:
+        self.start, dtype = self.potentials, self.potentials.dtype
+        self.symmetric = self.start.shape[2] == self.kernel.shape[2]
+        self.scale = self.schedule.exponent_scale().to(dtype)
+        self.missing = (self.start == PADDING).to(dtype)
+        f, g = self._split(self.start)
+        counts = self._join(self.rows.expand_as(f), self.columns.expand_as(g))
+        self.shares = (1 - self.missing) / counts  # weight of each point in the mean of its potentials
+        self.log_others = self._join(self.columns.expand_as(f), self.rows.expand_as(g)).log2()
+        self.sums: list[Tensor] = []  # of K, at each update
+        self.factors = self.missing  # of rows and columns of K, at the last update
 
-@dataclass
-class Solved:
-    """Mean potentials of the problems of a tile, without the half squares, and the plans that were wanted."""
+    def solve(self, wanted: tuple[bool, bool]) -> tuple[Tensor, Plans]:
+        """Return the mean potentials (A, B), without the half squares, and the plans that are ``wanted``."""
+        self._anneal()
+        cost = (self.potentials * self.shares).sum(2) * (2 if self.symmetric else 1)
+        accurate = (torch.stack(self.sums).amin((0, 3)) > MIN_SUM) & cost.isfinite()
+        plans = self._plans(wanted)
+        for a, b in (~accurate).nonzero().tolist():
+            self._solve_again(a, b, cost, plans)
+        for plan in plans:
+            if plan is not None:
+                torch.threshold_(plan, NEGLIGIBLE, 0.0)
+        return cost, plans
 
-    cost: Tensor  # (A, B)
-    by_row: Tensor | None  # (A, B, N, M) row-normalised plan: each row sums to 1/N
-    by_column: Tensor | None  # each column sums to 1/M
+    def _anneal(self) -> None:
+        schedule, dtype, fewest = self.schedule, self.potentials.dtype, int(self.schedule.count.min())
+        for step in range(max(1, int(schedule.count.max()))):
+            if step < max(1, fewest):
+                factor: float | Tensor = schedule.ratio**-step
+                averaged: float | Tensor = 0.5 * (fewest > 0)
+            else:  # a problem that has finished waits for the others at the final temperature
+                factor = (schedule.first / schedule.temperature(step)).to(dtype)
+                averaged = (schedule.count > step).to(dtype) / 2
+            self._update(factor, [averaged] if step else [1.0, 0.5, (schedule.count > 0).to(dtype) / 2])
+        self._update((schedule.first / schedule.final).to(dtype), [0.5, 1.0])
 
+    def _update(self, factor: float | Tensor, steps: list[float | Tensor]) -> None:
+        """Update the potentials at the first temperature divided by ``factor``, a number or (A, B, 1).
 
-class _Iteration:
-    """Potentials of a tile under way: those of rows and of columns beside each other, as in the tile."""
-
-    def __init__(self, tile: Tile) -> None:
-        self.tile, self.kernel, self.potentials = tile, tile.kernel, tile.potentials
-        self.symmetric = tile.potentials.shape[2] == tile.kernel.shape[2]
-        self.scale = first_scale(tile.schedule).to(tile.potentials.dtype)
-        self.missing = (tile.potentials == PADDING).to(tile.potentials.dtype)
-        f, g = self._split(tile.potentials)
-        own = self._join(tile.rows.expand_as(f), tile.columns.expand_as(g))
-        self.shares = (1 - self.missing) / own  # of each point in the mean of its potentials
-        self.log_others = self._join(tile.columns.expand_as(f), tile.rows.expand_as(g)).log2()
-        self.sums: list[Tensor] = []  # of each update
-        self.factors = self.missing  # what the kernel lacked at the last update
-
-    def at(self, factor: float | Tensor, steps: list[float | Tensor]) -> None:
-        """Updates at the first temperature / ``factor``, a number or (A, B, 1).
-
-        A step of 1 is a full update, of 1/2 an averaged one.
+        A step of 1 is a full update, a step of 1/2 an averaged one.
         """
         kernel, scale = self.kernel, self.scale * factor
         f, g = self._split(self.potentials * scale)
-        if isinstance(factor, float):  # a pass less than for a tensor
-            torch.add(g[:, :, None], self.tile.scaled, alpha=factor, out=kernel)
+        if isinstance(factor, float):  # one pass over memory fewer than for a tensor
+            torch.add(g[:, :, None], self.scaled, alpha=factor, out=kernel)
         else:
-            torch.mul(self.tile.scaled, factor[..., None], out=kernel).add_(g[:, :, None])
+            torch.mul(self.scaled, factor[..., None], out=kernel).add_(g[:, :, None])
         kernel.add_(f[..., None]).exp2_()
         across, down = self._split(sums := torch.empty_like(self.potentials))
         torch.sum(kernel, 3, out=across)
         if not self.symmetric:
             torch.sum(kernel, 2, out=down)
-        change = self._change(sums).mul_(steps[0])
+        change = self._full_update(sums).mul_(steps[0])
         flat = kernel.flatten(0, 1)
         for step in steps[1:]:
             self.factors = change.exp2()
             u, v = self._split(self.factors)
             across = torch.bmm(v.flatten(0, 1)[:, None], flat.mT).view(u.shape)
             down = across if self.symmetric else torch.bmm(u.flatten(0, 1)[:, None], flat).view(v.shape)
-            change = change * (1 - step) + self._change(self._join(across, down)).mul_(step)
+            change = change * (1 - step) + self._full_update(self._join(across, down)).mul_(step)
         self.potentials = torch.addcdiv(self.potentials, change, scale)
 
-    def _change(self, sums: Tensor) -> Tensor:
-        """What a full update adds to the logarithms of the factors, of the sums of the kernel."""
+    def _full_update(self, sums: Tensor) -> Tensor:
+        """Return what a full update adds to the base-2 logarithms of the factors, given the sums of K."""
         # A sum of one keeps the logarithm of a missing row finite; its kernel is zero whatever its potential.
         self.sums.append(sums.add_(self.missing))
         return self.log_others - sums.log2()
 
     def _split(self, both: Tensor) -> tuple[Tensor, Tensor]:
-        """Those of rows and of columns, which are the same tensor's where the problem is symmetric."""
+        """Return the parts of rows and of columns, which are the same tensor if the problem is symmetric."""
         return both[..., : self.kernel.shape[2]], both[..., -self.kernel.shape[3] :]
 
     def _join(self, rows: Tensor, columns: Tensor) -> Tensor:
         return rows if self.symmetric else torch.cat([rows, columns], 2)
 
-    def plans(self, wanted: tuple[bool, bool]) -> tuple[Tensor | None, Tensor | None]:
-        """Row- and column-normalised, before the last update. The kernel is lost."""
+    def _plans(self, wanted: tuple[bool, bool]) -> Plans:
+        """Return the plans (A, B, N, M) before the last update. The contents of ``kernel`` are lost."""
         (u, v), (across, down) = self._split(self.factors), self._split(self.sums[-1])
         by_row = by_column = None
         if wanted[0]:
             kernel = self.kernel.clone() if wanted[1] else self.kernel
-            by_row = kernel.mul_(v[:, :, None]).mul_((1 / (across * self.tile.rows))[..., None])
+            by_row = kernel.mul_(v[:, :, None]).mul_((1 / (across * self.rows))[..., None])
         if wanted[1]:
-            by_column = self.kernel.mul_(u[..., None]).mul_((1 / (down * self.tile.columns))[:, :, None])
+            by_column = self.kernel.mul_(u[..., None]).mul_((1 / (down * self.columns))[:, :, None])
         return by_row, by_column
 
-
-def first_scale(schedule: Schedule) -> Tensor:
-    """What turns a cost at the first temperature into the exponent of a power of two (exp takes four times as long)."""
-    return 1 / (schedule.first * math.log(2))
-
-
-def solve_tile(tile: Tile, wanted: tuple[bool, bool]) -> Solved:
-    """All problems of a tile through every temperature, and their row- and column-normalised plans where ``wanted``."""
-    schedule, dtype = tile.schedule, tile.potentials.dtype
-    run = _Iteration(tile)
-    fewest = int(schedule.count.min())
-    factor: float | Tensor
-    averaged: float | Tensor
-    for step in range(max(1, int(schedule.count.max()))):
-        if step < max(1, fewest):
-            factor, averaged = schedule.ratio**-step, 0.5 * (fewest > 0)
-        else:  # a problem that has finished waits for the others at the final temperature
-            factor = (schedule.first / schedule.temperature(step)).to(dtype)
-            averaged = (schedule.count > step).to(dtype) / 2
-        run.at(factor, [averaged] if step else [1.0, 0.5, (schedule.count > 0).to(dtype) / 2])
-    run.at((schedule.first / schedule.final).to(dtype), [0.5, 1.0])
-
-    cost = (run.potentials * run.shares).sum(2) * (2 if run.symmetric else 1)
-    sound = (torch.stack(run.sums).amin((0, 3)) > LOWEST_SUM) & cost.isfinite()
-    solved = Solved(cost, *run.plans(wanted))
-    if not sound.all():
-        for a, b in (~sound).nonzero().tolist():
-            _solve_again(tile, solved, a, b)
-    for plan in (solved.by_row, solved.by_column):
-        if plan is not None:
-            torch.threshold_(plan, NEGLIGIBLE, 0.0)
-    return solved
-
-
-def _solve_again(tile: Tile, solved: Solved, a: int, b: int) -> None:
-    """Puts the solution in the log domain in the place of one that underflowed."""
-    rows, columns = int(tile.rows[a, b]), int(tile.columns[a, b])
-    both = tile.potentials[a, b]
-    f, g = both[: tile.kernel.shape[2]], both[-tile.kernel.shape[3] :]  # the same where the problem is symmetric
-    products = tile.scaled[a, b, :rows, :columns] / first_scale(tile.schedule)[a, b].to(tile.scaled.dtype)
-    cost, *plans = solve_in_log_domain(products, f[:rows, None], g[:columns], tile.schedule.listed((a, b, 0)))
-    solved.cost[a, b] = cost
-    for kept, plan in zip((solved.by_row, solved.by_column), plans, strict=True):
-        if kept is not None:
-            kept[a, b] = 0
-            kept[a, b, :rows, :columns] = plan
+    def _solve_again(self, a: int, b: int, cost: Tensor, plans: Plans) -> None:
+        """Replace the solution of a problem that underflowed by the one in the log domain."""
+        rows, columns = int(self.rows[a, b]), int(self.columns[a, b])
+        f, g = self._split(self.start[a, b])
+        products = self.scaled[a, b, :rows, :columns] / self.schedule.exponent_scale()[a, b].to(self.scaled.dtype)
+        temperatures = self.schedule.as_list((a, b, 0))
+        cost[a, b], *solved = solve_in_log_domain(products, f[:rows, None], g[:columns], temperatures)
+        for plan, part in zip(plans, solved, strict=True):
+            if plan is not None:
+                plan[a, b] = 0
+                plan[a, b, :rows, :columns] = part
 
 
 def solve_in_log_domain(
     products: Tensor, f: Tensor, g: Tensor, temperatures: list[float]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One problem, slowly and safely: products (N, M), f (N, 1), g (1, M), temperatures as geomloss lists them.
+    """Solve one problem slowly, without underflow: products (N, M), f (N, 1), g (M,), temperatures as `as_list` gives.
 
     Returns the mean potentials, without the half squares, and the row- and the column-normalised plan.
     """
@@ -189,122 +176,75 @@ def solve_in_log_domain(
     return last_f.mean() + last_g.mean(), by_row, by_column
 
 
-def solve_pairs(x: Cloud, y: Cloud, schedule: Schedule, wanted: tuple[bool, bool]) -> Pairs:
-    """Every cloud of ``x`` with every cloud of ``y``."""
-    most_rows, most_columns = _tile_shape(x.points.device)
-    bundles = x.layout.bundles(most_rows), y.layout.bundles(most_columns)
-    memory = _tile_memory(x, y, bundles)
+def solve_pairs(x: PackedClouds, y: PackedClouds, schedule: Schedule, wanted: tuple[bool, bool]) -> PairSolution:
+    """Solve every cloud of ``x`` with every cloud of ``y``; ``wanted`` requests row- and column-normalised plans."""
+    max_rows, max_columns = MAX_TILE.get(x.points.device.type, MAX_TILE["other"])
+    x_bundles, y_bundles = x.layout.bundles(max_rows), y.layout.bundles(max_columns)
+    x_rows = [x.layout.padded_rows(bundle) for bundle in x_bundles]
+    rows = torch.cat(x_rows)
     cost = x.points.new_empty(len(x.layout.lengths), len(y.layout.lengths))
-    by_row = roomy((len(x.points), len(y.points)), x.points.dtype, x.points.device) if wanted[0] else None
-    padded = [_padded_rows(x, across) for across in bundles[0]]
-    by_column = None
-    if wanted[1]:
-        by_column = roomy((sum(map(len, padded)), len(y.points)), x.points.dtype, x.points.device)
-    downs = [_potentials(y, down) for down in bundles[1]]
+    by_row, by_column = (
+        empty_in_large_pages((length, len(y.points)), x.points.dtype, x.points.device) if want else None
+        for length, want in zip((len(x.points), len(rows)), wanted, strict=True)
+    )
+    # All tiles use this memory, one after the other. It starts at zero because padding that is read must be finite.
+    size = max(map(len, x_rows)) * max(len(bundle) * y.layout.lengths[bundle[-1]] for bundle in y_bundles)
+    memory = empty_in_large_pages((2, size), x.points.dtype, x.points.device).zero_()
+    y_potentials = [y.first_potentials(bundle) for bundle in y_bundles]
     done = 0
-    for across, points in zip(bundles[0], padded, strict=True):
-        f, rows = _potentials(x, across)
+    for across, points in zip(x_bundles, x_rows, strict=True):
+        f, counts = x.first_potentials(across)
         # The products of a few clouds at a time are still in the cache when their tiles are cut.
         strip = inner_products(x.points[points], y.points).view(*f.shape, -1)  # (A, N, R_y)
-        plans = [
-            None if by_row is None else torch.empty_like(strip),
-            None if by_column is None else by_column[done : done + len(points)].view_as(strip),
-        ]
+        row_strip = None if by_row is None else torch.empty_like(strip)
+        column_strip = None if by_column is None else by_column[done : done + len(points)].view_as(strip)
         done += len(points)
-        for down, (g, columns) in zip(bundles[1], downs, strict=True):
+        for down, (g, columns) in zip(y_bundles, y_potentials, strict=True):
             parts = [y.layout.rows(index) for index in down]
-            size = len(across), len(down), f.shape[1], g.shape[1]
-            which = schedule.select(across, down).reshape((*size[:2], 1))
-            scaled, kernel = (flat[: math.prod(size)].view(size) for flat in memory)
-            tile = Tile(
-                _cut(strip, parts, first_scale(which).to(strip.dtype), scaled),
-                kernel,
-                _beside(f[:, None], g[None]),
-                rows[:, None].expand(-1, len(down), 1),
-                columns[None].expand(len(across), -1, 1),
-                which,
-            )
-            solved = solve_tile(tile, wanted)
-            cost[torch.tensor(across)[:, None], torch.tensor(down)] = solved.cost
-            _paste((solved.by_row, solved.by_column), plans, parts)
-        if by_row is not None and plans[0] is not None:
-            for plan, index in zip(plans[0], across, strict=True):
+            shape = len(across), len(down), f.shape[1], g.shape[1]
+            scaled, kernel = (flat[: math.prod(shape)].view(shape) for flat in memory)
+            which = schedule.select(across, down).reshape((*shape[:2], 1))
+            scales = which.exponent_scale().to(strip.dtype).unbind(1)
+            for source, cut, scale in zip(*_columns(strip, scaled, parts), scales, strict=True):
+                torch.mul(source, scale[..., None], out=cut)
+            potentials = torch.cat([f[:, None].expand(*shape[:2], -1), g[None].expand(*shape[:2], -1)], 2)
+            sizes = counts[:, None].expand(-1, len(down), 1), columns[None].expand(len(across), -1, 1)
+            where = torch.tensor(across)[:, None], torch.tensor(down)
+            cost[where], plans = Tile(scaled, kernel, potentials, *sizes, which).solve(wanted)
+            for plan, target in zip(plans, (row_strip, column_strip), strict=True):
+                if plan is not None and target is not None:
+                    for to, cut in zip(*_columns(target, plan, parts), strict=True):
+                        to.copy_(cut)
+        if by_row is not None and row_strip is not None:
+            for plan, index in zip(row_strip, across, strict=True):
                 by_row[x.layout.rows(index)] = plan[: x.layout.lengths[index]]
-    return Pairs(cost, by_row, by_column, torch.cat(padded))
+    return PairSolution(cost, by_row, by_column, rows)
 
 
-def _padded_rows(cloud: Cloud, bundle: list[int]) -> Tensor:
-    """Rows (A·N,) of the points of a bundle of clouds; those that are missing repeat the last one, which is finite."""
-    layout = cloud.layout
-    starts, lengths = (torch.tensor([of[index] for index in bundle]) for of in (layout.starts, layout.lengths))
-    within = torch.arange(int(lengths.max())).minimum(lengths[:, None] - 1)  # (A, N)
-    return (starts[:, None] + within).flatten().to(cloud.points.device)
+def _columns(strip: Tensor, tile: Tensor, parts: list[slice]) -> tuple[list[Tensor], list[Tensor]]:
+    """Return views (A, N, M) of each cloud of y in a ``strip`` (A, N, R_y) and in a padded ``tile`` (A, B, N, M)."""
+    lengths = [part.stop - part.start for part in parts]
+    return [strip[..., part] for part in parts], [tile[:, b, :, :length] for b, length in enumerate(lengths)]
 
 
-def _tile_memory(x: Cloud, y: Cloud, bundles: tuple[list[list[int]], ...]) -> tuple[Tensor, Tensor]:
-    """What all tiles are cut into and worked in, one after the other. Zero at first: padding that is read is finite."""
-    rows, columns = (
-        max(len(bundle) * max(cloud.layout.lengths[index] for index in bundle) for bundle in side)
-        for cloud, side in zip((x, y), bundles, strict=True)
-    )
-    scaled, kernel = roomy((2, rows * columns), x.points.dtype, x.points.device).zero_()
-    return scaled, kernel
-
-
-def _cut(strip: Tensor, parts: list[slice], scale: Tensor, tile: Tensor) -> Tensor:
-    """The columns ``parts`` of a ``strip`` (A, N, R_y) times ``scale`` (A, B, 1), put into ``tile`` (A, B, N, M)."""
-    for place, part in enumerate(parts):
-        torch.mul(strip[..., part], scale[:, place, :, None], out=tile[:, place, :, : part.stop - part.start])
-    return tile
-
-
-def _paste(tiles: tuple[Tensor | None, ...], strips: list[Tensor | None], parts: list[slice]) -> None:
-    """Each of ``tiles`` (A, B, N, M) into the columns ``parts`` of a strip (A, N, R_y)."""
-    for tile, strip in zip(tiles, strips, strict=True):
-        if tile is not None and strip is not None:
-            for place, part in enumerate(parts):
-                strip[..., part] = tile[:, place, :, : part.stop - part.start]
-
-
-def solve_own(cloud: Cloud, schedule: Schedule, wanted: bool) -> Own:
-    """Every cloud with itself, on each of the C ``schedule``s (B, C) it has."""
-    layout, (batch, versions) = cloud.layout, schedule.first.shape
-    most_rows, most_columns = _tile_shape(cloud.points.device)
-    cost = cloud.points.new_empty(batch, versions)
-    plans: dict[int, Tensor] = {}
-    for bundle in layout.bundles(most_rows * most_columns // (versions * max(layout.lengths))):
-        f, rows = _potentials(cloud, bundle)
+def solve_self(clouds: PackedClouds, schedule: Schedule, wanted: bool) -> SelfSolution:
+    """Solve every cloud with itself on each of its C schedules (B, C); ``wanted`` requests the plans."""
+    layout, (batch, versions) = clouds.layout, schedule.first.shape
+    max_elements = math.prod(MAX_TILE.get(clouds.points.device.type, MAX_TILE["other"]))
+    cost = clouds.points.new_empty(batch, versions)
+    all_plans: dict[int, Tensor] = {}
+    for bundle in layout.bundles(max_elements // (versions * max(layout.lengths))):
+        f, counts = clouds.first_potentials(bundle)
         products = f.new_zeros(*f.shape, f.shape[1])  # (A, N, N)
         for padded, index in zip(products, bundle, strict=True):
-            points, length = cloud.points[layout.rows(index)], layout.lengths[index]
+            points, length = clouds.points[layout.rows(index)], layout.lengths[index]
             padded[:length, :length] = inner_products(points, points)
-        both, size = f[:, None].expand(-1, versions, -1), rows[:, None].expand(-1, versions, 1)
-        which = schedule.select(bundle, list(range(versions))).reshape(size.shape)
-        scaled = products[:, None] * first_scale(which)[..., None].to(f.dtype)
-        tile = Tile(scaled, torch.empty_like(scaled), both, size, size, which)
-        solved = solve_tile(tile, (wanted, False))
-        cost[bundle] = solved.cost
-        if solved.by_row is not None:
-            for plan, index in zip(solved.by_row, bundle, strict=True):
-                plans[index] = plan[:, : layout.lengths[index], : layout.lengths[index]]
-    return Own(cost, [plans[index] for index in sorted(plans)])
-
-
-def _tile_shape(device: torch.device) -> tuple[int, int]:
-    """Rows and columns that a tile may span."""
-    return (TILE_ROWS, TILE_COLUMNS) if device.type == "cpu" else (TILE_ROWS_CUDA, TILE_COLUMNS_CUDA)
-
-
-def _potentials(cloud: Cloud, bundle: list[int]) -> tuple[Tensor, Tensor]:
-    """Potentials to start from, (A, N), and the number of points of each cloud, (A, 1), of a bundle."""
-    lengths = [cloud.layout.lengths[index] for index in bundle]
-    start = cloud.half_squares.new_full((len(bundle), max(lengths)), PADDING)
-    for row, index, length in zip(start, bundle, lengths, strict=True):
-        torch.neg(cloud.half_squares[cloud.layout.rows(index)], out=row[:length])
-    return start, start.new_tensor(lengths)[:, None]
-
-
-def _beside(f: Tensor, g: Tensor) -> Tensor:
-    """Potentials (A or 1, B or 1, N) and (A or 1, B or 1, M) of the same problems: (A, B, N + M)."""
-    shape = torch.broadcast_shapes(f.shape[:2], g.shape[:2])
-    return torch.cat([f.expand(*shape, -1), g.expand(*shape, -1)], 2)
+        potentials, sizes = f[:, None].expand(-1, versions, -1), counts[:, None].expand(-1, versions, 1)
+        which = schedule.select(bundle, list(range(versions))).reshape(sizes.shape)
+        scaled = products[:, None] * which.exponent_scale()[..., None].to(f.dtype)
+        tile = Tile(scaled, torch.empty_like(scaled), potentials, sizes, sizes, which)
+        cost[bundle], (plans, _) = tile.solve((wanted, False))
+        if plans is not None:
+            for plan, index in zip(plans, bundle, strict=True):
+                all_plans[index] = plan[:, : layout.lengths[index], : layout.lengths[index]]
+    return SelfSolution(cost, [all_plans[index] for index in sorted(all_plans)])
