@@ -18,7 +18,7 @@ from ossicle.data.collate import Collator
 from ossicle.data.dataset import SpeechDataset
 from ossicle.data.manifest import read_manifest
 from ossicle.data.words import WordTime, with_words
-from ossicle.models.projector import QFormerConfig
+from ossicle.models.projectors import QFormerConfig
 from ossicle.models.speech_llm import ModelConfig, SpeechLLM
 from ossicle.testing import ENCODERS, LLMS, tiny_encoder, tiny_llm, tiny_manifest
 from ossicle.train.recipe import Config, parse

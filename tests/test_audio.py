@@ -10,14 +10,14 @@ from ossicle.errors import AudioError
 
 
 def chirp(duration_s: float, rate_hz: int, channels: int = 1) -> np.ndarray:
-    """A tone that rises from 200 to 1400 Hz in a minute, so that each moment sounds unlike the others."""
+    """Return a tone that rises from 200 to 1400 Hz in a minute, so that every moment is different."""
     time_s = np.arange(round(duration_s * rate_hz)) / rate_hz
     wave = 0.3 * np.sin(2 * np.pi * (200 + 10 * time_s) * time_s).astype(np.float32)
     return np.repeat(wave[:, None], channels, axis=1)  # (frames, channels)
 
 
 def write(path: Path, wave: np.ndarray, rate_hz: int, subtype: str | None = None) -> Path:
-    # In blocks: libsndfile 1.2 overruns its stack when it encodes a minute of Vorbis at once.
+    # Write blocks, because libsndfile 1.2 overruns its stack when it encodes a minute of Vorbis at once.
     container = "OGG" if path.suffix == ".opus" else None
     with soundfile.SoundFile(path, "w", rate_hz, wave.shape[1], subtype=subtype, format=container) as file:
         for start in range(0, len(wave), 4096):
@@ -31,7 +31,7 @@ def cut_in_half(path: Path) -> Path:
 
 
 def assert_same_sound(heard: np.ndarray, expected: np.ndarray) -> None:
-    """Alike but for coding noise; a shift by a millisecond would fail."""
+    """Assert that the waveforms differ only by coding noise; a shift by a millisecond would fail."""
     assert heard.shape == expected.shape
     inner = slice(200, -200)  # the resampler's edges
     assert np.abs(heard[inner] - expected[inner]).max() < 0.05
@@ -135,7 +135,7 @@ def test_flac_without_a_length_is_refused(tmp_path):
     header[22:26] = bytes(4)
     path.write_bytes(header)
     for read in (read_audio, audio_duration_s):
-        with pytest.raises(AudioError, match="does not say how long it is"):
+        with pytest.raises(AudioError, match="its header has no length"):
             read(path)
 
 

@@ -1,4 +1,4 @@
-"""Two processes with half of a batch each must compute what one computes with all of it: losses and gradients."""
+"""Two processes with half of a batch each compute the losses and gradients of one process with the whole batch."""
 
 import itertools
 import multiprocessing
@@ -20,7 +20,7 @@ from ossicle.models.speech_llm import SpeechLLM
 from ossicle.objectives import Contrastive
 from ossicle.train.cache import TextCache
 
-SHARES = ([0, 1, 2, 3, 4], [5, 6, 7])  # uneven, and of different longest texts
+SHARES = ([0, 1, 2, 3, 4], [5, 6, 7])  # of different sizes, with longest texts of different lengths
 CASES = [
     (similarity, direction, cached)
     for similarity, direction, cached in itertools.product(
@@ -35,7 +35,7 @@ def batch_of(model: SpeechLLM, manifest: Path, indices: list[int]) -> Batch:
 
 
 def results(model: SpeechLLM, manifest: Path, indices: list[int], folder: Path) -> Iterator[dict[str, torch.Tensor]]:
-    """Loss and gradient of the projector, averaged over the processes as DistributedDataParallel does."""
+    """Compute the loss and the projector's gradient, averaged over the processes as DistributedDataParallel does."""
     batch = batch_of(model, manifest, indices)
     for similarity, direction, cached in CASES:
         model.text_cache = TextCache(folder, model.llm) if cached else None
@@ -69,7 +69,7 @@ def one_of_two(rank: int, port: int, folder: Path, manifest: Path, out: Path) ->
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory, manifest, folders):
-    from ossicle.models.projector import QFormerConfig
+    from ossicle.models.projectors import QFormerConfig
     from ossicle.models.speech_llm import ModelConfig
 
     torch.manual_seed(0)
@@ -81,7 +81,7 @@ def found(tmp_path_factory, manifest, folders):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     model.save(out / "model")
-    context = multiprocessing.get_context("spawn")  # a forked copy of a process that has used threads can hang
+    context = multiprocessing.get_context("spawn")  # a fork of a process that has used threads can hang
     workers = [context.Process(target=one_of_two, args=(rank, port, out / "model", manifest, out)) for rank in (0, 1)]
     for worker in workers:
         worker.start()
@@ -103,7 +103,7 @@ def test_two_processes_equal_one_on_the_joined_batch(found, case):
 
 
 def test_negatives_of_the_other_process_count(found, manifest, build):
-    """Or the losses of the halves would do."""
+    """Check that negatives matter: otherwise the losses of the halves would be enough."""
     alone, *_ = found
     model = build()
     halves = [Contrastive()(model, batch_of(model, manifest, share)).total.item() for share in SHARES]

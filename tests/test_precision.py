@@ -4,14 +4,14 @@ from accelerate.state import AcceleratorState
 
 from ossicle import precision
 from ossicle.models.speech_llm import ModelConfig, SpeechLLM
-from ossicle.precision import CPU, multiplies, new_accelerator, replaced, usable
+from ossicle.precision import CPU, describe_fallbacks, multiplies, new_accelerator, usable
 from ossicle.testing import tiny_encoder, tiny_llm
 
 GPU = torch.device("cuda")
 
 
 def with_accelerator(monkeypatch, *, available: bool) -> None:
-    """As a CUDA build of PyTorch answers, with or without a GPU."""
+    """Answer as a CUDA build of PyTorch does, with or without a GPU."""
 
     def current(check_available: bool = False) -> torch.device | None:
         return GPU if available or not check_available else None
@@ -21,7 +21,7 @@ def with_accelerator(monkeypatch, *, available: bool) -> None:
 
 @pytest.fixture
 def onednn(monkeypatch):
-    """Decides what PyTorch says of this CPU; returns what sets it."""
+    """Return a function that sets what PyTorch reports about this CPU."""
 
     def says(*, bf16: bool, fp16: bool = False, available: bool = True) -> None:
         monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: available)
@@ -54,8 +54,8 @@ def test_an_accelerator_keeps_what_the_recipe_says(onednn, monkeypatch):
     with_accelerator(monkeypatch, available=True)
     assert multiplies(torch.bfloat16)
     assert usable(torch.float16, GPU) == torch.float16
-    assert not multiplies(torch.bfloat16, CPU)  # train.cpu=true beside one
-    assert replaced({"train.precision": "bf16"}, GPU) is None
+    assert not multiplies(torch.bfloat16, CPU)  # train.cpu=true on a machine with a GPU
+    assert describe_fallbacks({"train.precision": "bf16"}, GPU) is None
 
 
 @pytest.mark.parametrize(("bf16", "expected"), [(True, "bf16"), (False, "no")])
@@ -70,14 +70,14 @@ def test_mixed_precision_only_where_it_pays(onednn, bf16, expected):
 def test_the_message_names_the_settings(onednn):
     onednn(bf16=False)
     wanted = {"model.encoder_dtype": "float32", "model.llm_dtype": "bfloat16", "train.precision": "bf16"}
-    said = replaced(wanted, CPU)
+    said = describe_fallbacks(wanted, CPU)
     assert said is not None
     assert said.startswith("float32 in place of model.llm_dtype=bfloat16, train.precision=bf16: this CPU")
-    assert replaced({"model.llm_dtype": "int8", "train.precision": "fp32"}, CPU) is None
+    assert describe_fallbacks({"model.llm_dtype": "int8", "train.precision": "fp32"}, CPU) is None
 
 
 def test_models_load_in_what_their_processor_multiplies(onednn, tmp_path):
-    """Either way the base models are recognised as the same, and a checkpoint loads."""
+    """In both cases the base models are recognised, and a checkpoint loads."""
     tiny_encoder(tmp_path / "encoder")
     tiny_llm(tmp_path / "llm")
     config = ModelConfig(encoder=str(tmp_path / "encoder"), llm=str(tmp_path / "llm"), llm_dtype="bfloat16")
@@ -92,7 +92,7 @@ def test_models_load_in_what_their_processor_multiplies(onednn, tmp_path):
 
 
 def test_this_machine_answers():
-    """The operators of PyTorch that are asked are there, and fit what this CPU lists."""
+    """The private operators of PyTorch exist, and their answer fits the flags of this CPU."""
     listed = torch.cpu.get_capabilities()
     if listed.get("architecture") != "x86_64":
         pytest.skip("the list of another architecture is not known here")

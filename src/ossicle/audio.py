@@ -1,8 +1,8 @@
-"""Reading audio: whatever libsndfile reads, at any rate and channel count, becomes mono float32 at 16 kHz.
+"""Read audio files: every format, rate and channel count that libsndfile reads becomes mono float32 at 16 kHz.
 
-Every reason not to trust a file is an `AudioError` whose one sentence starts with the path. Two things libsndfile
-cannot know: an Ogg file cut at a page boundary looks complete, and a variable-bit-rate MP3 without a Xing header has a
-length that is only estimated. `ossicle.data.dataset` compares with the duration the manifest states and finds both.
+A file that cannot be trusted raises `AudioError`; the message starts with the path. libsndfile misses two faults: an
+Ogg file cut at a page boundary looks complete, and the length of a variable-bit-rate MP3 without a Xing header is an
+estimate. `ossicle.data.dataset` finds both, because it compares the audio with the manifest's duration.
 """
 
 from __future__ import annotations
@@ -11,35 +11,43 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import soundfile
 import soxr
 
 from ossicle.errors import AudioError
 
+FloatArray = npt.NDArray[Any]
+"""Samples of a waveform; float32 unless a docstring says otherwise."""
+
 SAMPLE_RATE_HZ = 16_000
-"""Every waveform inside Ossicle is mono float32 at this rate."""
+"""Sample rate of every waveform inside Ossicle, in Hz."""
 
 TOLERANCE_S = 0.1
-"""How far a segment may end after the file, or decoding before the length in the header: rounding, encoder padding."""
+"""Seconds by which a segment may end after the file, or decoded audio may fall short of the header.
+
+Rounding and encoder padding cause such differences.
+"""
 
 PREROLL_S = 1.0
-"""Decoded and thrown away before a segment: after a seek, MP3 borrows bits from frames it has not seen (wrong for
-0.12 s), and Opus needs 0.08 s to converge."""
+"""Seconds that are decoded before a segment and discarded. After a seek, MP3 needs bits of earlier frames (0.12 s are
+wrong), and Opus needs 0.08 s to converge."""
 
 UNKNOWN_LENGTH_FRAMES = 2**40
-"""libsndfile reports a huge frame count where a header, written while streaming, leaves the length open."""
+"""Frame count above which the length is unknown: libsndfile reports such a count for headers written by a stream."""
 
 UNKNOWN_SIZE_BYTES = 0x7FFF_F000
-"""WAV writers that stream leave a data size from here up (sox, ffmpeg), which then says nothing about the length."""
+"""Data size of a WAV file from which on it means "unknown": sox and ffmpeg write such sizes when they stream."""
 
 
-def read_audio(path: str | Path, *, start_s: float = 0.0, end_s: float | None = None) -> np.ndarray:
-    """The waveform between ``start_s`` and ``end_s`` (to the end if ``None``), channels averaged, levels as stored.
+def read_audio(path: str | Path, *, start_s: float = 0.0, end_s: float | None = None) -> FloatArray:
+    """Read the waveform (S,) between ``start_s`` and ``end_s`` seconds; None reads to the end.
 
-    Only the segment is decoded. Raises `AudioError` for a missing, empty, foreign, truncated or sample-less file, a
-    segment outside it, and samples that are not finite.
+    Channels are averaged and levels are kept. Only the segment is decoded. Raises `AudioError` if the file is missing,
+    empty, truncated, not audio or without samples, if the segment is outside the file, or if a sample is not finite.
     """
     with _opened(path) as file:
         rate_hz = file.samplerate
@@ -51,18 +59,19 @@ def read_audio(path: str | Path, *, start_s: float = 0.0, end_s: float | None = 
         mono = soxr.resample(mono, rate_hz, SAMPLE_RATE_HZ, quality="HQ")
     if not len(mono):
         raise AudioError(f"{path}: holds no samples between {start_s} s and {'the end' if end_s is None else end_s}")
-    return mono  # (S,)
+    waveform: FloatArray = mono  # (S,)
+    return waveform
 
 
 def audio_duration_s(path: str | Path) -> float:
-    """Seconds of audio in the whole file by its header, without decoding it; raises `AudioError`."""
+    """Return the seconds of audio in the whole file, from its header. Raises `AudioError` as `read_audio` does."""
     with _opened(path) as file:
-        return file.frames / file.samplerate
+        return float(file.frames / file.samplerate)
 
 
 @contextmanager
 def _opened(path: str | Path) -> Iterator[soundfile.SoundFile]:
-    """The open file, its header checked; what libsndfile raises meanwhile comes out as `AudioError`."""
+    """Open the file and check its header; errors of libsndfile become `AudioError`."""
     path = Path(path)
     if not path.is_file():
         raise AudioError(f"{path}: is a folder, not a file" if path.is_dir() else f"{path}: there is no such file")
@@ -84,7 +93,7 @@ def _check_header(file: soundfile.SoundFile, path: Path) -> None:
     if file.frames == 0:
         raise AudioError(f"{path}: holds no samples")
     if file.frames > UNKNOWN_LENGTH_FRAMES:
-        raise AudioError(f"{path}: its header does not say how long it is; encode it once more, to a file, not a pipe")
+        raise AudioError(f"{path}: its header has no length; encode it again, to a file instead of a pipe")
     if file.format in ("WAV", "WAVEX"):
         present_s = file.frames / file.samplerate
         present_bytes = path.stat().st_size
@@ -94,7 +103,7 @@ def _check_header(file: soundfile.SoundFile, path: Path) -> None:
 
 
 def _wav_promised_bytes(path: Path) -> int:
-    """Size of the audio as the ``data`` chunk states it (libsndfile silently clips it); 0 where it is left open."""
+    """Return the size of the audio as the ``data`` chunk states it, or 0 if it is unknown; libsndfile clips it."""
     with path.open("rb") as file:
         if file.read(12)[:4] != b"RIFF":
             return 0
@@ -118,12 +127,12 @@ def _segment_frames(
     return round(start_s * file.samplerate), min(round(stop_s * file.samplerate), file.frames)
 
 
-def _read_frames(file: soundfile.SoundFile, path: str | Path, start: int, stop: int) -> np.ndarray:
-    """Frames ``start`` to ``stop``, decoded from a little earlier so that the first ones are right too."""
+def _read_frames(file: soundfile.SoundFile, path: str | Path, start: int, stop: int) -> FloatArray:
+    """Read the frames ``start`` to ``stop``; decoding starts earlier, so that the first frames are correct."""
     first = max(0, start - round(PREROLL_S * file.samplerate))
     if first:
         file.seek(first)
-    frames = file.read(stop - first, dtype="float32", always_2d=True)[start - first :]  # (frames, channels)
+    frames: FloatArray = file.read(stop - first, dtype="float32", always_2d=True)[start - first :]  # (frames, channels)
     if stop - start - len(frames) > TOLERANCE_S * file.samplerate:
         raise AudioError(_truncated(path, stop / file.samplerate, (start + len(frames)) / file.samplerate))
     return frames

@@ -1,4 +1,7 @@
-"""The structures that cross files: `Sample` is read, `Utterance` loaded, `Batch` collated, `LossOutput` returned.
+"""Define the structures that modules exchange: `Sample`, `Utterance`, `Batch` and `LossOutput`.
+
+A manifest line is read as a `Sample`, loaded as an `Utterance` and collated into a `Batch`; an objective returns a
+`LossOutput`.
 
 Shape legend for the whole package: B utterances, S audio samples, T encoder frames, M speech tokens (projector
 output), N text tokens, L sequence positions, D width. Masks are boolean, ``True`` = valid.
@@ -20,10 +23,10 @@ from ossicle.audio import SAMPLE_RATE_HZ
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One manifest line: an utterance, and for stage 2 the task to do with it.
+    """One manifest line: an utterance, and in stage 2 a task about it.
 
-    ``source`` is ``file:line`` of the manifest, so that any later error can name the line. Fields the program does
-    not know are kept in ``extra`` and written back by `ossicle.data.manifest.write_manifest`.
+    ``source`` is ``file:line`` of the manifest, so that later errors can name the line. Unknown fields are kept in
+    ``extra``, and `ossicle.data.manifest.write_manifest` writes them back.
     """
 
     id: str
@@ -44,7 +47,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Utterance:
-    """A sample and its speech: as a waveform, or as frames that the encoder made of it before."""
+    """A sample with its speech, either as a waveform or as cached frames of the encoder."""
 
     sample: Sample
     waveform: Tensor | None = None  # (S,) float32 at 16 kHz, mono
@@ -52,13 +55,13 @@ class Utterance:
 
     @property
     def duration_s(self) -> float:
-        """Seconds of audio: measured where there is a waveform, else as the sample states them."""
+        """Return the seconds of audio: those of the waveform if there is one, else the sample's ``duration_s``."""
         return (self.sample.duration_s or 0.0) if self.waveform is None else len(self.waveform) / SAMPLE_RATE_HZ
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """A sample left out, and why. A plain value, so that it travels from a loader's worker to the main process."""
+    """A sample that is left out, and the reason. Worker processes of a loader send it to the main process."""
 
     sample: Sample
     reason: str
@@ -69,19 +72,19 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Padded:
-    """A padded batch of vectors or token ids with its mask."""
+    """A padded batch of vectors or token ids, with its mask."""
 
     values: Tensor  # (B, L, D) float or (B, L) long
     mask: Tensor  # (B, L) bool
 
     def to(self, device: torch.device | str) -> Padded:
-        """Moved to ``device``."""
+        """Return a copy on ``device``."""
         return Padded(self.values.to(device), self.mask.to(device))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chat:
-    """Token ids of one chat turn, cut at the place where the speech goes: ``before`` speech ``after`` ``answer``."""
+    """Token ids of one chat turn per utterance; the speech goes between ``before`` and ``after``."""
 
     before: Padded  # (B, P) start of the user turn, up to the audio
     after: Padded  # (B, Q) the instruction, the end of the user turn and the assistant header
@@ -90,50 +93,51 @@ class Chat:
 
 @dataclass(frozen=True, kw_only=True)
 class Mixed:
-    """Each utterance as text and speech in turn, and the same words all as text. K spans of speech in the whole batch.
+    """Mixed speech-text sequences of the utterances, and the plain text of the same words.
 
-    The mixed sequence is ``text`` where ``written`` says so, with each span of speech before the token ``starts``.
+    The batch has K spans of speech. A mixed sequence consists of the tokens of ``text`` that ``written`` selects, with
+    each span of speech inserted before the token ``starts``.
     """
 
-    text: Padded  # (B, N) BOS (where the LLM has one), the tokens of all words without punctuation, EOS
+    text: Padded  # (B, N) BOS (if the LLM has one), the tokens of all words without punctuation, EOS
     written: Tensor  # (B, N) bool, the tokens that stay text in the mixed sequence: text spans, BOS and EOS
-    words: Tensor  # (B, N) bool, the tokens of words: all but BOS and EOS
+    words: Tensor  # (B, N) bool, the tokens of words: all except BOS and EOS
     waveforms: Padded  # (K, S) the spans of speech, cut out of their utterances
-    rows: Tensor  # (K,) long, the utterance of each
-    starts: Tensor  # (K,) long, the first of the tokens that it stands for
-    speech: Padded | None = None  # (K, M, D_llm) projector output, once a sum of objectives has computed it
+    rows: Tensor  # (K,) long, the utterance of each span
+    starts: Tensor  # (K,) long, the first of the tokens that the span replaces
+    speech: Padded | None = None  # (K, M, D_llm) projector output, if a sum of objectives has computed it already
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """What one step sees: ``waveforms`` or precomputed ``frames``; ``text`` and ``chat`` as the data allows."""
+    """The input of one step: ``waveforms`` or cached ``frames``, and the text that the data provides."""
 
     samples: list[Sample]
     waveforms: Padded | None = None  # (B, S) float32 at 16 kHz, mono, as read: the encoder normalises
     frames: Padded | None = None  # (B, T, D_encoder) cached encoder output
-    text: Padded | None = None  # (B, N) transcript tokens alone: no BOS, no template, no EOS
+    text: Padded | None = None  # (B, N) transcript tokens only: no BOS, no template, no EOS
     chat: Chat | None = None
     mixed: Mixed | None = None
-    """For objectives on mixed speech-text sequences (``needs_mixed``), whose lines have word times."""
-    speech: Padded | None = None  # (B, M, D_llm) projector output, once a sum of objectives has computed it
+    """Set only for objectives on mixed speech-text sequences (``needs_mixed``); they require word times."""
+    speech: Padded | None = None  # (B, M, D_llm) projector output, if a sum of objectives has computed it already
     seeds: list[int] = field(default_factory=list)
-    """One for each sample where something is drawn for it in this epoch (`ossicle.data.augment`), else none."""
+    """One augmentation seed per sample for this epoch (`ossicle.data.augment`); empty without augmentation."""
     audio_s: float = 0.0
     """Seconds of audio in the batch, padding excluded."""
     skipped: list[Skipped] = field(default_factory=list)
-    """Samples that belonged here but could not be read."""
+    """Samples of this batch that could not be read."""
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def to(self, device: torch.device | str) -> Batch:
-        """The batch with every tensor moved to ``device``."""
+        """Return a copy with every tensor on ``device``."""
         return replace(self, **{f.name: _to(getattr(self, f.name), device) for f in fields(self)})
 
 
 @dataclass(frozen=True)
 class HiddenStates:
-    """Hidden states of the LLM by layer index: 0 = input embeddings, ``num_layers`` = after the final norm."""
+    """Hidden states of the LLM by layer: 0 is the input embeddings, ``num_layers`` the output of the final norm."""
 
     states: dict[int, Tensor]  # layer -> (B, L, D)
     mask: Tensor  # (B, L)
@@ -141,7 +145,7 @@ class HiddenStates:
 
 @dataclass(frozen=True)
 class LossOutput:
-    """A scalar to differentiate and its named parts (detached scalars) to log."""
+    """The scalar to differentiate, and its named parts (detached scalars) to log."""
 
     total: Tensor  # ()
     parts: dict[str, Tensor]
@@ -156,12 +160,12 @@ def _to(value: Any, device: torch.device | str) -> Any:
 
 
 def pad(rows: list[Tensor]) -> Padded:
-    """Stack ragged ``rows`` (L_i, ...) into (B, L, ...), zeros on the right, with the mask (B, L)."""
+    """Stack rows (L_i, ...) of different lengths into (B, L, ...), padded with zeros on the right."""
     lengths = torch.tensor([len(row) for row in rows])
     values = pad_sequence(rows, batch_first=True)
     return Padded(values, torch.arange(values.shape[1]) < lengths[:, None])
 
 
 def pad_ids(rows: list[list[int]]) -> Padded:
-    """Stack ragged lists of token ids into (B, L), zeros on the right, with the mask (B, L)."""
+    """Stack lists of token ids of different lengths into (B, L), padded with zeros on the right."""
     return pad([torch.tensor(row, dtype=torch.long) for row in rows])

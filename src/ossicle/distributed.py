@@ -1,7 +1,7 @@
-"""Negatives beyond one process: every process compares the texts of all with its own speech.
+"""Gather negatives across processes: each process compares the texts of all processes with its own speech.
 
-Each process computes its columns of the similarity matrix and shares them, so what travels is the frozen text side,
-which needs no gradient, and a matrix of scalars, which does. Without several processes every function is the identity.
+Each process computes its columns of the similarity matrix. The processes then exchange the frozen text side, which
+needs no gradient, and the columns of scalars, which do. In a single process every function returns its argument.
 
 Shape legend: B rows of this process, B_all rows of all processes in the order of their ranks.
 """
@@ -17,12 +17,12 @@ from torch import Tensor
 
 
 def world_size() -> int:
-    """Number of processes that train together."""
+    """Return the number of processes that train together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def gather_ragged(values: Tensor, fill: float = 0.0) -> Tensor:
-    """Rows (B, L, ...) of all processes: (B_all, longest L, ...), padded with ``fill``. No gradient flows."""
+    """Join the rows (B, L, ...) of all processes to (B_all, longest L, ...), padded with ``fill``; no gradient."""
     if world_size() == 1:
         return values
     sizes = _sizes(values.shape[:2], values.device)  # (processes, 2)
@@ -33,17 +33,21 @@ def gather_ragged(values: Tensor, fill: float = 0.0) -> Tensor:
 
 
 def gather_rows(values: Tensor) -> Tensor:
-    """Rows (B, D) of all processes: (B_all, D). No gradient flows."""
+    """Join the rows (B, D) of all processes to (B_all, D); no gradient."""
     return gather_ragged(values[:, None])[:, 0]
 
 
 def gather_columns(columns: Tensor) -> Tensor:
     """Join the columns (B_all, B) of all processes to (B_all, B_all).
 
-    The gradient of a column is summed over the processes: where each computes the same loss of the whole matrix and
-    the trainer averages gradients, the result is that of one process on the joined batch.
+    The gradient of a column is summed over the processes. If each process computes the same loss of the whole matrix
+    and the trainer averages gradients, the result equals that of one process on the joined batch.
     """
-    return columns if world_size() == 1 else _GatherColumns.apply(columns)
+    if world_size() == 1:
+        return columns
+    function: Any = _GatherColumns  # torch gives `Function.apply` no types
+    joined: Tensor = function.apply(columns)
+    return joined
 
 
 class _GatherColumns(torch.autograd.Function):

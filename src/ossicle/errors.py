@@ -1,4 +1,4 @@
-"""Every error that Ossicle raises on purpose. The command line prints them as one message, without a traceback."""
+"""Define every error that Ossicle raises on purpose; the command line prints them without a traceback."""
 
 
 class OssicleError(Exception):
@@ -22,7 +22,7 @@ class AudioError(DataError):
 
 
 class MakeError(DataError):
-    """The audio of one utterance could not be made; the utterance is counted as broken, or stops the run."""
+    """The audio of one utterance could not be generated; the utterance is skipped, or the run stops."""
 
 
 class CorpusError(DataError):

@@ -1,9 +1,10 @@
-"""Write files so that a kill leaves the old file or the new one, never a part of either."""
+"""Write files and folders atomically: after a crash there is the old version or the new one, never a part."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,21 +17,45 @@ os.umask(_UMASK)
 
 @contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
-    """Yield a path beside ``path`` to write to, and rename it to ``path`` once the block has ended without an error.
+    """Yield a temporary path beside ``path``, and rename it to ``path`` if the block ends without an error.
 
-    The partial file keeps the suffix, which may decide the format. It has the permissions that the umask gives, also
-    where a library made it private.
+    The temporary file keeps the suffix, because some libraries choose the format by it. Its permissions follow the
+    umask, even where a library made the file private.
     """
     path = Path(path)
     partial = path.with_name(f".{path.stem}.{os.getpid()}-{threading.get_ident()}.partial{path.suffix}")
     try:
         yield partial
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
+        _sync(partial)
         partial.chmod(0o666 & ~_UMASK)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Yield an empty temporary folder beside ``path``, and rename it to ``path`` if the block ends without an error.
+
+    An existing folder ``path`` is replaced as a whole. At most one process may write ``path`` at a time: what an
+    interrupted call left is deleted. Temporary names start with a dot.
+    """
+    path = Path(path)
+    partial, old = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.old")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        for file in partial.rglob("*"):
+            if file.is_file():
+                _sync(file)
+        if path.exists():  # a folder that is not empty cannot be replaced in one step
+            path.rename(old)
+        partial.rename(path)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -42,3 +67,9 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, content: Any) -> None:
     """Write ``content`` as indented JSON. Raises `ValueError` for numbers that JSON does not have (NaN, infinity)."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _sync(path: Path) -> None:
+    """Wait until ``path`` is on the disk, so that a rename never makes an empty file visible."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())

@@ -1,50 +1,72 @@
-"""Half precision where the processor has instructions for it, float32 where not.
+"""Choose between half precision and float32 by the instructions that the processor has.
 
-Without AVX-512 or AMX (on x86) or BF16 (on ARM), which most laptops lack, PyTorch multiplies matrices in bfloat16 on a
-CPU tens of times as slowly as in float32 (benchmarks/precision.py). So there a run computes in float32 what its recipe
-wants in half precision, and says so; the recipe is the same on every machine.
+Most laptop CPUs lack AVX-512 or AMX (x86) or BF16 (ARM). There PyTorch multiplies bfloat16 matrices tens of times
+slower than float32 ones (benchmarks/precision.py). A run on such a CPU replaces half precision by float32 and reports
+it, so that one recipe fits every machine.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+import functools
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Literal, ParamSpec, TypeVar
 
 import torch
 from accelerate import Accelerator
 
+from ossicle.private import onednn_multiplies
+
 Precision = Literal["fp32", "bf16", "fp16"]
 CPU = torch.device("cpu")
 _ACCELERATE: dict[Precision, str] = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+P, R = ParamSpec("P"), TypeVar("R")
 _HALF = {"bf16": torch.bfloat16, "bfloat16": torch.bfloat16, "fp16": torch.float16, "float16": torch.float16}
 
 
+def outside_autocast(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorate ``function`` to compute in the types of its arguments even where mixed precision is on.
+
+    Losses and the features of audio need it. Autocast multiplies matrices in half precision, also if both are float32.
+    """
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        with ExitStack() as stack:
+            for device in ("cpu", "cuda", "xpu", "mps"):
+                if torch.is_autocast_enabled(device):
+                    stack.enter_context(torch.autocast(device, enabled=False))
+            return function(*args, **kwargs)
+
+    return run
+
+
 def multiplies(dtype: torch.dtype, device: torch.device | None = None) -> bool:
-    """Whether ``device`` has instructions to multiply matrices of ``dtype``; None: what models run on by default."""
-    # Unless it looks, PyTorch names the accelerator that it was built for: on a laptop too, with the usual CUDA build.
+    """Return True if ``device`` has instructions to multiply matrices of ``dtype``.
+
+    None stands for the default device: the accelerator if there is one, else the CPU.
+    """
+    # Without the check, a CUDA build of PyTorch names CUDA on a machine that has no GPU.
     device = device or torch.accelerator.current_accelerator(check_available=True) or CPU
     if device.type != "cpu" or dtype not in _HALF.values():
         return True
-    if not torch.backends.mkldnn.is_available():
-        return False
-    # What PyTorch itself asks before it leaves a product to oneDNN; otherwise a loop that is not vectorised takes it.
-    onednn = torch.ops.mkldnn
-    return bool(onednn._is_mkldnn_bf16_supported() if dtype == torch.bfloat16 else onednn._is_mkldnn_fp16_supported())
+    return onednn_multiplies(dtype)
 
 
 def usable(dtype: torch.dtype, device: torch.device | None = None) -> torch.dtype:
-    """``dtype``, or float32 where `multiplies` says no."""
+    """Return ``dtype`` if ``device`` `multiplies` it, else float32."""
     return dtype if multiplies(dtype, device) else torch.float32
 
 
 def new_accelerator(precision: Precision, *, cpu: bool) -> Accelerator:
-    """The accelerator of a run, with automatic mixed precision where `multiplies` says yes."""
+    """Return the accelerator of a run; mixed precision is on if the device `multiplies` that type."""
     wanted = _HALF.get(precision, torch.float32)
     possible = multiplies(wanted, CPU if cpu else None)
     return Accelerator(mixed_precision=_ACCELERATE[precision if possible else "fp32"], cpu=cpu)
 
 
-def replaced(wanted: dict[str, str], device: torch.device | None) -> str | None:
-    """A line for people: which of these settings (name -> value) ``device`` computes in float32 instead, if any."""
+def describe_fallbacks(wanted: dict[str, str], device: torch.device | None) -> str | None:
+    """Describe the settings (name -> value) that fall back to float32 on ``device``, or return None."""
     slow = [
         f"{name}={value}" for name, value in wanted.items() if value in _HALF and not multiplies(_HALF[value], device)
     ]

@@ -1,4 +1,4 @@
-"""Instructions, the chat template of the LLM cut at the place of the speech, and which tokens are labels."""
+"""Write chat turns in the token ids of an LLM, and choose the instruction of each sample."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from itertools import accumulate
 from typing import Any
 
 from ossicle.batch import Chat, Sample, pad_ids
+from ossicle.errors import ModelError
 
 ASR_INSTRUCTIONS = (
     "Transcribe the speech.",
@@ -20,40 +21,16 @@ ASR_INSTRUCTIONS = (
 )
 TRANSLATE_INSTRUCTION = "Translate the speech to {language}."
 LANGUAGE_NAMES = {
-    "ar": "Arabic",
-    "ca": "Catalan",
-    "cs": "Czech",
-    "cy": "Welsh",
-    "de": "German",
-    "en": "English",
-    "es": "Spanish",
-    "et": "Estonian",
-    "fa": "Persian",
-    "fr": "French",
-    "hi": "Hindi",
-    "id": "Indonesian",
-    "it": "Italian",
-    "ja": "Japanese",
-    "ko": "Korean",
-    "lv": "Latvian",
-    "mn": "Mongolian",
-    "nl": "Dutch",
-    "pl": "Polish",
-    "pt": "Portuguese",
-    "ro": "Romanian",
-    "ru": "Russian",
-    "sl": "Slovenian",
-    "sv": "Swedish",
-    "sv-SE": "Swedish",
-    "ta": "Tamil",
-    "tr": "Turkish",
-    "uk": "Ukrainian",
-    "zh": "Chinese",
-    "zh-CN": "Chinese",
-}
+    "ar": "Arabic", "ca": "Catalan", "cs": "Czech", "cy": "Welsh", "de": "German", "en": "English", "es": "Spanish",
+    "et": "Estonian", "fa": "Persian", "fr": "French", "hi": "Hindi", "id": "Indonesian", "it": "Italian",
+    "ja": "Japanese", "ko": "Korean", "lv": "Latvian", "mn": "Mongolian", "nl": "Dutch", "pl": "Polish",
+    "pt": "Portuguese", "ro": "Romanian", "ru": "Russian", "sl": "Slovenian", "sv": "Swedish", "sv-SE": "Swedish",
+    "ta": "Tamil", "tr": "Turkish", "uk": "Ukrainian", "zh": "Chinese", "zh-CN": "Chinese",
+}  # fmt: skip
+"""English name of each language code, for instructions."""
 TEMPLATE_OPTIONS = {"enable_thinking": False, "date_string": "26 Jul 2024"}
-"""What templates may ask for. Qwen3 and SmolLM3 would else think before they answer, which no answer in the data does;
-Llama 3 would write the date of the day into the prompt, so that a model is never asked as it was trained."""
+"""Variables that chat templates read. Without the first, Qwen3 and SmolLM3 think before they answer, unlike the answers
+in the data. Without the second, Llama 3 writes today's date into the prompt, so that prompts change from day to day."""
 _SPEECH, _INSTRUCTION, _ANSWER = "{speech}", "{instruction}", "{answer}"
 
 
@@ -68,21 +45,24 @@ class ChatTemplate:
 
     @classmethod
     def of(cls, tokenizer: Any) -> ChatTemplate:
-        """Cut the tokenizer's own template by rendering one turn with marked slots.
+        """Split the tokenizer's own template, by rendering one turn with marked slots.
 
-        Raises `ValueError` where the template has no generation prompt or changes the content of a message.
+        Raises `ModelError` if the template has no generation prompt or changes the content of a message.
         """
         user = {"role": "user", "content": f"{_SPEECH} {_INSTRUCTION}"}
         prompt = tokenizer.apply_chat_template([user], tokenize=False, add_generation_prompt=True, **TEMPLATE_OPTIONS)
         both = [user, {"role": "assistant", "content": _ANSWER}]
         whole = tokenizer.apply_chat_template(both, tokenize=False, **TEMPLATE_OPTIONS)
         if _SPEECH not in prompt or _INSTRUCTION not in prompt or _ANSWER not in whole:
-            raise ValueError(f"the chat template of {tokenizer.name_or_path} does not keep the content of messages")
+            raise ModelError(
+                f"{tokenizer.name_or_path}: the chat template does not keep the content of messages; "
+                "use an instruction-tuned LLM whose template does"
+            )
         before, rest = prompt.split(_SPEECH)
         between, header = rest.split(_INSTRUCTION)
         answered = whole.split(_INSTRUCTION)[1]  # header, ANSWER, end
         lead, end = answered.split(_ANSWER)
-        # Mistral's template writes a space before the answer that its generation prompt lacks: part of the header.
+        # Mistral's template writes a space before the answer that its generation prompt lacks: add it to the header.
         return cls(before, between, lead if lead.startswith(header) else header, end)
 
 
@@ -96,9 +76,10 @@ class Turn:
 
 
 class Prompter:
-    """Writes chat turns in the token ids of one LLM.
+    """Write chat turns in the token ids of one LLM.
 
-    The answer's ids end with the template's end of turn, up to its first end-of-sequence id: exactly these are labels.
+    The ids of an answer end with the template's end of turn, up to its first end-of-sequence id. Exactly these ids are
+    labels.
     """
 
     def __init__(
@@ -110,20 +91,20 @@ class Prompter:
         self.end = self._end(end_ids)
 
     def ids(self, text: str) -> list[int]:
-        """Token ids of ``text`` alone: nothing is added."""
+        """Return the token ids of ``text``, without special tokens."""
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)
 
     def word_ids(self, words: Sequence[str]) -> list[list[int]]:
-        """Token ids of each of ``words``; one after the other they are those of the words joined by spaces.
+        """Return the token ids of each word; concatenated, they are the ids of the words joined by spaces.
 
-        A token that reaches into two words counts to the later one. Raises `ValueError` for a tokenizer that cannot
-        say which characters a token stands for.
+        A token that spans two words belongs to the later one. Raises `ModelError` if the tokenizer has no character
+        offsets.
         """
         if not self.tokenizer.is_fast:
             name = self.tokenizer.name_or_path
-            raise ValueError(f"the tokenizer of {name} gives no offsets: mixed sequences need a fast tokenizer")
+            raise ModelError(f"{name}: the tokenizer has no offsets; mixed sequences need a fast tokenizer")
         encoded = self.tokenizer(" ".join(words), add_special_tokens=False, return_offsets_mapping=True)
-        ends = list(accumulate((len(word) + 1 for word in words), initial=-1))[1:]  # of each word, in characters
+        ends = list(accumulate((len(word) + 1 for word in words), initial=-1))[1:]  # last character of each word
         ids: list[list[int]] = [[] for _ in words]
         for token, (_, end) in zip(encoded.input_ids, encoded.offset_mapping, strict=True):
             ids[bisect_left(ends, end)].append(token)
@@ -131,17 +112,17 @@ class Prompter:
 
     @property
     def first_ids(self) -> list[int]:
-        """The begin-of-sequence token, where the LLM has one."""
+        """Return the begin-of-sequence token as a list, which is empty if the LLM has none."""
         bos = self.tokenizer.bos_token_id
         return [] if bos is None else [bos]
 
     def turn(self, instruction: str, answer: str) -> Turn:
-        """One turn; ``answer`` may be empty when it is still to be generated."""
+        """Return one turn; ``answer`` is empty if it is to be generated."""
         after = self.ids(f"{self.template.between}{instruction}{self.template.header}")
         return Turn(self.before, after, self.ids(answer) + self.end)
 
     def chat(self, samples: Sequence[Sample], epoch: int) -> Chat:
-        """Return the padded chat turns of ``samples``, cut at the place of the speech."""
+        """Return the padded chat turns of ``samples``, split where the speech goes."""
         turns = [self.turn(self.instruction(sample, epoch), answer_of(sample)) for sample in samples]
         return Chat(
             before=pad_ids([turn.before for turn in turns]),
@@ -150,7 +131,7 @@ class Prompter:
         )
 
     def instruction(self, sample: Sample, epoch: int) -> str:
-        """The sample's own instruction, or one of the ASR instructions, drawn by sample and epoch."""
+        """Return the sample's own instruction, or an ASR instruction drawn by the sample's id and the epoch."""
         if sample.instruction is not None:
             return sample.instruction
         draw = hashlib.blake2b(f"{sample.id}/{epoch}".encode(), digest_size=8).digest()
@@ -165,20 +146,20 @@ class Prompter:
 
 
 def answer_of(sample: Sample) -> str:
-    """What the LLM is to say: the first answer of a task, or the transcript (ASR)."""
+    """Return the target text: the first answer of a task, or the transcript (ASR)."""
     return sample.answers[0] if sample.answers else sample.text or ""
 
 
 def task_key(task: str, target_language: str | None = None) -> str:
-    """Name of a task in `SpeechLLM.instructions`: ``asr``, ``st/de``."""
+    """Return the key of a task in `SpeechLLM.instructions`, such as ``asr`` or ``st/de``."""
     return f"{task}/{target_language}" if task == "st" else task
 
 
 def learned_instructions(samples: Iterable[Sample]) -> dict[str, str]:
-    """The most frequent instruction of each task in the training data: what the model understands best."""
+    """Return the most frequent instruction of each task in ``samples``, the wording that the model learns best."""
     counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for sample in samples:
         if sample.task is not None and sample.instruction is not None:
             counts[task_key(sample.task, sample.target_language)][sample.instruction] += 1
-    # A question is asked about one utterance only: no wording of it is "the" instruction.
+    # Each question is about one utterance, so that no question is the instruction of the task.
     return {key: counter.most_common(1)[0][0] for key, counter in counts.items() if not key.startswith("qa")}

@@ -62,7 +62,7 @@ def test_gain_by_hand():
 def test_a_sample_and_an_epoch_decide_everything():
     augment = AugmentConfig(speed=[0.9, 1.0, 1.1], noise_snr_db=(0, 20), gain_db=(-6, 6)).build(seed=0)
     first = augment(utterance("a"), 0).waveform
-    augment(utterance("b"), 3)  # draws in between do not matter
+    augment(utterance("b"), 3)  # calls for other utterances do not matter
     assert torch.equal(augment(utterance("a"), 0).waveform, first)
     other_seed = AugmentConfig(noise_snr_db=(0, 20), gain_db=(-6, 6)).build(seed=1)
     others = [augment(utterance("b"), 0), augment(utterance("a"), 1), other_seed(utterance("a"), 0)]
@@ -77,7 +77,7 @@ def test_noise_from_recordings_is_repeated_where_it_is_short(tmp_path):
     long = utterance(samples=80_000)
     added = (augment(long, 0).waveform - long.waveform).numpy()
     assert power(added) == pytest.approx(power(long.waveform), rel=0.05)
-    # The recordings are at most 1 s of tones: it is periodic, as white noise is not.
+    # The recordings have at most 1 s of tones, so that repeated noise is periodic, unlike white noise.
     spectrum = np.sort(np.abs(np.fft.rfft(added)) ** 2)
     assert spectrum[-400:].sum() > 0.8 * spectrum.sum()
 
@@ -155,7 +155,7 @@ def test_development_data_are_left_alone(config, manifest):
 
 
 def test_a_run_with_everything_on_resumes_with_the_same_weights(config):
-    from ossicle.models.speech_llm import WEIGHTS_FILE
+    from ossicle.models.saving import WEIGHTS_FILE
 
     settings = {"data": {"augment": EVERYTHING}, "train": {"steps": 4, "save_every": 2}}
     whole = train(config(name="whole", **settings))
@@ -174,7 +174,7 @@ def test_a_run_with_everything_on_resumes_with_the_same_weights(config):
 def test_cached_frames_are_refused_for_what_changes_them(config, tmp_path, option):
     data = {"augment": {option: EVERYTHING[option]}, "cache_frames": True, "cache_dir": str(tmp_path)}
     for run in (train, fill_caches):
-        with pytest.raises(ConfigError, match=rf"data\.augment\.{option} makes other frames .*cache_frames=false"):
+        with pytest.raises(ConfigError, match=rf"data\.augment\.{option} changes the frames .*cache_frames=false"):
             run(config(name=run.__name__, data=data))
 
 
@@ -200,7 +200,7 @@ def test_cached_frames_are_masked_anew_each_epoch(config, tmp_path):
 @pytest.mark.parametrize("option", ["speed", "time_masks", "train_mode_encoder"])
 def test_mixed_sequences_refuse_what_moves_their_words(config, option):
     run = config(data={"augment": {option: EVERYTHING[option]}}, objective={"name": "mixed_next_token"})
-    with pytest.raises(ConfigError, match=rf"data\.augment\.{option} is for whole utterances"):
+    with pytest.raises(ConfigError, match=rf"data\.augment\.{option} does not work with mixed sequences"):
         train(run)
 
 

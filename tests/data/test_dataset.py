@@ -11,10 +11,8 @@ from ossicle.data.dataset import (
     Skipped,
     SpeechDataset,
     Utterance,
-    fill_durations,
     known_duration_s,
     subset,
-    within_duration,
 )
 from ossicle.data.manifest import read_manifest, write_manifest
 from ossicle.errors import DataError
@@ -31,7 +29,7 @@ def write_noise(path: Path, duration_s: float) -> Path:
 
 
 def make_corpus(folder: Path, *, with_durations: bool) -> list[Sample]:
-    """Eight lines: two good ones around one of each kind of bad file."""
+    """Write eight lines: two valid files, and between them one file of each invalid kind."""
     good = [write_noise(folder / name, 1.0) for name in ("good1.wav", "good2.flac")]
     short, long = write_noise(folder / "short.wav", 0.05), write_noise(folder / "long.wav", 46.0)
     truncated = write_noise(folder / "truncated.flac", 4.0)
@@ -87,7 +85,7 @@ def test_all_that_headers_can_tell_is_found_before_training(tmp_path):
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_skip_counts_and_lists(tmp_path, num_workers, with_durations):
     dataset = SpeechDataset(make_corpus(tmp_path, with_durations=with_durations), on_error="skip")
-    for _ in range(2):  # epochs: each skipped utterance is reported once
+    for _ in range(2):  # two epochs report each skipped utterance once
         items = [item for batch in DataLoader(dataset, 2, collate_fn=list, num_workers=num_workers) for item in batch]
         dataset.record(item for item in items if isinstance(item, Skipped))
     assert [item.sample.id for item in items if isinstance(item, Utterance)] == ["good1", "good2"]
@@ -127,23 +125,21 @@ def test_segment_that_starts_after_the_file(tmp_path):
         SpeechDataset([sample])
 
 
-def test_fill_durations_reads_headers_in_order(tmp_path):
+def test_durations_are_read_from_headers_in_order(tmp_path):
     paths = [write_noise(tmp_path / f"{index}.wav", 0.1 + 0.01 * index) for index in range(20)]
-    samples = [Sample(id=str(index), audio=path) for index, path in enumerate(paths * 60)]  # enough for the bar
-    filled, skipped = fill_durations(samples)
-    assert skipped == []
-    assert [sample.id for sample in filled] == [sample.id for sample in samples]
-    assert [sample.duration_s for sample in filled[:20]] == pytest.approx([0.1 + 0.01 * index for index in range(20)])
+    samples = [Sample(id=str(index), audio=path) for index, path in enumerate(paths * 60)]  # shows the progress
+    dataset = SpeechDataset(samples)
+    assert dataset.skipped == []
+    assert [sample.id for sample in dataset.samples] == [sample.id for sample in samples]
+    assert dataset.durations_s[:20] == pytest.approx([0.1 + 0.01 * index for index in range(20)])
     samples[3] = Sample(id="gone", audio=tmp_path / "gone.wav")
-    filled, skipped = fill_durations(samples, on_error="skip")
-    assert len(filled) == 1199
-    assert [item.sample.id for item in skipped] == ["gone"]
+    dataset = SpeechDataset(samples, on_error="skip")
+    assert len(dataset) == 1199
+    assert [item.sample.id for item in dataset.skipped] == ["gone"]
 
 
-def test_duration_filter_includes_its_bounds():
-    samples = [Sample(id=str(s), audio=Path("x"), duration_s=float(s)) for s in (1, 2, 3, 4)]
-    assert [sample.id for sample in within_duration(samples, 2, 3)] == ["2", "3"]
-    with pytest.raises(DataError, match="has no duration_s"):
+def test_an_unknown_duration_is_refused():
+    with pytest.raises(DataError, match='has no "duration_s"'):
         known_duration_s(Sample(id="a", audio=Path("x")))
 
 

@@ -25,7 +25,7 @@ def prompter() -> Prompter:
 
 
 def spoken(name: str, text: str = TEXT, *, word_s: float = 0.25) -> Utterance:
-    """Words one after the other; the waveform counts its samples."""
+    """Return an utterance with consecutive words, whose waveform counts its samples."""
     words = [WordTime(word, i * word_s, (i + 1) * word_s) for i, word in enumerate(text.split())]
     sample = Sample(id=name, audio=Path("a.wav"), text=text, duration_s=len(words) * word_s, source=f"m:{name}")
     waveform = torch.arange(len(words) * word_s * 16_000)
@@ -33,7 +33,7 @@ def spoken(name: str, text: str = TEXT, *, word_s: float = 0.25) -> Utterance:
 
 
 def rows_of(mixed: Mixed, prompter: Prompter) -> list[list[str]]:
-    """Each mixed sequence as text, spans of speech as their first and last sample."""
+    """Return each mixed sequence as text, with the first and the last sample of each span of speech."""
     shown = []
     for row, (ids, mask) in enumerate(zip(mixed.text.values, mixed.written, strict=True)):
         parts = {int(i): prompter.tokenizer.decode(int(ids[i])) for i in mask.nonzero()}
@@ -77,7 +77,7 @@ def test_word_ids_are_those_of_the_whole_text(prompter):
 
 
 def test_word_ids_of_the_lab_and_of_sentence_piece(prompter):
-    """A tokenizer with merges, and one that marks the space as a letter of its own before the word."""
+    """Return a tokenizer with merges, or one that marks a space by an extra letter before the word."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 

@@ -4,7 +4,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from ossicle.data.sampler import BatchSampler, mixture, padding_share
+from ossicle.data.sampler import BatchSampler, mixture
 
 DURATIONS_S = np.random.default_rng(0).uniform(0.5, 20.0, 500).tolist()
 
@@ -14,7 +14,8 @@ def sampler(**changes) -> BatchSampler:
 
 
 def mean_padding(batches: BatchSampler) -> float:
-    return float(np.mean([padding_share([DURATIONS_S[index] for index in batch]) for batch in batches]))
+    durations_s = [[DURATIONS_S[index] for index in batch] for batch in batches]
+    return float(np.mean([1.0 - sum(batch) / (max(batch) * len(batch)) for batch in durations_s]))
 
 
 @pytest.mark.parametrize("order", ["random", "duration"])
@@ -64,26 +65,17 @@ def test_seed_and_epoch_decide(order):
 
 
 @pytest.mark.parametrize("order", ["random", "duration"])
-@pytest.mark.parametrize("remainder", ["wrap", "drop", "keep"])
-def test_ranks_share_the_batches(order, remainder):
+def test_ranks_share_the_batches(order):
     alone = list(sampler(order=order))
-    ranks = [list(sampler(order=order, remainder=remainder, rank=rank, world_size=3)) for rank in range(3)]
-    assert [len(sampler(order=order, remainder=remainder, rank=rank, world_size=3)) for rank in range(3)] == [
-        len(batches) for batches in ranks
-    ]
-    together = Counter(tuple(batch) for batches in ranks for batch in batches)
-    if remainder == "keep":
-        assert together == Counter(map(tuple, alone))
-        return
-    assert len({len(batches) for batches in ranks}) == 1
+    ranks = [list(sampler(order=order, rank=rank, world_size=3)) for rank in range(3)]
+    lengths = [len(sampler(order=order, rank=rank, world_size=3)) for rank in range(3)]
+    assert lengths == [len(batches) for batches in ranks]
+    assert len(set(lengths)) == 1
     rest = len(alone) % 3
     assert rest, "the test needs a remainder"
-    if remainder == "wrap":
-        assert set(together) == set(map(tuple, alone))
-        assert together.total() == len(alone) + 3 - rest
-    else:
-        assert together.total() == len(alone) - rest
-        assert max(together.values()) == 1
+    together = Counter(tuple(batch) for batches in ranks for batch in batches)
+    assert set(together) == set(map(tuple, alone))
+    assert together.total() == len(alone) + 3 - rest
 
 
 def test_fewer_batches_than_ranks_wrap_around():
@@ -146,11 +138,6 @@ def test_arguments_are_checked():
         list(sampler(tasks=["asr"] * 500, mixture_weights={"sat": 1.0}))
     with pytest.raises(ValueError, match="not all 0"):
         list(sampler(tasks=["asr"] * 500, mixture_weights={"asr": 0.0}))
-
-
-def test_padding_share():
-    assert padding_share([1.0, 1.0]) == 0.0
-    assert padding_share([1.0, 3.0]) == pytest.approx(1 / 3)
 
 
 def test_a_curriculum_begins_with_the_short_ones():

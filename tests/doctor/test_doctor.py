@@ -1,4 +1,4 @@
-"""The doctor runs on every recipe, and finds what is planted."""
+"""The doctor runs on every recipe, and finds faults that the tests insert."""
 
 import io
 import json
@@ -18,7 +18,7 @@ from ossicle.doctor.cost import Shapes
 from ossicle.models.speech_llm import ModelConfig
 from ossicle.testing import tiny_encoder, tiny_llm, tiny_manifest
 from ossicle.train.recipe import Config, load, parse
-from ossicle_lab.demo.chain import is_study
+from ossicle_lab.recipes import is_study
 from places import CORE_RECIPES, LAB_RECIPES
 
 RECIPES = sorted(
@@ -43,7 +43,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def make(models: Path, tmp_path: Path) -> Callable[..., Config]:
-    """A run on tiny models and eight utterances, with other settings where a test gives them."""
+    """Return a function that makes a run on tiny models and eight utterances, with the settings of a test."""
 
     def made(*, model: dict | None = None, objective: str = "next_token", **data: object) -> Config:
         manifest = tiny_manifest(tmp_path / "data", 8, tasks=("asr",) if objective == "next_token" else ())
@@ -94,13 +94,13 @@ def test_a_wrong_sample_rate_is_found(make):
     def halve(i: int, line: dict) -> dict:
         if i == 3:
             path = Path(config.data.train[0]).parent / line["audio"]
-            soundfile.write(path, soundfile.read(path)[0], SAMPLE_RATE_HZ // 2)  # the header of half the rate
+            soundfile.write(path, soundfile.read(path)[0], SAMPLE_RATE_HZ // 2)  # the header has half of the rate
         return line
 
     change_lines(config, halve)
     report, _ = examined(config)
     assert "sample rate: 1 of 8" in only_error(report) and "manifest-0.jsonl:4" in only_error(report)
-    assert [finding.check for finding in report.of("warning")] == ["sample rate"]  # and it is below 16 kHz
+    assert [finding.check for finding in report.of("warning")] == ["sample rate"]  # because the rate is below 16 kHz
 
 
 def test_a_wrong_sample_rate_shows_in_the_pace_where_no_duration_is_stated(make):
@@ -192,7 +192,7 @@ def test_a_model_that_cannot_be_loaded_ends_it(make):
     assert "loss" not in {finding.check for finding in report.findings}
 
 
-def test_the_bill_by_shapes(models):
+def test_the_cost_by_shapes(models):
     shapes = Shapes.of(ModelConfig(encoder=str(models / "encoder"), llm=str(models / "llm")).build())
     assert (shapes.width, shapes.ffn, shapes.queries, shapes.keys, shapes.layers) == (32, 48, 32, 16, 2)
     # float32: gate, up and product; query, key and value; 2.2 widths of norms

@@ -15,7 +15,7 @@ from ossicle.models.encoder import load_encoder
 from ossicle.models.llm import LLM
 from ossicle.objectives import Contrastive
 from ossicle.testing import tiny_manifest
-from ossicle.train.cache import CACHE_DTYPE, CachedDataset, FrameCache, TextCache, key_of
+from ossicle.train.cache import CACHE_DTYPE, CachedDataset, FrameCache, TextCache, audio_key
 from ossicle.train.cache_store import ABOUT
 
 CPU = torch.device("cpu")
@@ -33,7 +33,7 @@ def dataset(manifest) -> SpeechDataset:
 
 @pytest.fixture
 def counted(encoder):
-    """How many waveforms the encoder is given."""
+    """Count the waveforms that the encoder receives."""
     seen = []
     encoder.register_forward_pre_hook(lambda _, args: seen.append(len(args[0].values)))
     return seen
@@ -106,8 +106,8 @@ def test_a_changed_file_is_encoded_anew(encoder, tmp_path):
 def test_segments_of_a_file_are_told_apart(manifest):
     sample = read_manifest(manifest)[0]
     segments = [replace(sample, start_s=a, end_s=b) for a, b in ((0.0, 0.2), (0.0, 0.3), (0.1, 0.3))]
-    assert len({key_of(one) for one in [sample, *segments]}) == 4
-    assert key_of(replace(sample, id="another name", text="another text")) == key_of(sample)
+    assert len({audio_key(one) for one in [sample, *segments]}) == 4
+    assert audio_key(replace(sample, id="another name", text="another text")) == audio_key(sample)
 
 
 def test_unreadable_files_stay_missing_and_are_reported(encoder, tmp_path):
@@ -123,11 +123,11 @@ def test_unreadable_files_stay_missing_and_are_reported(encoder, tmp_path):
 
 
 def test_a_shard_without_its_index_does_not_count(encoder, dataset, counted, tmp_path):
-    """What a kill between the two writes leaves behind."""
+    """Leave what a crash between the two writes leaves."""
     cache = FrameCache(tmp_path, encoder)
     cache.fill(dataset, CPU)
     (index,) = (path for path in cache.folder.glob("*.json") if path.name != ABOUT)
-    assert set(json.loads(index.read_text())) == {key_of(sample) for sample in dataset.samples}
+    assert set(json.loads(index.read_text())) == {audio_key(sample) for sample in dataset.samples}
     index.unlink()
     again = FrameCache(tmp_path, encoder)
     assert dataset.samples[0] not in again
@@ -143,7 +143,7 @@ def batch(model, manifest, collate):
 
 @pytest.fixture
 def read_texts(model):
-    """Rows of token ids that the LLM was asked to read."""
+    """Collect the rows of token ids that the LLM reads."""
     seen = []
     read = model.llm.read
     model.llm.read = lambda ids, *args, **kwargs: seen.extend(ids.values.tolist()) or read(ids, *args, **kwargs)
@@ -212,7 +212,7 @@ def test_a_cache_that_claims_other_weights_is_refused(model, batch, tmp_path):
     cache.pooled(batch.text, [0, 1], bos=False)
     (about,) = tmp_path.rglob(ABOUT)
     about.write_text(json.dumps(json.loads(about.read_text()) | {"llm": "foreign"}))
-    with pytest.raises(CacheError, match="made with other llm"):
+    with pytest.raises(CacheError, match=r"different model or setting \(llm\)"):
         TextCache(tmp_path, model.llm).pooled(batch.text, [0, 1], bos=False)
 
 
@@ -241,7 +241,7 @@ def test_each_layer_has_a_cache_of_its_own(folders, dataset, tmp_path):
     first.fill(dataset, CPU)
     assert last.folder != first.folder
     assert not torch.equal(last[dataset.samples[0]], first[dataset.samples[0]])
-    # The last of two layers is the same by both names.
+    # Both names stand for the second of two layers.
     assert FrameCache(tmp_path, load_encoder(str(folders["hubert"]), layer=2)).folder == last.folder
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from ossicle.errors import ConfigError
 from ossicle.inspect.alignment import AlignmentRow
-from ossicle.train import live
+from ossicle.train import dev_alignment
 from ossicle.train.loop import train
 from ossicle.train.tracking import read_metrics
 
@@ -20,7 +20,7 @@ def of(folder, split):
 
 
 def test_what_is_logged_of_a_report():
-    assert live.values_of([row(0, 10.0, 20.0, 1.5), row(12, 60.0, 70.0, float("inf"))]) == {
+    assert dev_alignment.values_of([row(0, 10.0, 20.0, 1.5), row(12, 60.0, 70.0, float("inf"))]) == {
         "r_at_1": 40.0,
         "speech_to_text_r1/layer_00": 10.0,
         "text_to_speech_r1/layer_00": 20.0,
@@ -37,7 +37,7 @@ def test_a_run_that_is_analysed_trains_as_one_that_is_not(config, manifest):
     assert [r["loss"] for r in of(plain, "train")] == [r["loss"] for r in of(analysed, "train")]
     assert of(plain, "alignment") == []
     records = of(analysed, "alignment")
-    assert [record["step"] for record in records] == [3, 4]  # every third, and the last
+    assert [record["step"] for record in records] == [3, 4]  # every third step, and the last one
     assert all(f"modality_gap/layer_0{layer}" in records[0] for layer in range(4))
 
 
@@ -53,7 +53,7 @@ def test_tensorboard_gets_a_curve_per_layer(config, manifest):
 
 def test_the_best_checkpoint_is_the_one_that_retrieves_best(config, manifest, monkeypatch):
     found = iter([30.0, 50.0, 40.0, 50.0])
-    monkeypatch.setattr(live, "measure", lambda *_: {live.R_AT_1: next(found)})
+    monkeypatch.setattr(dev_alignment, "measure", lambda *_: {dev_alignment.R_AT_1: next(found)})
     settings = {"analyze_every": 1, "eval_every": 1, "best_by": "retrieval"}
     folder = train(config(data={"dev": [str(manifest)]}, train=settings))
     kept = json.loads((folder / "best" / "progress.json").read_text())
@@ -61,7 +61,7 @@ def test_the_best_checkpoint_is_the_one_that_retrieves_best(config, manifest, mo
 
 
 def test_by_loss_retrieval_has_no_say(config, manifest, monkeypatch):
-    monkeypatch.setattr(live, "measure", lambda *_: {live.R_AT_1: 100.0})
+    monkeypatch.setattr(dev_alignment, "measure", lambda *_: {dev_alignment.R_AT_1: 100.0})
     folder = train(config(data={"dev": [str(manifest)]}, train={"analyze_every": 1, "eval_every": 2}))
     kept = json.loads((folder / "best" / "progress.json").read_text())
     assert kept["best"] == min(record["loss"] for record in of(folder, "dev"))

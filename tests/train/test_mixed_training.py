@@ -1,4 +1,4 @@
-"""Mixed sequences in training: several processes, new spans in each epoch, data that has none."""
+"""Mixed sequences in training: several processes, new spans in each epoch, data without word times."""
 
 import multiprocessing
 import socket
@@ -23,7 +23,7 @@ from ossicle.train.recipe import Config
 
 
 def train_share(rank: int, port: int, folder: Path, share: Batch, objective: MixedContrastive, out: Path) -> None:
-    """What one of two processes computes with the model in ``folder``: its loss and the gradient of the projector."""
+    """Compute the loss and the projector's gradient in one of two processes, with the model in ``folder``."""
     model = SpeechLLM.from_pretrained(folder).eval()
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     output = objective(model, share)
@@ -42,7 +42,7 @@ def test_two_processes_are_one_on_the_joined_batch(model, utterances, tmp_path, 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = multiprocessing.get_context("spawn")  # a forked copy of a process that has used threads can hang
+    context = multiprocessing.get_context("spawn")  # a fork of a process that has used threads can hang
     model.save(tmp_path / "model")
     arguments = [(rank, port, tmp_path / "model", share, objective, tmp_path) for rank, share in enumerate(shares)]
     processes = [context.Process(target=train_share, args=each) for each in arguments]
@@ -62,7 +62,7 @@ def test_two_processes_are_one_on_the_joined_batch(model, utterances, tmp_path, 
 
 @dataclass
 class Watch:
-    """An objective that keeps what it saw of each batch."""
+    """Objective that records every batch."""
 
     needs_negatives = False
     needs_mixed = True
@@ -75,7 +75,7 @@ class Watch:
 
 @pytest.fixture
 def timed(utterances, tmp_path) -> Path:
-    """Their manifest, with a line of two words at the end."""
+    """Write the manifest of the utterances, and a last line with two words."""
     first = utterances[0].sample
     short = with_words(replace(first, id="short"), [WordTime("one", 0, 0.1), WordTime("two", 0.1, 0.2)], "tones")
     write_manifest(tmp_path / "timed.jsonl", [*(utterance.sample for utterance in utterances), short])

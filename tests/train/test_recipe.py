@@ -4,10 +4,10 @@ import pytest
 import yaml
 
 from ossicle.errors import ConfigError
-from ossicle.models.projector import QFormerConfig
+from ossicle.models.projectors import QFormerConfig
 from ossicle.objectives import Contrastive, NextToken, Sum
 from ossicle.train.recipe import Config, load, parse, save, to_dict
-from ossicle_lab.demo.chain import is_study
+from ossicle_lab.recipes import is_study
 from places import CORE_RECIPES, LAB_RECIPES
 
 RECIPES = sorted(p for folder in (CORE_RECIPES, LAB_RECIPES) for p in folder.rglob("*.yaml") if not is_study(p))
@@ -26,7 +26,7 @@ def minimal(tmp_path) -> Path:
 
 def test_a_recipe_states_only_what_differs(minimal):
     config = load(minimal)
-    assert config.name == "my-run"  # the file's
+    assert config.name == "my-run"  # the name of the file
     assert config.folder == Path("runs/my-run")
     assert config.data.train == ["train.jsonl"]
     assert config.objective == Contrastive(layers="all", temperature=0.1)
@@ -144,7 +144,7 @@ def test_a_saved_configuration_comes_back(config, tmp_path):
     assert load(tmp_path / "saved.yaml") == made
     assert isinstance(made.objective, Sum)
     plain = yaml.safe_load((tmp_path / "saved.yaml").read_text())
-    assert plain["optim"]["betas"] == [0.9, 0.999]  # every default is written down
+    assert plain["optim"]["betas"] == [0.9, 0.999]  # every default is written
     assert plain["objective"]["terms"][1]["weight"] == 1.0
 
 

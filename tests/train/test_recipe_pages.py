@@ -1,7 +1,7 @@
-"""The pages in recipes/ as a reader follows them, one command after the other, on corpora in miniature.
+"""The commands on the pages in recipes/ work one after the other, on miniature corpora.
 
-`ossicle prepare` runs. Of the rest, what a command reads must be there by then: recipes, manifests that an earlier
-command wrote, runs that an earlier one trained. Options must exist, overrides must apply.
+`ossicle prepare` runs. For other commands, the inputs must exist: recipes, manifests that an earlier command wrote, and
+runs that an earlier command trained. Options must exist, and overrides must be valid.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def make_fleurs(root: Path) -> None:
 
 @pytest.fixture(scope="module")
 def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every corpus that the pages name, laid out as it is downloaded."""
+    """Make every corpus that the pages name, in its original layout."""
     root = tmp_path_factory.mktemp("downloads")
     make_mustc(root / "MUST-C")
     make_spoken_squad(root / "Spoken-SQuAD")
@@ -117,14 +117,14 @@ def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def workplace(tmp_path: Path, corpora: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory of a reader: recipes, downloads, nothing else."""
+    """Make the working directory of a reader, with the downloads only."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "corpora").symlink_to(corpora)
     return tmp_path
 
 
 def commands(page: str) -> list[str]:
-    """The lines ``ossicle ...`` of the page's shell blocks, continued lines joined."""
+    """Return the ``ossicle`` commands in the page's shell blocks."""
     blocks = re.findall(r"^```sh\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     return [
         found.replace("\\\n", " ")
@@ -134,7 +134,7 @@ def commands(page: str) -> list[str]:
 
 
 class Reader:
-    """Follows commands; raises where one needs what is not there, or has an option or override that does not exist."""
+    """Follow commands; raise if an input is missing, or if an option or override does not exist."""
 
     def __init__(self) -> None:
         self.runs: set[Path] = set()
@@ -165,7 +165,7 @@ class Reader:
 
     def align(self, given: dict[str, Any]) -> None:
         assert given["manifest"].is_file(), f"no command has written {given['manifest']}"
-        shutil.copy(given["manifest"], given["out"])  # aligning needs a published model
+        shutil.copy(given["manifest"], given["out"])  # aligning would need a published model
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
-"""Every recipe trains on a few passages in generated voices: the lab's with the lab's encoder and LLM, the others with
-tiny random ones. What their pages say about them is in `test_recipe_pages.py`.
+"""Every recipe trains on a few passages in generated voices.
+
+The laboratory's recipes use its encoder and LLM, the others use tiny random models. Their pages are tested in
+`test_recipe_pages.py`.
 """
 
 from dataclasses import replace
@@ -12,12 +14,12 @@ from ossicle.align.aligner import Aligner
 from ossicle.align.files import align_manifest
 from ossicle.data.manifest import read_manifest
 from ossicle.data.words import words_of
-from ossicle.models.projector import QFormerConfig
+from ossicle.models.projectors import QFormerConfig
 from ossicle.testing import tiny_encoder, tiny_llm
 from ossicle.train.loop import train
 from ossicle.train.recipe import Config, load
 from ossicle.train.tracking import read_metrics
-from ossicle_lab.demo.chain import is_study
+from ossicle_lab.recipes import is_study
 from places import CORE_RECIPES, ENCODER, LAB_RECIPES, LLM
 
 LAB = sorted(path for path in (LAB_RECIPES / "lab").glob("*.yaml") if not is_study(path))
@@ -38,7 +40,7 @@ needs_lab = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Manifests: 16 passages with word times from the lab's aligner, and the tasks about them."""
+    """Make manifests of 16 passages with word times from the laboratory's aligner, and of tasks about them."""
     pytest.importorskip("espeakng_loader", reason='needs pip install "ossicle[lab]"')
     from ossicle_lab.world.corpus import make_corpus
 
@@ -52,7 +54,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def deep(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Overrides that put tiny models in place of published ones; the LLM has as many layers as the paper's."""
+    """Return overrides that replace published models by tiny ones; the LLM has as many layers as the paper's."""
     folder = tmp_path_factory.mktemp("models")
     encoder, llm = tiny_encoder(folder / "encoder"), tiny_llm(folder / "llm", layers=32)
     sizes = {"width": 16, "heads": 2, "layers": 1, "ffn": 16}
@@ -126,7 +128,7 @@ def test_paper_recipes_are_trained_as_the_paper_trains(recipe):
 
 
 def test_stage_2_of_the_paper_is_one_mix_at_two_fractions():
-    tenth, whole, meta = (load(f"recipes/paper/finetune-{name}.yaml") for name in ("10", "100", "meta"))
+    tenth, whole, meta = (load(f"paper/finetune-{name}") for name in ("10", "100", "meta"))
     assert (tenth.data.fraction, whole.data.fraction) == (0.1, 1.0)
     assert replace(tenth, name=whole.name, data=replace(tenth.data, fraction=1.0)) == whole
     assert [Path(path).stem for path in whole.data.train] == [
@@ -147,6 +149,6 @@ def test_the_lab_has_every_recipe_of_the_paper():
 
 
 def test_the_scaled_run_only_adds_gigaspeech_and_drops_the_cache():
-    plain, scaled = (load(f"recipes/paper/{name}.yaml") for name in ("contr-cos-all", SCALED))
+    plain, scaled = (load(f"paper/{name}") for name in ("contr-cos-all", SCALED))
     data = replace(plain.data, train=[*plain.data.train, "data/gigaspeech/M.jsonl"], cache_text=False)
     assert replace(plain, name=SCALED, data=data) == scaled

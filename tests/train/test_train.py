@@ -18,10 +18,11 @@ from ossicle.data.manifest import read_manifest, write_manifest
 from ossicle.errors import ConfigError, DataError
 from ossicle.inspect.alignment import alignment_report
 from ossicle.inspect.states import pooled_states
-from ossicle.models.speech_llm import WEIGHTS_FILE, SpeechLLM, read_record
+from ossicle.models.saving import WEIGHTS_FILE, read_record
+from ossicle.models.speech_llm import SpeechLLM
 from ossicle.objectives import Contrastive, NextToken, Objective
 from ossicle.testing import tiny_manifest
-from ossicle.train import live
+from ossicle.train import dev_alignment
 from ossicle.train.loop import Interruptible, train
 from ossicle.train.recipe import Config, load
 from ossicle.train.tracking import read_metrics
@@ -29,7 +30,7 @@ from ossicle.train.tracking import read_metrics
 
 @dataclass
 class Spy:
-    """An objective that lets the test look in: ``watch(model, batch, call)`` before each call, counted from 1."""
+    """Objective that calls ``watch(model, batch, call)`` before each call; calls are counted from 1."""
 
     objective: Objective
     watch: object
@@ -57,7 +58,7 @@ def states(model: SpeechLLM) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
-# A frozen LLM of random weights can hardly be made to say anything: its next-token loss falls little.
+# The next-token loss of a frozen LLM with random weights falls only a little.
 @pytest.mark.parametrize(("objective", "factor"), [({"name": "contrastive"}, 0.8), ({"name": "next_token"}, 0.995)])
 def test_the_loss_falls(config, objective, factor):
     training = {"steps": 24, "log_every": 12}
@@ -115,10 +116,10 @@ def test_what_is_logged(config):
 
 
 class Killed(Exception):
-    """Stands for a process that is killed: nothing gets to clean up."""
+    """Raised in place of a kill of the process, so that no code cleans up."""
 
 
-# Dropout is on (0.1), three batches an epoch and two a step, so that the kill and the checkpoints fall inside epochs.
+# Dropout is 0.1. Epochs have three batches and steps two, so that the kill and the checkpoints fall inside epochs.
 INTERRUPTED = {"data": {"batch_size": 3}, "train": {"steps": 6, "accumulate": 2, "save_every": 2}}
 
 
@@ -141,7 +142,7 @@ def test_a_killed_run_continues_as_if_nothing_had_happened(config, objective):
 
 
 def test_dropout_is_on_in_training(config):
-    """Else the test above would say nothing about the random state."""
+    """Check that dropout acts: otherwise the test above says nothing about the random state."""
     drops, none = (
         train(config(name=f"dropout{p}", model={"projector": {**config().model.projector.__dict__, "dropout": p}}))
         for p in (0.1, 0.0)
@@ -230,7 +231,7 @@ def test_resuming_a_finished_run_changes_nothing(config):
 
 @pytest.fixture
 def broken(tmp_path) -> Path:
-    """Six utterances, of which line 2 has a truncated FLAC and line 4 no file."""
+    """Write six utterances; line 2 has a truncated FLAC file and line 4 a missing file."""
     samples = read_manifest(tiny_manifest(tmp_path / "broken", 6, seed=3))
     flac = tmp_path / "broken" / "cut.flac"
     soundfile.write(flac, soundfile.read(samples[1].audio)[0], 16_000)
@@ -266,7 +267,7 @@ def test_a_run_whose_files_are_all_broken_ends(config, tmp_path):
 
 
 def test_cached_frames_give_nearly_the_same_losses(config, tmp_path):
-    """The cache is bfloat16: its 8 bits of precision show in the third digit of the loss."""
+    """The cache is bfloat16, whose 8 bits of precision change the third digit of the loss."""
     data = {"cache_frames": True, "cache_dir": str(tmp_path / "cache")}
     plain = losses(train(config(name="plain", train={"steps": 4})))
     cached = losses(train(config(name="cached", data=data, train={"steps": 4})))
@@ -284,9 +285,9 @@ def test_gradient_checkpointing_gives_the_same_losses(config, objective):
 
 
 def test_mixed_precision_keeps_the_weights_in_float32(config, monkeypatch):
-    monkeypatch.setattr(precision, "multiplies", lambda *_: True)  # however slowly this machine does
+    monkeypatch.setattr(precision, "multiplies", lambda *_: True)  # even if this machine does so slowly
     plain = losses(train(config(name="fp32")))
-    AcceleratorState._reset_state(reset_partial_state=True)  # one precision a process
+    AcceleratorState._reset_state(reset_partial_state=True)  # accelerate keeps one precision per process
     folder = train(config(name="bf16", train={"precision": "bf16"}))
     assert losses(folder) == pytest.approx(plain, rel=0.05)
     assert losses(folder) != plain
@@ -298,13 +299,13 @@ def test_a_cpu_without_half_precision_trains_in_float32_and_says_so(config, monk
     plain = losses(train(config(name="fp32")))
     folder = train(config(name="bf16", model={"llm_dtype": "bfloat16"}, train={"precision": "bf16"}))
     assert losses(folder) == plain
-    assert read_record(folder)["model"]["llm_dtype"] == "bfloat16"  # what a GPU will load it as
+    assert read_record(folder)["model"]["llm_dtype"] == "bfloat16"  # the type with which a GPU loads it
     said = "float32 in place of model.llm_dtype=bfloat16, train.precision=bf16: this CPU has no instructions for half"
     assert capsys.readouterr().err.count(said) == 1
 
 
 def test_accumulation_is_a_larger_batch(config):
-    """For a loss that does not compare utterances, with dropout off and batches of equal weight."""
+    """Holds for a loss that does not compare utterances, without dropout and with batches of equal weight."""
     quiet = {"projector": {**config().model.projector.__dict__, "dropout": 0.0}}
     objective = {"name": "next_token", "average": "example"}
     whole = config(name="whole", model=quiet, objective=objective, data={"batch_size": 8}, train={"steps": 2})
@@ -356,7 +357,7 @@ def test_two_processes_share_the_data_and_end_with_the_same_projector(config, ma
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = multiprocessing.get_context("spawn")  # a forked copy of a process that has used threads can hang
+    context = multiprocessing.get_context("spawn")  # a fork of a process that has used threads can hang
     workers = [context.Process(target=one_of_two, args=(rank, port, settings, tmp_path)) for rank in (0, 1)]
     for worker in workers:
         worker.start()
@@ -364,7 +365,7 @@ def test_two_processes_share_the_data_and_end_with_the_same_projector(config, ma
         worker.join(timeout=100)
         assert worker.exitcode == 0
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
-    trained_on = first["ids"][:2] + second["ids"][:2]  # further calls are the evaluation's
+    trained_on = first["ids"][:2] + second["ids"][:2]  # the other calls belong to the evaluation
     assert sorted(one for ids in trained_on for one in ids) == [f"0-{i}" for i in range(8)]
     folder = settings.folder
     assert list(losses(folder)) == [1, 2]
@@ -375,5 +376,5 @@ def test_two_processes_share_the_data_and_end_with_the_same_projector(config, ma
     states_of_all = pooled_states(trained, [collate(trained, manifest, range(8))])
     report = alignment_report(states_of_all.text, states_of_all.speech, states_of_all.transcripts)
     [measured] = [record for record in read_metrics(folder / "metrics.jsonl") if record["split"] == "alignment"]
-    expected = live.values_of(report)  # among all, not among half of them
+    expected = dev_alignment.values_of(report)  # among the utterances of both processes
     assert {name: measured[name] for name in expected} == pytest.approx(expected, rel=1e-3)

@@ -1,4 +1,4 @@
-"""The commands of the laboratory. `ossicle` finds them by entry points; each imports what it needs when it runs."""
+"""Define the commands of the laboratory, which `ossicle` finds by entry points."""
 
 from __future__ import annotations
 
@@ -9,35 +9,40 @@ import typer
 
 
 def demo(
-    quick: Annotated[bool, typer.Option("--quick", help="A smaller corpus and fewer steps: under 4 minutes.")] = False,
-    out: Annotated[Path, typer.Option(help="Where everything goes; a second call continues there.")] = Path(
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Use a smaller corpus and fewer steps: under 4 minutes.")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="Folder for all outputs; a second call continues there.")] = Path(
         "runs/demo"
     ),
 ) -> None:
-    """The whole method on generated speech: both stages, two reference runs, a table, plots and examples."""
+    """Run the whole method on generated speech: both stages, two reference runs, a table, plots and examples."""
     from ossicle_lab.demo.run import FULL, QUICK, run
 
     run(out, QUICK if quick else FULL)
 
 
 def analyze(  # noqa: PLR0913 - each parameter is an option of the command
-    checkpoint: Annotated[Path, typer.Argument(help="A run's folder or a checkpoint.", show_default=False)],
+    checkpoint: Annotated[Path, typer.Argument(help="Folder of a run, or a checkpoint.", show_default=False)],
     manifest: Annotated[Path, typer.Argument(help="Manifest (JSONL) with transcripts.", show_default=False)],
-    out: Annotated[Path | None, typer.Option(help="Folder; default: CHECKPOINT/analysis/MANIFEST.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Output folder. Default: CHECKPOINT/analysis/MANIFEST.")] = None,
     before: Annotated[
-        Path | None, typer.Option(help="Checkpoint to compare with; default: the untrained projector.")
+        Path | None, typer.Option(help="Checkpoint to compare with. Default: the untrained projector.")
     ] = None,
     show: Annotated[
-        list[str] | None, typer.Option(help="Draw the token alignment of this utterance; may be repeated. Default: 3.")
+        list[str] | None,
+        typer.Option(help="Utterance whose token alignment is drawn; may be repeated. Default: 3 utterances."),
     ] = None,
-    limit: Annotated[int, typer.Option(min=2, help="Most utterances; a seeded draw of more.")] = 1000,
-    seed: Annotated[int, typer.Option(help="Of the draw and of the untrained projector.")] = 0,
-    batch_size: Annotated[int, typer.Option(min=2, help="Utterances read together.")] = 16,
-    bos: Annotated[bool, typer.Option("--bos", help="Begin-of-sequence token before speech and text.")] = False,
-    probes: Annotated[bool, typer.Option(help="Linear probes (scikit-learn).")] = True,
+    limit: Annotated[
+        int, typer.Option(min=2, help="Largest number of utterances; larger manifests are sampled.")
+    ] = 1000,
+    seed: Annotated[int, typer.Option(help="Seed of the sample and of the untrained projector.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=2, help="Utterances per batch.")] = 16,
+    bos: Annotated[bool, typer.Option("--bos", help="Put a begin-of-sequence token before speech and text.")] = False,
+    probes: Annotated[bool, typer.Option(help="Train linear probes (scikit-learn).")] = True,
     skip_broken: Annotated[bool, typer.Option(help="Count and list unreadable files instead of stopping.")] = False,
 ) -> None:
-    """Show how speech lies to its transcripts inside the LLM, layer by layer, and what a probe reads from it."""
+    """Measure the alignment of speech with its transcripts inside the LLM by layer, and train linear probes."""
     from ossicle_lab.analysis.analyze import AnalyzeOptions
     from ossicle_lab.analysis.analyze import analyze as run
 
@@ -45,17 +50,45 @@ def analyze(  # noqa: PLR0913 - each parameter is an option of the command
     run(checkpoint, manifest, out or checkpoint / "analysis" / manifest.stem, options)
 
 
+def layer_gradients(
+    run: Annotated[Path, typer.Argument(help="Folder of a contrastive run.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Settings as section.field=value, e.g. objective.layers=all.")
+    ] = None,
+    at: Annotated[
+        list[Path] | None, typer.Option(help="Checkpoint to measure; may be repeated. Default: the end of the run.")
+    ] = None,
+    batches: Annotated[int, typer.Option(min=2, help="Number of training batches to average over.")] = 8,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Output file. Default: RUN/layer_gradients.json.")
+    ] = None,
+) -> None:
+    """Compare the gradients of the contrastive losses of single layers, before training and after."""
+    from ossicle_lab.analysis.layer_gradients import run as run_command
+
+    run_command(run, at or [], batches=batches, overrides=overrides or [], out=out)
+
+
 def study(
-    recipe: Annotated[Path, typer.Argument(help="A study, e.g. lab/paper_table.", show_default=False)],
-    overrides: Annotated[list[str] | None, typer.Argument(help="section.field=value, e.g. seeds=[0,1]")] = None,
+    recipe: Annotated[Path, typer.Argument(help="File or name of a study, e.g. lab/paper_table.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Settings as section.field=value, e.g. seeds=[0,1].")
+    ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="The study's own smaller version, in a folder -quick.")
+        bool,
+        typer.Option(
+            "--quick", help="Run the smaller version that the study defines, in a folder with the suffix -quick."
+        ),
     ] = False,
-    jobs: Annotated[int | None, typer.Option(help="Processes, one thread each; one per core if not said.")] = None,
+    jobs: Annotated[
+        int | None, typer.Option(help="Number of processes with one thread each. Default: one per core.")
+    ] = None,
     rerun_changed: Annotated[
-        bool, typer.Option("--rerun-changed", help="Repeat the cells that a changed setting touches.")
+        bool, typer.Option("--rerun-changed", help="Run the jobs again whose settings have changed.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the file and list its cells; run nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the file and list its cells without running anything.")
+    ] = False,
 ) -> None:
     """Run a grid of pretrainings, fine-tuning fractions and seeds; the same command continues it."""
     from rich.console import Console
@@ -76,8 +109,10 @@ def study(
 
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Folders of studies or runs.", show_default=False)],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: report.html in the first folder.")] = None,
-    audio: Annotated[int, typer.Option(help="Recordings to include, about 15 kB each.")] = 6,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Output file. Default: report.html in the first folder.")
+    ] = None,
+    audio: Annotated[int, typer.Option(help="Number of recordings to include, about 15 kB each.")] = 6,
 ) -> None:
     """Make one self-contained HTML page of studies and runs: tables, curves, recordings, verdicts."""
     from ossicle_lab.report.page import write_report

@@ -1,4 +1,4 @@
-"""`ossicle analyze` through the command line, on the lab's encoder and LLM with a projector that knows nothing."""
+"""Test `ossicle analyze` on the command line, with the lab's encoder and LLM and an untrained projector."""
 
 import json
 
@@ -13,7 +13,7 @@ from ossicle.data.manifest import read_manifest, write_manifest
 from ossicle.inspect.alignment import retrieval
 from ossicle.inspect.states import KeptStates, PooledFrames, encoded, pooled_states
 from ossicle.losses.contrastive import mean_pool
-from ossicle.models.projector import QFormerConfig
+from ossicle.models.projectors import QFormerConfig
 from ossicle.models.speech_llm import ModelConfig, SpeechLLM
 from ossicle.testing import tiny_manifest
 from ossicle_lab.analysis.analyze import RESULTS_FILE, stage_names
@@ -50,7 +50,7 @@ def run(*arguments):
 
 @pytest.fixture(scope="module")
 def analysis(checkpoint, spoken):
-    """What the command printed and wrote."""
+    """Return what the command printed and wrote."""
     pytest.importorskip("sklearn")
     printed = run(checkpoint, spoken, "--show", "0-3")
     folder = checkpoint / "analysis" / spoken.stem
@@ -89,9 +89,9 @@ def test_probes_are_there_or_explained(analysis):
     assert found["majority"] == 50
     assert set(found["layers"][0]) == {"layer", "before", "after", "transcript"}
     assert "of the 0 classes with 2 speakers or more" in record["probes_skipped"]["gender"]
-    assert record["probes_skipped"]["emotion"] == "no line says it"
+    assert record["probes_skipped"]["emotion"] == "no line has a value"
     assert "untrained: 24 utterances" in printed
-    assert "no probe for emotion: no line says it" in printed
+    assert "no probe for emotion: no line has a value" in printed
 
 
 def test_a_checkpoint_against_itself_does_not_differ(checkpoint, spoken, tmp_path):
@@ -134,7 +134,7 @@ def test_states_do_not_depend_on_the_batches(model, manifest, collate):
     parts = [collate(model, manifest, [i, i + 1]) for i in (0, 2)]
     frames, kept = PooledFrames(), KeptStates([whole.samples[2].id], [0, 3])
     one = pooled_states(model, [whole])
-    other = pooled_states(model, encoded(model, parts), watchers=[frames, kept])
+    other = pooled_states(model, encoded(model, parts), observers=[frames, kept])
     assert one.transcripts == other.transcripts
     for layer in range(4):
         torch.testing.assert_close(one.speech[layer], other.speech[layer], atol=1e-4, rtol=1e-4)
@@ -149,5 +149,5 @@ def test_states_do_not_depend_on_the_batches(model, manifest, collate):
 
 
 def test_nothing_to_read_is_an_error(model):
-    with pytest.raises(ValueError, match="no utterances to read"):
+    with pytest.raises(ValueError, match="no utterances to measure"):
         pooled_states(model, [])

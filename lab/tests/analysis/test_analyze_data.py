@@ -55,5 +55,5 @@ def test_mistakes_are_named(manifest, tmp_path):
         choose(manifest, limit=5, show=["u20"])
     path = tmp_path / "one.jsonl"
     write_manifest(path, [line(0), line(1, text="sentence 0")])
-    with pytest.raises(ManifestError, match="two different transcripts"):
+    with pytest.raises(ManifestError, match="at least two different transcripts"):
         choose(path, limit=5)

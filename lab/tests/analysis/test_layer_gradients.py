@@ -9,7 +9,8 @@ from ossicle.errors import ConfigError
 from ossicle.objectives.contrastive import Contrastive
 from ossicle.train.checkpoint import trainable
 from ossicle.train.loop import train
-from ossicle_lab.analysis.layer_gradients import layer_gradients, main, measure
+from ossicle_lab import cli
+from ossicle_lab.analysis.layer_gradients import layer_gradients, measure
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ def test_the_command_compares_the_untrained_projector_with_the_run(config, recip
     import typer
 
     app = typer.Typer()
-    app.command()(main)
+    app.command()(cli.layer_gradients)
     result = CliRunner().invoke(app, [str(run), "--batches", "2"])
     assert result.exit_code == 0, result.output
     assert "cosine with" in result.output
@@ -78,6 +79,6 @@ def test_other_objectives_are_refused(config):
         measure(run, [run], batches=2, overrides=[])
 
 
-def test_a_folder_that_is_no_run_gives_one_line(tmp_path):
-    with pytest.raises(SystemExit, match=r"error: .*has no config\.yaml; give the folder"):
-        main(tmp_path)
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"has no config\.yaml; give the folder"):
+        cli.layer_gradients(tmp_path)

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from ossicle.inspect.alignment import AlignmentRow
+from ossicle_lab.analysis.drawing import separate_labels
 from ossicle_lab.analysis.plots import (
     _read_losses,
     _running_mean,
-    _spread,
     plot_loss,
     plot_retrieval_by_layer,
     plot_similarity,
@@ -52,7 +52,7 @@ def test_only_training_steps_are_drawn(tmp_path):
     write(log, [train, {"step": 1, "split": "dev", "loss": 9.0}, {"step": 2, "split": "train", "padding": 0.1}])
     steps, losses = _read_losses(log, "loss")
     assert (steps.tolist(), losses.tolist()) == ([1], [2.0])
-    with pytest.raises(ValueError, match=r'metrics\.jsonl: no training step holds "part/asr"'):
+    with pytest.raises(ValueError, match=r'metrics\.jsonl: no training step has "part/asr"'):
         plot_loss({"one": log}, tmp_path / "loss.png", key="part/asr")
 
 
@@ -62,6 +62,6 @@ def test_running_mean():
 
 
 def test_labels_are_pushed_apart_around_their_lines():
-    assert _spread([1.0, 5.0], gap=1.0) == [1.0, 5.0]
-    assert _spread([5.0, 5.0, 5.0], gap=1.0) == [4.0, 5.0, 6.0]
-    assert _spread([0.0, 0.1], gap=1.0) == [0.0, 1.0]
+    assert separate_labels([1.0, 5.0], gap=1.0) == [1.0, 5.0]
+    assert separate_labels([5.0, 5.0, 5.0], gap=1.0) == [4.0, 5.0, 6.0]
+    assert separate_labels([0.0, 0.1], gap=1.0) == [0.0, 1.0]

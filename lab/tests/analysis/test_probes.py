@@ -26,7 +26,7 @@ def one_hot(values):
     return torch.eye(len(names))[[names.index(value) for value in values]]
 
 
-def test_gender_is_probed_in_voices_never_met():
+def test_gender_is_tested_on_new_voices():
     samples = by_gender()
     task = make_task(FIELD["gender"], samples)
     assert task.classes == {"female": 30, "male": 30}
@@ -37,7 +37,7 @@ def test_gender_is_probed_in_voices_never_met():
     assert sorted(np.concatenate([test for _, test in task.folds])) == list(range(60))
 
 
-def test_a_voice_print_does_not_give_the_gender_away():
+def test_knowing_the_voice_does_not_reveal_the_gender():
     samples = by_gender()
     task = make_task(FIELD["gender"], samples)
     voices, genders = ([get(s) for s in samples] for get in (lambda s: s.speaker, lambda s: s.extra["gender"]))
@@ -47,7 +47,7 @@ def test_a_voice_print_does_not_give_the_gender_away():
     assert majority(task) == 50
 
 
-def test_the_speaker_is_probed_in_sentences_never_met():
+def test_the_speaker_is_tested_on_new_sentences():
     samples = [said(i, text=f"sentence {i // 10}") for i in range(60)]  # each speaker reads each sentence
     task = make_task(FIELD["speaker"], samples)
     texts = np.array([sample.text for sample in samples])
@@ -84,19 +84,19 @@ def test_unknown_and_rare_classes_are_left_out():
 
 def test_what_cannot_be_probed_is_explained():
     samples = by_gender()
-    with pytest.raises(ProbeError, match="no line says it"):
+    with pytest.raises(ProbeError, match="no line has a value"):
         make_task(FIELD["emotion"], samples)
     with pytest.raises(ProbeError, match='no line has a "speaker"'):
         make_task(FIELD["gender"], [said(i, speaker=None, extra={"gender": "male"}) for i in range(40)])
     with pytest.raises(ProbeError, match="0 utterances are of the 0 classes with 2 speakers or more"):
         make_task(FIELD["gender"], [said(i, speaker=str(i % 2), extra={"gender": str(i % 2)}) for i in range(40)])
-    with pytest.raises(ProbeError, match="all read the same sentences"):
+    with pytest.raises(ProbeError, match="all speakers read the same sentences"):
         same = [said(i, text=f"sentence {i // 10}", duration_s=1 + i / 60) for i in range(60)]
         make_task(FIELD["speaking rate"], same)
 
 
 def test_everything_is_fitted_on_the_training_folds():
-    """A label that is noise cannot be told, however many dimensions there are."""
+    """A random label cannot be predicted, however many dimensions there are."""
     torch.manual_seed(0)
     samples = [said(i, speaker=str(i % 50), extra={"emotion": "ab"[(i // 3) % 2]}) for i in range(200)]
     task = make_task(FIELD["emotion"], samples)

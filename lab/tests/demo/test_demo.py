@@ -1,17 +1,15 @@
-"""The demo and the comparison, whole, with a handful of passages and steps: what they write, and that they continue."""
+"""Run the demo with a handful of passages and steps: check what it writes, and that it continues."""
 
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from ossicle.models.speech_llm import SpeechLLM
-from ossicle_lab.demo.compare import compare, stage1_recipes, table
-from ossicle_lab.demo.run import CHAINS, Scale, run
+from ossicle_lab.demo.run import PRETRAININGS, Scale, run
 
-pytest.importorskip("espeakng_loader", reason='needs pip install "ossicle[lab]"')
+pytest.importorskip("espeakng_loader", reason='needs pip install "ossicle[tts]"')
 TINY = Scale(train=40, dev=2, test=6, stage1_steps={"contrastive": 3, "asr": 2}, stage2_steps=2)
 COLUMNS = {"run", "fraction", "wer", "bleu_de", "bleu_es", "em", "f1", "r_at_1"}
 
@@ -31,7 +29,7 @@ def demo(tmp_path_factory):
 def test_the_table_has_a_row_for_each_run_and_the_bound(demo):
     out, record = demo
     assert json.loads((out / "results.json").read_text()) == json.loads(json.dumps(record))
-    assert [row["run"] for row in record["rows"]] == [*CHAINS, "text (upper bound)"]
+    assert [row["run"] for row in record["rows"]] == [*PRETRAININGS, "text (upper bound)"]
     assert all(row.keys() == COLUMNS for row in record["rows"])
     assert record["rows"][-1]["wer"] < 5  # the LLM repeats what it reads
     assert record["rows"][-1]["bleu_de"] > 90
@@ -64,19 +62,3 @@ def test_a_second_call_computes_nothing_again(demo):
     assert written(out) == before
     with pytest.raises(ValueError, match="holds a run of another size"):
         run(out, replace(TINY, stage2_steps=3), processes=0)
-
-
-def test_recipes_are_compared_and_further_ones_added(demo, tmp_path):
-    compare(tmp_path, ["contr-cos-emb"], passages=(40, 6), steps=(2, 2), processes=0)
-    before = written(tmp_path)
-    rows = compare(tmp_path, ["contr-cos-emb", "none"], passages=(40, 6), steps=(2, 2), processes=0)
-    assert [row["recipe"] for row in rows] == ["contr-cos-emb", "none"]
-    assert before.items() <= written(tmp_path).items()
-    assert len(rows[0]["r_at_1"]) == 6  # the lab LLM's hidden states
-    console = Console(width=160)
-    with console.capture() as shown:
-        console.print(table(rows))
-    assert "contr-cos-emb" in shown.get()
-    with pytest.raises(ValueError, match="no recipe contr-cos in"):
-        compare(tmp_path, ["contr-cos"], passages=(40, 6), steps=(2, 2), processes=0)
-    assert "finetune" not in stage1_recipes()

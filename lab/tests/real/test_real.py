@@ -38,7 +38,7 @@ TINY = Scale(
     study=(
         "stage1.steps=2",
         "finetuning.steps={0.1: 1, 1.0: 2}",
-        "pretraining={none: {recipe: null}, contr-wasser-emb: {recipe: ../lab/contr-wasser-emb.yaml}}",
+        "pretraining={none: {recipe: null}, contr-wasser-emb: {recipe: lab/contr-wasser-emb}}",
         "seeds=[0]",
         "max_new_tokens=3",
     ),
@@ -68,7 +68,7 @@ def test_split_is_seeded() -> None:
 
 
 def test_too_few_speakers() -> None:
-    with pytest.raises(ValueError, match="1 speakers beside the test's are too few to keep 8 for development"):
+    with pytest.raises(ValueError, match="1 speakers besides those of the test are too few to keep 8 for development"):
         split_by_speaker([said("a", "hello"), said("b", "hello")], {"b"}, 8)
 
 
@@ -115,7 +115,7 @@ def test_the_llm_reads_nothing_that_is_tested() -> None:
 
 @needs_recordings
 def test_whole_study_in_miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("espeakng_loader", reason='needs pip install "ossicle[lab]"')
+    pytest.importorskip("espeakng_loader", reason='needs pip install "ossicle[tts]"')
     torch.manual_seed(0)
     save_encoder(tiny_hubert(), tmp_path / "weights" / "encoder")
     monkeypatch.setattr("ossicle_lab.models.weights", lambda part: str(tmp_path / "weights" / part))
@@ -145,7 +145,7 @@ def test_whole_study_in_miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def a_few() -> dict[str, list[Sample]]:
-    """Three short utterances of each of five speakers; of two of them, one that is translated into all languages."""
+    """Return three short utterances of each of five speakers, two of whom also have one with all translations."""
     recordings = read_manifest(RECORDED / TRAIN / "manifest.jsonl")
     rich = [s for s in read_manifest(RECORDED / TRANSLATED / "manifest.jsonl") if s.extra.get("translations")]
     translated = [s for s in rich if set(LANGUAGES) <= s.extra["translations"].keys()][:2]

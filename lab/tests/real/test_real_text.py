@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
 
 from ossicle.data.manifest import read_manifest
+from ossicle.errors import ConfigError
 from ossicle.prompts import ASR_INSTRUCTIONS
 from ossicle_lab.models.ctc import save_encoder
 from ossicle_lab.models.tiny_hubert import tiny_hubert
 from ossicle_lab.models.tokenizer import train_tokenizer
-from ossicle_lab.real.text import Scale, run, scores_by_corpus, table
+from ossicle_lab.real.text import Scale, run
 from ossicle_lab.real.text_corpus import TextCorpus
 from ossicle_lab.real.text_llm import Item, Items, _Batches, rate_share, training_items
 from ossicle_lab.real.texts import (
@@ -32,7 +32,12 @@ from places import SHARED
 REAL = SHARED / "data" / "text"
 needs_texts = pytest.mark.skipif(not (REAL / "parallel").is_dir(), reason=f"no real text in {REAL}")
 FEW = TextSizes(multi30k=3, tatoeba=2, passages=3, test_multi30k=3, test_tatoeba=2, test_articles=2, test_passages=2)
-TINY = Scale(sizes=FEW, llm_steps=2, llm_rows=3, stage1_steps=2, stage2_steps=2)
+TINY = Scale(
+    sizes=FEW,
+    llm_steps=2,
+    llm_rows=3,
+    study=("stage1.steps=2", "finetuning.steps={1.0: 2}", "max_new_tokens=3"),
+)
 CONTEXT = "It rained. Ann won 6 gold medals in Rome! She left."
 
 
@@ -49,7 +54,7 @@ def asked(number: int, article: str, question: str, answer: str) -> dict[str, ob
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """A folder of texts: what is tested also stands in the training parts, in other spellings."""
+    """Write a folder of texts in which test sentences are also in the training parts, in other spellings."""
     folder = tmp_path / "texts"
     for split, words in (("train", "red green"), ("val", "white"), ("test2016", "blue")):
         lines = [
@@ -185,30 +190,9 @@ def test_learning_rate_rises_stays_and_falls() -> None:
     assert rate_share(0, 600) == pytest.approx(1 / 61)
 
 
-def test_scores_keep_the_corpora_apart(tmp_path: Path) -> None:
-    def line(name: str, task: str, hypothesis: str, target: str | None = None) -> dict[str, object]:
-        told = {"task": task, "language": "en", "target_language": target, "references": ["a b c d"]}
-        return {"id": name, "hypothesis": hypothesis, **told}
-
-    write_lines(
-        tmp_path / "hypotheses.jsonl",
-        [
-            line("multi30k-1", "asr", "a b c x"),
-            line("tatoeba-1", "asr", "a b c d"),
-            line("tatoeba-1-es", "st", "a b c d", "es"),
-            line("xquad-1", "qa", "d c b a"),
-        ],
-    )
-    scores = scores_by_corpus(tmp_path)
-    assert scores["multi30k"][0]["scores"]["wer"] == 25.0
-    assert [row["task"] for row in scores["tatoeba"]] == ["asr", "st"]
-    assert scores["tatoeba"][1]["scores"]["bleu"] == pytest.approx(100.0)
-    assert scores["xquad"][0]["scores"] == {"em": 0.0, "f1": 100.0}
-
-
 @needs_texts
 def test_whole_run_in_miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("espeakng_loader", reason='needs pip install "ossicle[lab]"')
+    pytest.importorskip("espeakng_loader", reason='needs pip install "ossicle[tts]"')
     torch.manual_seed(0)
     save_encoder(tiny_hubert(), tmp_path / "weights" / "encoder")
     monkeypatch.setattr("ossicle_lab.models.weights", lambda part: str(tmp_path / "weights" / part))
@@ -216,40 +200,31 @@ def test_whole_run_in_miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     record = run(source, out, scale=TINY, processes=0)
 
-    assert json.loads((out / "results.json").read_text()) == record
-    assert set(record["scores"]) == {"both", "stage2", "text"}
-    for scores in record["scores"].values():
-        tasks = {name: [(row["task"], row["target_language"]) for row in rows] for name, rows in scores.items()}
-        assert tasks == {
-            "multi30k": [("asr", "en"), ("st", "de"), ("st", "fr")],
-            "tatoeba": [("asr", "en"), ("st", "de"), ("st", "es"), ("st", "fr")],
-            "xquad": [("asr", "en"), ("qa", "en")],
-        }
-    assert record["ctc"].keys() == {"wer", "wer_utterance_mean"}
+    assert record == json.loads((out / "study/results.json").read_text())
+    assert record["cells"] == {"done": 2, "of": 2}
+    assert [row["name"] for row in record["rows"]] == ["both", "stage2"]
+    assert record["columns"][:6] == ["asr:wer", "st/de:bleu", "st/fr:bleu", "st/es:bleu", "qa:f1", "qa:em"]
+    assert record["bound"] is not None
+    assert set(record["alignment"]) == {"both"}
+    assert json.loads((out / "parts.json").read_text())["encoder"].keys() == {"wer", "wer_utterance_mean"}
     corpus = TextCorpus(out / "data")
     voices = [{s.speaker for s in read_manifest(path)} for path in (*corpus.transcripts, corpus.test)]
     assert not set.union(*voices[:-1]) & voices[-1], "test voices must be unseen"
     questions = [s for s in read_manifest(corpus.test) if s.task == "qa"]
     assert all(s.text and any(f" {a} " in f" {s.text} " for a in s.answers) for s in questions)
-    made = [*out.glob("*/stage?/projector.safetensors"), *out.glob("llm/model.safetensors"), corpus.test]
-    times = {path: path.stat().st_mtime_ns for path in made if path != corpus.test}
-    assert len(times) == 4
+    times = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
+    assert len([path for path in times if path.name == "projector.safetensors"]) == 3
 
     again = run(source, out, scale=TINY, processes=0)
 
     assert {path: path.stat().st_mtime_ns for path in times} == times, "a finished part was run again"
-    assert again["scores"] == record["scores"]
-    console = Console(width=120)
-    with console.capture() as shown:
-        console.print(table(record))
-    assert "Tatoeba: BLEU es ↑" in shown.get()
-    assert "Speech → text: R@1 / R@5, layer 0" in shown.get()
-    with pytest.raises(ValueError, match="holds a run of another size"):
-        run(source, out, scale=replace(TINY, stage2_steps=3), processes=0)
+    assert again["rows"] == record["rows"]
+    with pytest.raises(ConfigError, match="holds a run of another size"):
+        run(source, out, scale=replace(TINY, llm_steps=3), processes=0)
 
 
 def a_part(texts: Path, folder: Path) -> Path:
-    """Fifty lines of every file, not the first ones: those of XQuAD are about one article."""
+    """Copy fifty lines of every file, spread evenly: the first ones of XQuAD are about one article."""
     for path in (*texts.glob("parallel/*.jsonl"), *texts.glob("qa/*.jsonl")):
         part = folder / path.relative_to(texts)
         part.parent.mkdir(parents=True, exist_ok=True)

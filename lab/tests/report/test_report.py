@@ -1,4 +1,4 @@
-"""The page: charts with the right places, everything inside one file, and what a reader looks for."""
+"""Test the page: all in one file, verdicts linked to their figures, tables and recordings."""
 
 import base64
 import io
@@ -7,23 +7,21 @@ import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
-from xml.etree import ElementTree
 
 import pytest
 import soundfile
 
 from ossicle.cli.main import app
-from ossicle_lab.report.charts import HEIGHT, Axes, Line, Point, chart, nice_ticks, thin
 from ossicle_lab.report.failing import Failing
+from ossicle_lab.report.names import column_title, percent
 from ossicle_lab.report.page import write_report
-from ossicle_lab.report.study_view import StudyView, column_title, percent
-from ossicle_lab.report.token_map import token_map
+from ossicle_lab.report.study_view import StudyView
 from ossicle_lab.study.config import load
 from ossicle_lab.study.run import run_study
 
 
 class Page(HTMLParser):
-    """Tags that are closed in order, links to elsewhere, the text."""
+    """Parse the page: open tags, links to other files, ids, text."""
 
     VOID = frozenset({"meta", "link", "br", "img"})
 
@@ -32,6 +30,7 @@ class Page(HTMLParser):
         self.open: list[str] = []
         self.outside: list[str] = []
         self.ids: set[str] = set()
+        self.all_ids: list[str] = []
         self.targets: set[str] = set()
         self.audio: list[str] = []
         self.words: list[str] = []
@@ -41,18 +40,21 @@ class Page(HTMLParser):
         values = dict(attrs)
         if tag not in self.VOID:
             self.open.append(tag)
-        self.ids |= {values["id"]} if "id" in values else set()
-        for name in ("src", "href"):
+        self.all_ids += [values["id"]] if "id" in values else []
+        self.ids = set(self.all_ids)
+        for name in ("src", "href", "xlink:href"):
             value = values.get(name) or ""
             if value.startswith("#"):
                 self.targets.add(value[1:])
             elif value.startswith("data:audio"):
                 self.audio.append(value)
-            elif value:
+            elif value and not value.startswith("data:image/png"):
                 self.outside.append(value)
 
     def handle_startendtag(self, tag, attrs):
-        pass
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.pop()
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
@@ -86,15 +88,32 @@ def test_the_page_of_a_study_needs_no_other_file(study, tmp_path):
     assert page.open == []
     assert page.outside == []
     assert page.targets <= page.ids
-    for word in ("The paper’s claim, part by part", "contr beats none", "50% of the fine-tuning data", "23.78"):
-        assert word.split()[0] in page.text
+    assert sorted(page.all_ids) == sorted(set(page.all_ids))
+    for text in ("The paper’s claim, part by part", "50% of the fine-tuning data", "23.78", "beats none"):
+        assert text in page.text
     assert "Configuration" in page.text and "torch" in page.text
-    assert "Which speech token stands for which word" in page.text and "layer 3" in page.text
+    assert "Token alignment" in page.text and "layer 3" in page.text
     assert len(page.audio) == 2
     waveform, rate = soundfile.read(io.BytesIO(base64.b64decode(page.audio[0].partition(",")[2])))
     assert rate == 16_000 and 0.2 < len(waveform) / rate < 3
-    styles = re.findall(r"url\(|@import", (tmp_path / "page.html").read_text())
-    assert styles == []
+    references = re.findall(r"url\((?!#)|@import", (tmp_path / "page.html").read_text())
+    assert references == []
+
+
+def test_each_verdict_of_the_matrix_links_to_its_figures(study, tmp_path):
+    record = json.loads((study / "results.json").read_text())
+    verdicts = StudyView(study, count=0).verdicts
+    cells = [cell for _, row in verdicts.rows for cell in row if cell is not None]
+    assert sorted((c.claim, c.verdict, c.figures) for c in cells) == sorted(
+        (c["claim"], c["verdict"], c["figures"]) for c in record["claims"]
+    )
+    assert verdicts.runs == ["contr"] and verdicts.mode_names == ["same steps"]
+    assert sum(verdicts.counts.values()) == len(cells)
+    page = write_report([study], tmp_path / "page.html").read_text()
+    for cell in cells:
+        assert f'href="#{cell.anchor}"' in page and f'<li id="{cell.anchor}">' in page
+        assert f'<b aria-hidden="true">{cell.symbol}</b> <span>{cell.verdict}</span>' in page  # not by colour alone
+    assert page.index("<figure") < page.index('class="matrix"') < page.index("<details")
 
 
 def test_a_recording_that_is_gone_and_an_evil_hypothesis_do_no_harm(study, tmp_path):
@@ -103,7 +122,7 @@ def test_a_recording_that_is_gone_and_an_evil_hypothesis_do_no_harm(study, tmp_p
         lines = [json.loads(line) | evil for line in path.open()]
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     text = write_report([study], tmp_path / "page.html").read_text()
-    assert "The recording is not where it was." in text
+    assert "The audio file was not found." in text
     assert "<script" not in text and "&lt;script&gt;" in text
 
 
@@ -126,7 +145,7 @@ def test_failure_modes_are_shown_where_scoring_wrote_them_with_examples(study, t
     assert name == "looping" and sorted(runs[:2]) == ["contr", "none"] and runs[2] == runs[0]
     assert examples[0].hypothesis == "round and round" and examples[0].reference
     page = Page(write_report([study], tmp_path / "page.html").read_text())
-    assert page.open == [] and "Looping, for example" in page.text and "round and round" in page.text
+    assert page.open == [] and "Examples of looping" in page.text and "round and round" in page.text
 
 
 def test_runs_whose_answers_are_gone_fail_in_no_way(tmp_path):
@@ -143,7 +162,7 @@ def test_the_table_marks_the_best_of_a_fraction(study):
     (study / "results.json").write_text(json.dumps(record))
     ((_, fractions),) = StudyView(study, count=0).tables()
     assert [fraction for fraction, _ in fractions] == [0.5, 1.0]
-    marked = {name: [cell.best for cell in cells] for name, _, cells in fractions[0][1]}
+    marked = {row.name: [cell.best for cell in row.cells] for row in fractions[0][1]}
     wer, f1 = record["columns"].index("asr:wer"), record["columns"].index("qa:f1")
     assert (marked["contr"][wer], marked["contr"][f1]) == (True, False)
     assert (marked["none"][wer], marked["none"][f1]) == (False, True)
@@ -167,46 +186,6 @@ def test_the_page_of_a_run(recipe, task_manifest, tmp_path):
     shutil.rmtree(folder)
     with pytest.raises(ValueError, match=r"holds neither results\.json .* nor config\.yaml"):
         write_report([folder], tmp_path / "page.html")
-
-
-def test_points_lie_where_their_values_say():
-    line = Line("a <b>", 3, [Point(0, 0), Point(10, 50, 40, 60), Point(20, 100)])
-    figure = ElementTree.fromstring(str(chart([line], Axes("t", "x", [(0, "0"), (20, "20")], (0, 100)))))
-    (curve,) = figure.iterfind(".//g/path[@class='curve']")
-    assert curve.get("d") == "M40.0,198.0 L193.0,104.0 L346.0,10.0"
-    (bar,) = figure.iterfind(".//path[@class='bar']")
-    assert bar.get("d") == "M193.0,122.8V85.2"  # a point is 1.88 units
-    assert figure.find(".//g[@data-name='a <b>']") is not None
-    assert all(0 < float(text.get("y") or 0) <= HEIGHT for text in figure.iterfind(".//text"))
-    with pytest.raises(ValueError, match="chart 't' has no points"):
-        chart([Line("a", 0, [])], Axes("t", "x", []))
-
-
-def test_token_maps_shade_what_a_word_has_of_its_mass():
-    record = {"text": "a b", "tokens": ["a", "<b>"], "token_s": 0.2, "plans": {"0": [[1.0, 0, 0], [0.01, 0.3, 0.69]]}}
-    figure = ElementTree.fromstring(str(token_map("contr", 1, record)))
-    squares = [r for r in figure.iterfind(".//rect") if r.get("class") is None]
-    assert [(r.get("x"), r.get("y"), r.get("opacity")) for r in squares] == [
-        ("74.0", "18", "1.00"),
-        ("236.0", "31", "0.30"),  # 486 units for 3 tokens
-        ("398.0", "31", "0.69"),
-    ]
-    words = [text.text for text in figure.iterfind(".//text")]
-    assert words[:3] == ["a", "<b>", "layer 0"] and words[-1] == "0.6"
-
-
-def test_ticks_are_round_and_hold_the_values():
-    assert nice_ticks(0, 100) == [0, 25, 50, 75, 100]
-    assert nice_ticks(0, 7) == [0, 2, 4, 6, 8]
-    assert nice_ticks(0, 0.03) == [0, 0.01, 0.02, 0.03]
-    assert nice_ticks(-3, 9) == [-5, 0, 5, 10]
-
-
-def test_thinning_keeps_the_last_point():
-    points = [Point(i, i) for i in range(1000)]
-    kept = thin(points, 100)
-    assert (len(kept), kept[0], kept[-1]) == (101, points[0], points[-1])
-    assert thin(points[:5], 100) == points[:5]
 
 
 def test_names_of_columns():

@@ -1,11 +1,11 @@
-"""Verdicts on made-up figures."""
+"""Test verdicts on made-up figures."""
 
 import numpy as np
 import pytest
 
 from ossicle_lab.study.claims import evaluate_claims
 from ossicle_lab.study.config import Claim
-from ossicle_lab.study.results import Figure, Row
+from ossicle_lab.study.table import Figure, Row
 
 CLAIM = Claim(contrastive=["contr"], asr="asr", none="none", fraction=0.1, asr_within=2.0)
 
@@ -49,7 +49,7 @@ def test_better_needs_both_kinds_of_intervals_apart(ours, other, verdict):
     ("ours", "verdict"), [(9.0, "holds"), (10.5, "holds"), (11.5, "partly"), (12.5, "fails"), (30.0, "fails")]
 )
 def test_close_allows_two_points_of_wer(ours, verdict):
-    """ASR pretraining has 10: the difference is ours - 10, its interval one point (the draws of ``other`` are flat)."""
+    """ASR pretraining has 10 with constant draws: the difference is ours - 10 and its interval ± 1 point."""
     flat = Figure(10.0, 0.5, 9.5, 10.5, [9.5, 10.0, 10.5], np.full(201, 10.0))
     assert verdicts(row("contr", 0.1, wer=figure(ours)), row("asr", 0.1, wer=flat))[0] == verdict
     alone = verdicts(row("contr", 0.1, wer=figure(ours, sd=None)), row("asr", 0.1, wer=flat))[0]

@@ -1,11 +1,11 @@
-"""Uncertainty against numbers worked out by hand and against the corpus-level metrics."""
+"""Test uncertainty against numbers computed by hand and against the corpus-level metrics."""
 
 import numpy as np
 import pytest
 
-from ossicle.evaluate.bootstrap import interval as interval_of
+from ossicle.evaluate.bootstrap import percentile_interval
+from ossicle.evaluate.hypotheses import Hypothesis
 from ossicle.evaluate.metrics import bleu, exact_match, f1, wer
-from ossicle.evaluate.score import Hypothesis
 from ossicle_lab.study.interval import (
     bootstrap,
     column_of,
@@ -57,7 +57,7 @@ def test_the_bootstrap_of_a_share_has_its_known_spread():
     assert draws.shape == (1000,)
     assert draws.mean() == pytest.approx(50, abs=0.3)
     assert draws.std() == pytest.approx(100 * np.sqrt(0.25 / 400), rel=0.1)  # the binomial's: 2.5 points
-    interval = interval_of(draws)
+    interval = percentile_interval(draws)
     assert interval.low == pytest.approx(45.1, abs=0.7)
     assert interval.high == pytest.approx(54.9, abs=0.7)
 

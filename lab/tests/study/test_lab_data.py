@@ -1,4 +1,4 @@
-"""The lab's corpus of a study: what stage 2 must not see, what questions are asked about, who speaks."""
+"""Test the lab's corpus of a study: tasks that stage 2 must not see, questions, and voices."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,10 +1,10 @@
-"""The normalised average against numbers worked out by hand."""
+"""Test the normalised average against numbers computed by hand."""
 
 import numpy as np
 import pytest
 
 from ossicle_lab.study.normalised import normalised, references
-from ossicle_lab.study.results import Figure
+from ossicle_lab.study.table import Figure
 
 TASKS = ["asr", "st/de", "qa"]
 

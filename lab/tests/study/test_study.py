@@ -1,4 +1,4 @@
-"""A whole study on tiny models: what it leaves, what it does not do twice, and that a kill costs only what ran."""
+"""Test a whole study on tiny models: its files, what is not repeated, and resuming after a kill."""
 
 import json
 import os
@@ -26,15 +26,15 @@ from ossicle_lab.study.work import run_job
 
 
 def records(folder: Path) -> dict[str, int]:
-    """Record of every finished job with the time when it was written."""
+    """Return the record of every finished job with the time when it was written."""
     names = {"cell.json", "pretraining.json", "trial.json", "bound.json"}
-    # os.walk, unlike Path.rglob, bears with checkpoints that a running study deletes
+    # os.walk, unlike Path.rglob, tolerates checkpoints that a running study deletes
     found = (Path(parent) / name for parent, _, files in os.walk(folder) for name in names.intersection(files))
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in found}
 
 
 def files(folder: Path, ending: str) -> dict[str, int]:
-    """Files whose path ends so, with the time when each was written."""
+    """Return the files whose path has this ending, with the time when each was written."""
     return {str(p): p.stat().st_mtime_ns for p in folder.rglob("*") if str(p).endswith(ending)}
 
 
@@ -116,7 +116,7 @@ def test_another_test_is_decoded_and_scored_without_training_again(done, study_f
     assert len(hypotheses) == len(test.read_text().splitlines())
     cost = json.loads((config.folder / "cells/contr/3-steps/1/seed-1/cost.json").read_text())
     cell = json.loads((config.folder / "cells/contr/3-steps/1/seed-1/cell.json").read_text())
-    assert cell["seconds"] > cost["seconds"] > 0  # what training took still counts
+    assert cell["seconds"] > cost["seconds"] > 0  # includes the time of training
     assert again["settings"] == record["settings"]  # the cost of a step, too
 
 
@@ -139,7 +139,7 @@ def test_settings_are_chosen_on_the_development_split_and_time_is_matched(study_
 
 
 def scored(monkeypatch, score):
-    """Development scores are ``score(name of the trial's folder)``, whatever the tiny models answer."""
+    """Replace development scores by ``score(name of the trial's folder)``."""
 
     def made_up(self, trial):
         return score(trial.folder.name) if trial.is_done() else None
@@ -154,7 +154,7 @@ def test_trials_are_chosen_by_a_mean_in_which_more_is_better():
 
 
 def test_stage_two_is_as_long_as_it_pays(study_file, monkeypatch):
-    """Lengths are tried in turn, each from its start, until one gains less than ``plateau_gain``."""
+    """Lengths are tried in turn until one gains less than ``plateau_gain``."""
     by_steps = {1: 10.0, 2: 20.0, 4: 20.5, 8: 90.0}
     scored(monkeypatch, lambda folder: by_steps[int(folder.split("-")[-2])])
     config = load(study_file, ["pretraining.none={recipe: null, plateau: {1.0: [1, 2, 4, 8]}}"])
@@ -164,7 +164,7 @@ def test_stage_two_is_as_long_as_it_pays(study_file, monkeypatch):
     cell = json.loads((config.folder / "cells/none/0-steps/1/seed-0/cell.json").read_text())
     assert cell["steps"] == 4  # the best of those tried
     half = json.loads((config.folder / "cells/none/0-steps/0.5/seed-0/cell.json").read_text())
-    assert half["steps"] == 1  # as the study has it
+    assert half["steps"] == 1  # the study's own length
     assert record["cells"] == {"done": 6, "of": 6}
 
 
@@ -183,20 +183,20 @@ def test_the_best_length_is_chosen_on_the_development_split(study_file, monkeypa
 def test_a_failed_job_leaves_the_others_and_is_tried_again(study_file, tmp_path):
     broken = ["pretraining.broken={recipe: contrastive.yaml, overrides: [objective.layers=9]}"]
     config = load(study_file, broken)
-    with pytest.raises(StudyError, match=r"1 jobs failed.*\nbroken, stage 1.*layers \[9\].*log\.txt"):
+    with pytest.raises(StudyError, match=r"1 jobs failed.*\nbroken, stage 1.*objective\.layers=9.*log\.txt"):
         run_study(config, processes=0)
     assert json.loads((config.folder / "results.json").read_text())["cells"] == {"done": 6, "of": 8}
 
 
 def test_a_study_that_trains_on_an_unseen_task_is_refused(study_file, study_tree):
-    with pytest.raises(ConfigError, match=r"manifest-2\.jsonl:3: is a line of qa, which data\.unseen keeps out"):
+    with pytest.raises(ConfigError, match=r"manifest-2\.jsonl:3: has the task qa, which data\.unseen excludes"):
         run_study(load(study_file, ["data.unseen=[qa]", "data.tasks=[asr]"]), processes=0)
-    with pytest.raises(ConfigError, match=r"data\.test: .* has no line of st/es"):
+    with pytest.raises(ConfigError, match=r"data\.test: .* has no line with the task st/es"):
         run_study(load(study_file, ["data.unseen=[st/es]"]), processes=0)
 
 
 def test_a_killed_study_continues_where_it_was(study_file, tmp_path):
-    """Killed as the kernel would, half-way; then run to its end: what was done stays, what ran is resumed."""
+    """A study killed half-way is run to its end: finished jobs stay, the running one is resumed."""
     slow = ["stage1.steps=15", "finetuning.steps={0.5: 15, 1.0: 25}"]
     command = [sys.executable, "-m", "ossicle", "study", str(study_file), *slow, "--jobs", "1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -211,7 +211,7 @@ def test_a_killed_study_continues_where_it_was(study_file, tmp_path):
         process.wait()
     before = records(folder)
     assert 2 <= len([path for path in before if path.startswith("cells/")]) < 6
-    time.sleep(1.5)  # its workers see that their parent is gone
+    time.sleep(1.5)  # the workers end once they notice that their parent has ended
     before = records(folder)
     record = run_study(load(study_file, slow), processes=0)
     assert record["cells"] == {"done": 6, "of": 6}
@@ -229,7 +229,7 @@ def test_a_killed_pretraining_resumes_from_its_checkpoint(study_file, monkeypatc
 
     def save_and_die(folder, model, trainer, *, keep):
         save(folder, model, trainer, keep=keep)
-        if trainer.progress.step == 8:
+        if trainer.position.step == 8:
             raise Killed
 
     with monkeypatch.context() as patched, pytest.raises(Killed):
@@ -265,3 +265,21 @@ def test_the_table_shows_each_cell_and_the_time_left(done):
     with watch.console.capture() as broken:
         watch.console.print(watch.render())
     assert "0.0 ✗" in broken.get() and "✗ it broke (see log.txt)" in broken.get()
+
+
+def test_without_a_terminal_a_line_shows_what_runs_and_the_time_left(done, monkeypatch):
+    config, _ = done
+    plan = Plan(config, prepare_data(config, Console(quiet=True)))
+    job = next(job for job in plan.jobs() if job.kind == "cell")
+    job.record_path.unlink()
+    monkeypatch.setattr("ossicle_lab.study.watch.progress", lambda job: 0.5)
+    watch = Watch(plan, Console(width=100), processes=1)
+    watch.update(plan.jobs(), [job], {})
+    with watch.console.capture() as early:
+        watch.tick()
+    assert early.get() == ""  # a line comes every half minute
+    monkeypatch.setattr("ossicle_lab.study.watch.LINE_EVERY_S", 0.0)
+    with watch.console.capture() as late:
+        watch.tick()
+    assert late.get().startswith("5 of 6 cells, about ")
+    assert f"{job.label}: step {job.steps / 2:.0f}/{job.steps}" in late.get()

@@ -1,4 +1,4 @@
-"""The file of a study: what it accepts, and how it says what is wrong."""
+"""Test the file of a study: accepted fields and error messages."""
 
 import pytest
 import yaml
@@ -83,7 +83,7 @@ def test_a_study_reads_back_what_it_writes(study_file):
         ("data.unseen=[qa]", "data.unseen: qa is in data.tasks too"),
         ("compare.compute=[0.5]", "compare.compute_like: is None; name a pretraining that has a recipe"),
         ("compare.steps=[0.2]", "compare.steps: finetuning.steps has no steps for the fraction 0.2"),
-        ("pretraining.contr.extra_data=true", "pretraining.contr.extra_data: there is no further data"),
+        ("pretraining.contr.extra_data=true", "pretraining.contr.extra_data: there is no extra data"),
         ("choose.lr=[0.1]", "choose.fraction: finetuning.steps has no steps for 0.1"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The lab's grammar against translations checked by hand, its splits, tasks and tokenizer, and the shipped LLM."""
+"""Check the lab's grammar against translations made by hand, its splits, tasks and tokenizer, and the packaged LLM."""
 
 import random
 from importlib.resources import files
@@ -30,7 +30,7 @@ TIMES = {time.english: time for time in lexicon.TIMES}
 
 
 def phrase(words: str) -> Phrase:
-    """Phrase from English: anna, the doctor, a red car."""
+    """Return a phrase from its English words: anna, the doctor, a red car."""
     article, *rest = words.split()
     if not rest:
         return Phrase(NOUNS[article])
@@ -267,7 +267,7 @@ def test_a_passage_has_the_same_tokens_alone_and_in_the_chat(tokenizer: PreTrain
 
 
 def test_every_branch_of_a_row_is_the_chat_it_stands_for(tokenizer: PreTrainedTokenizerFast) -> None:
-    """The packed row in our forward pass and each chat by itself in the Hugging Face one: the same hidden states."""
+    """A packed row in our forward pass has the hidden states of each single chat in that of transformers."""
     special = {token: tokenizer.get_vocab()[token] for token in (PAD, BOS, USER, ASSISTANT, END)}
     stage = Stage(0, (0.2, 0.4, 0.4), 0.0)
     (batch,) = RowMaker(WordIds(tokenizer), special).block(random.Random(1), stage, batches=1, rows=3)

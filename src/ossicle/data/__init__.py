@@ -1,1 +1,1 @@
-"""Manifests, datasets, prompts and batches."""
+"""Read manifests and audio, plan batches and collate them."""

@@ -1,4 +1,4 @@
-"""Utterances -> `Batch`: tokenise, pad, mask."""
+"""Collate utterances into a `Batch`: tokenise, pad, mask."""
 
 from __future__ import annotations
 
@@ -11,14 +11,18 @@ from ossicle.data.augment import Augmentation
 from ossicle.prompts import Prompter
 
 Mixer = Callable[[list[Utterance], int], Mixed]
-"""Makes the mixed sequences of utterances in an epoch: `ossicle.data.mixed.Mixing`."""
+"""Function that makes the mixed sequences of utterances in an epoch, such as `ossicle.data.mixed.Mixing`."""
 
 
 class Collator:
-    """Makes a `Batch` of loaded utterances; skipped ones are left out, so a batch can be empty.
+    """Make a `Batch` of loaded utterances. Skipped ones are left out, so that a batch can be empty.
 
-    ``epoch`` selects the ASR instruction of samples that bring none, and the spans of mixed sequences; set it before
-    each epoch. ``mixer`` makes `Batch.mixed`, for objectives that need it; ``augment`` changes waveforms.
+    Args:
+        prompter: Tokenises transcripts and writes the chat turns.
+        mixer: Makes `Batch.mixed`, for objectives that need it.
+
+    Set ``epoch`` before each epoch: it selects ASR instructions, spans of mixed sequences and augmentation. ``augment``
+    changes waveforms; None leaves them.
     """
 
     def __init__(self, prompter: Prompter, mixer: Mixer | None = None) -> None:
@@ -27,7 +31,7 @@ class Collator:
         self.epoch = 0
 
     def __call__(self, items: list[Utterance | Skipped]) -> Batch:
-        """Collate; texts that are missing leave ``Batch.text`` unset rather than wrong."""
+        """Collate ``items``; `Batch.text` is None if any transcript is missing."""
         utterances = [item for item in items if isinstance(item, Utterance)]
         skipped = [item for item in items if isinstance(item, Skipped)]
         if not utterances:
@@ -55,6 +59,6 @@ def _pad(rows: list[Tensor]) -> Padded | None:
 
 
 def padding_share(batch: Batch) -> float:
-    """Share of the padded audio of ``batch`` that is padding, 0..1."""
+    """Return the share of the padded audio of ``batch`` that is padding, from 0 to 1."""
     audio = batch.frames or batch.waveforms
     return 0.0 if audio is None else 1.0 - float(audio.mask.float().mean())

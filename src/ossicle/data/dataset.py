@@ -1,7 +1,7 @@
-"""From samples to waveforms: nested subsets, the duration filter, and a map-style dataset that checks files early.
+"""Draw nested subsets of samples and load their waveforms through a map-style dataset that checks files early.
 
-What a header or the file system can tell (missing, empty, no audio, too short, too long) is found when the dataset is
-made, before training; what only decoding can tell (truncation) is found when the item is read.
+Faults that a header or the file system shows (missing, empty, no audio, too short, too long) are found when the dataset
+is made, before training. Faults that only decoding shows (truncation) are found when an item is read.
 """
 
 from __future__ import annotations
@@ -10,79 +10,74 @@ import hashlib
 import math
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Literal
 
 import torch
-from rich.progress import track
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from ossicle.audio import SAMPLE_RATE_HZ, audio_duration_s, read_audio
 from ossicle.batch import Sample, Skipped, Utterance
-from ossicle.errors import AudioError, DataError
+from ossicle.errors import AudioError, ConfigError, DataError
 
 OnError = Literal["raise", "skip"]
 
 DURATION_TOLERANCE_S = 0.5
-"""How far the audio may be from the manifest's ``duration_s``: batches are bounded by it, and a cut file shows so."""
+"""Largest difference in seconds between the audio and the manifest's ``duration_s``. Batches are bounded by the
+manifest, and a larger difference shows a truncated file."""
 
-PROBE_THREADS = 16
-"""Opening files waits for the disk or the network, not for the processor."""
+CHECK_THREADS = 16
+"""Threads that check files; they wait for the disk or the network, not for the processor."""
 
-PROBE_CHUNK = 256
-"""Files a thread probes before it reports back."""
+CHECK_CHUNK = 256
+"""Files that a thread checks before it reports progress."""
 
 
 def subset(samples: Sequence[Sample], fraction: float, *, seed: int = 0) -> list[Sample]:
-    """A seeded share of the samples, in their order; a smaller fraction's subset lies within a larger one's.
+    """Return a seeded share of the samples, in their order; the subset of a smaller fraction lies in a larger one's.
 
-    Each (task, language, target language) keeps its share: there the first ``ceil(fraction * n)`` by a hash of seed and
-    id are taken. The choice depends on the ids alone, not on the order of the manifest.
+    Every combination of task, language and target language keeps its share: of n samples the first
+    ``ceil(fraction * n)`` by a hash of seed and id are taken. The choice does not depend on the order of the samples.
+
+    Raises `ConfigError` unless ``fraction`` is above 0 and at most 1.
     """
     if not 0 < fraction <= 1:
-        raise ValueError(f"data.fraction is {fraction}; it must be above 0 and at most 1")
+        raise ConfigError(f"data.fraction is {fraction}; set it above 0 and at most 1")
     strata: defaultdict[tuple[str | None, ...], list[int]] = defaultdict(list)
     for index, sample in enumerate(samples):
         strata[sample.task, sample.language, sample.target_language].append(index)
     chosen: list[int] = []
     for members in strata.values():
         members.sort(key=lambda index: _stable_hash(seed, samples[index].id))
-        # 0.1 * 30 is a little above 3 in floating point, which must not make it 4
+        # 0.1 * 30 is slightly above 3 in floating point, which must not be rounded up to 4
         chosen.extend(members[: math.ceil(fraction * len(members) - 1e-9)])
     return [samples[index] for index in sorted(chosen)]
 
 
-def within_duration(samples: Iterable[Sample], min_duration_s: float, max_duration_s: float) -> list[Sample]:
-    """The samples that last between the two, both included: a choice, where `SpeechDataset` has limits to enforce."""
-    return [sample for sample in samples if min_duration_s <= known_duration_s(sample) <= max_duration_s]
-
-
 def known_duration_s(sample: Sample) -> float:
-    """Seconds of the utterance as the sample states them; raises `DataError` if only the file could tell."""
+    """Return the seconds of the utterance as the sample states them. Raises `DataError` if it does not state them."""
     if sample.end_s is not None:
         return sample.end_s - sample.start_s
     if sample.duration_s is None:
-        raise DataError(f"{sample.source}: {sample.id!r} has no duration_s; call `fill_durations` first")
+        raise DataError(f'{sample.source}: {sample.id!r} has no "duration_s"; add it, or load it with `SpeechDataset`')
     return sample.duration_s
-
-
-def fill_durations(samples: Sequence[Sample], *, on_error: OnError = "raise") -> tuple[list[Sample], list[Skipped]]:
-    """The samples with ``duration_s`` set, from the file's header where the manifest is silent; and those left out.
-
-    Every file is at least looked for. Raises `DataError` for the first bad one unless ``on_error`` is ``"skip"``.
-    """
-    return _probe_all(samples, _with_duration, on_error)
 
 
 class SpeechDataset(Dataset[Utterance | Skipped]):
     """Utterances by index: ``samples[i]`` with its waveform.
 
-    With ``on_error="raise"`` a file that is missing, empty, broken, too short or too long raises `DataError`. With
-    ``"skip"`` it is left out of ``samples`` if that shows before decoding, and else comes as `Skipped`; the training
-    loop hands those to `record`, and `report` lists all of them.
+    Every sample has its ``duration_s``, which is read from the file's header if the manifest does not state it.
+
+    Args:
+        samples: The samples to load.
+        min_duration_s: Shortest utterance in seconds.
+        max_duration_s: Longest utterance in seconds.
+        on_error: With ``"raise"``, a file that is missing, empty, damaged, too short or too long raises `DataError`.
+            With ``"skip"`` it is left out of ``samples``, or returned as `Skipped` if only decoding shows the fault.
+            The caller passes these to `record`, and `report` lists them.
     """
 
     def __init__(
@@ -96,7 +91,7 @@ class SpeechDataset(Dataset[Utterance | Skipped]):
         self.min_duration_s = min_duration_s
         self.max_duration_s = max_duration_s
         self.on_error = on_error
-        self.samples, skipped = _probe_all(samples, self._checked, on_error)
+        self.samples, skipped = self._check_all(samples)
         self.given = len(samples)
         self._skipped: dict[tuple[str, str], Skipped] = {}
         self.record(skipped)
@@ -115,21 +110,21 @@ class SpeechDataset(Dataset[Utterance | Skipped]):
 
     @property
     def durations_s(self) -> list[float]:
-        """Seconds of each utterance, for a sampler."""
+        """Return the seconds of each utterance."""
         return [known_duration_s(sample) for sample in self.samples]
 
     @property
     def skipped(self) -> list[Skipped]:
-        """Every sample left out so far, each once however many epochs met it."""
+        """Return every sample that was left out so far; one that several epochs met is listed once."""
         return list(self._skipped.values())
 
     def record(self, skipped: Iterable[Skipped]) -> None:
-        """Remember what was skipped, here or in a loader's worker."""
+        """Remember samples that were skipped, here or in a worker process of a loader."""
         for item in skipped:
             self._skipped.setdefault((item.sample.source, item.sample.id), item)
 
     def report(self) -> str:
-        """One line if nothing was skipped, else the count and the list."""
+        """Return the number of skipped utterances, and a line for each."""
         head = f"{len(self._skipped)} of {self.given} utterances skipped"
         return "\n  ".join([head, *map(str, self.skipped)])
 
@@ -143,9 +138,31 @@ class SpeechDataset(Dataset[Utterance | Skipped]):
         self._check_limits(sample, duration_s)
         return torch.from_numpy(waveform)
 
-    def _checked(self, sample: Sample) -> Sample:
-        sample = _with_duration(sample)
-        self._check_limits(sample, known_duration_s(sample))
+    def _check_all(self, samples: Sequence[Sample]) -> tuple[list[Sample], list[Skipped]]:
+        """Return the samples that can be used, with their durations, and the others."""
+        from ossicle.progress import Progress  # only large data sets show a progress display
+
+        def check_chunk(start: int) -> list[Sample | Skipped]:
+            return [self._checked(sample) for sample in samples[start : start + CHECK_CHUNK]]
+
+        checked: list[Sample | Skipped] = []
+        shown = len(samples) >= 4 * CHECK_CHUNK
+        progress = Progress("Checking audio files", len(samples), unit="files", enabled=shown)
+        with progress, ThreadPoolExecutor(CHECK_THREADS) as pool:
+            for chunk in pool.map(check_chunk, range(0, len(samples), CHECK_CHUNK)):
+                checked += chunk
+                progress.advance(len(chunk))
+        bad = [item for item in checked if isinstance(item, Skipped)]
+        if bad and self.on_error == "raise":
+            raise DataError(_message(bad[0], others=len(bad) - 1))
+        return [item for item in checked if isinstance(item, Sample)], bad
+
+    def _checked(self, sample: Sample) -> Sample | Skipped:
+        try:
+            sample = _with_duration(sample)
+            self._check_limits(sample, known_duration_s(sample))
+        except AudioError as error:
+            return Skipped(sample, str(error))
         return sample
 
     def _check_limits(self, sample: Sample, duration_s: float) -> None:
@@ -158,7 +175,10 @@ class SpeechDataset(Dataset[Utterance | Skipped]):
 
 
 def _with_duration(sample: Sample) -> Sample:
-    """Raises `AudioError` where the file is missing or empty, or its header is needed and wrong."""
+    """Return ``sample`` with its ``duration_s``, which is read from the header if it is unknown.
+
+    Raises `AudioError` if the file is missing or empty, or if its header is needed and damaged.
+    """
     if sample.end_s is not None:
         sample = replace(sample, duration_s=sample.end_s - sample.start_s)
     if sample.duration_s is None:
@@ -167,43 +187,12 @@ def _with_duration(sample: Sample) -> Sample:
             raise AudioError(f"{sample.audio}: start_s is {sample.start_s}, the file lasts {duration_s:.2f} s")
         return replace(sample, duration_s=duration_s - sample.start_s)
     try:
-        size = os.stat(sample.audio).st_size  # noqa: PTH116 - half the time of Path.stat, for millions of files
+        size = os.stat(sample.audio).st_size  # noqa: PTH116 - twice as fast as Path.stat, for millions of files
     except OSError as error:
         raise AudioError(f"{sample.audio}: there is no such file") from error
     if size == 0:
         raise AudioError(f"{sample.audio}: the file is empty (0 bytes)")
     return sample
-
-
-def _probe_all(
-    samples: Sequence[Sample], probe: Callable[[Sample], Sample], on_error: OnError
-) -> tuple[list[Sample], list[Skipped]]:
-    """``probe`` over all samples in threads: what it returned, and the samples for which it raised `AudioError`."""
-
-    def probe_chunk(start: int) -> list[Sample | Skipped]:
-        return [attempt(sample) for sample in samples[start : start + PROBE_CHUNK]]
-
-    def attempt(sample: Sample) -> Sample | Skipped:
-        try:
-            return probe(sample)
-        except AudioError as error:
-            return Skipped(sample, str(error))
-
-    starts = range(0, len(samples), PROBE_CHUNK)
-    good: list[Sample] = []
-    bad: list[Skipped] = []
-    with ThreadPoolExecutor(PROBE_THREADS) as pool:
-        chunks = pool.map(probe_chunk, starts)
-        quiet = len(samples) < 4 * PROBE_CHUNK
-        for chunk in track(chunks, "Checking audio files", total=len(starts), disable=quiet, transient=True):
-            for item in chunk:
-                if isinstance(item, Skipped):
-                    bad.append(item)
-                else:
-                    good.append(item)
-    if bad and on_error == "raise":
-        raise DataError(_message(bad[0], others=len(bad) - 1))
-    return good, bad
 
 
 def _message(skipped: Skipped, others: int = 0) -> str:

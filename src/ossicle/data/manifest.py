@@ -1,13 +1,12 @@
-"""Manifests: one JSON object a line, each one `Sample`.
+"""Read and write manifests: files with one JSON object per line, each of which is a `Sample`.
 
     {"id": "a1", "audio": "wav/a1.flac", "text": "anna saw the car", "language": "en", "speaker": "anna",
      "duration_s": 2.1}
     {"id": "a1-st", "audio": "wav/a1.flac", "task": "st", "instruction": "translate to german",
      "answer": "anna sah das auto", "target_language": "de"}
 
-A relative ``audio`` is relative to the manifest's folder. ``start_s`` and ``end_s`` cut a segment out of a long file;
-``duration_s`` is then that of the segment. Several references go in ``answers``. Unknown fields are kept in
-`Sample.extra`.
+A relative ``audio`` starts at the manifest's folder. ``start_s`` and ``end_s`` select a segment of a long file, and
+``duration_s`` is then the segment's. Several references go in ``answers``. Unknown fields are kept in `Sample.extra`.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ KNOWN_FIELDS = frozenset(("id", "audio", "answer", "answers", *TEXT_FIELDS, *SEC
 
 
 def read_manifest(path: str | Path) -> list[Sample]:
-    """The samples in file order; blank lines are ignored. Raises `ManifestError` at the first line that is wrong."""
+    """Return the samples in file order; blank lines are ignored. Raises `ManifestError` at the first invalid line."""
     samples: list[Sample] = []
     line_of_id: dict[str, str] = {}
     for sample in iterate_manifest(path):
@@ -42,44 +41,43 @@ def read_manifest(path: str | Path) -> list[Sample]:
 
 
 def iterate_manifest(path: str | Path) -> Iterator[Sample]:
-    """`read_manifest` in constant memory: one sample at a time, and hence without a check for ids that come twice."""
+    """Yield the samples one by one, in constant memory; unlike `read_manifest`, this does not find repeated ids."""
     path = Path(path)
     if not path.is_file():
         raise ManifestError(f"{path}: there is no such manifest; check the path under data in the configuration")
-    # Lines end at \n alone: JSON strings may hold other separators (U+2028). utf-8-sig drops a byte-order mark.
+    # Lines end at \n only, because JSON strings may hold other separators (U+2028). utf-8-sig drops a byte-order mark.
     with path.open(encoding="utf-8-sig", newline="\n") as file:
         try:
             for number, line in enumerate(file, start=1):
                 if line.strip():
-                    yield _parse(line, path.parent, f"{path}:{number}")
+                    yield parse_line(line, path.parent, f"{path}:{number}")
         except UnicodeDecodeError as error:
             raise ManifestError(f"{path}: is not UTF-8 text ({error.reason}); save it as UTF-8") from error
 
 
 def write_manifest(path: str | Path, samples: Iterable[Sample]) -> None:
-    """Write ``samples`` so that `read_manifest` gives them back, audio relative to the manifest where it lies below it.
+    """Write ``samples`` atomically, so that `read_manifest` returns them.
 
-    The file appears only when it is complete: an interrupted call leaves the old one.
+    Paths of audio below the manifest's folder are written relative to it. Raises `ManifestError` for a sample that
+    cannot be written as JSON.
     """
+    from ossicle.files import atomic  # only writing needs it, and training only reads
+
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = os.path.abspath(path.parent) + os.sep  # noqa: PTH100 - Path.resolve would follow links
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("w", encoding="utf-8", newline="\n") as file:
-            for sample in samples:
-                file.write(_dump(sample, folder) + "\n")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic(path) as partial, partial.open("w", encoding="utf-8", newline="\n") as file:
+        for sample in samples:
+            file.write(_dump(sample, folder) + "\n")
 
 
 def manifest_line(sample: Sample, folder: str | Path) -> str:
-    """The line for ``sample``, without its line end, in a manifest that lies in ``folder``."""
+    """Return the line for ``sample``, without its line end, in a manifest that lies in ``folder``."""
     return _dump(sample, os.path.abspath(folder) + os.sep)  # noqa: PTH100 - Path.resolve would follow links
 
 
-def _parse(line: str, folder: Path, source: str) -> Sample:
+def parse_line(line: str, folder: Path, source: str) -> Sample:
+    """Return the sample on a line of a manifest in ``folder``. Raises `ManifestError`, which begins with ``source``."""
     try:
         record = json.loads(line)
     except json.JSONDecodeError as error:
@@ -122,7 +120,7 @@ def _seconds(record: dict[str, Any], name: str, source: str) -> float | None:
 
 
 def _answers(record: dict[str, Any], source: str) -> tuple[str, ...]:
-    """The references, from ``answer`` or ``answers``; an instruction must have at least one."""
+    """Return the references, from ``answer`` or ``answers``; a line with an instruction needs at least one."""
     answer, answers = record.get("answer"), record.get("answers")
     if answer is not None and answers is not None:
         raise ManifestError(f'{source}: has both "answer" and "answers"; keep one of them')
@@ -146,7 +144,7 @@ def _found(record: dict[str, Any], name: str) -> str:
 def _dump(sample: Sample, folder: str) -> str:
     clash = KNOWN_FIELDS & sample.extra.keys()
     if clash:
-        raise ManifestError(f"sample {sample.id!r}: extra holds {sorted(clash)}, which are fields of Sample; set those")
+        raise ManifestError(f"sample {sample.id!r}: extra holds {sorted(clash)}; set these fields of Sample instead")
     audio = os.path.abspath(sample.audio)  # noqa: PTH100
     record: dict[str, Any] = {
         "id": sample.id,

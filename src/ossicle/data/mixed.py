@@ -1,4 +1,4 @@
-"""Mixed speech-text sequences: some spans of an utterance stay text, the others are cut out of its waveform.
+"""Make mixed speech-text sequences: some spans of an utterance stay text, the others are cut out of its waveform.
 
 Shape legend: B utterances, N tokens, K spans of speech in the whole batch, S audio samples.
 """
@@ -15,29 +15,30 @@ from ossicle.audio import SAMPLE_RATE_HZ
 from ossicle.batch import Mixed, Sample, Skipped, Utterance, pad
 from ossicle.data.dataset import DURATION_TOLERANCE_S, known_duration_s
 from ossicle.data.words import SPEECH_SPAN_WORDS, Span, mixed_spans, span_rng, without_punctuation, words_of
-from ossicle.errors import ManifestError
+from ossicle.errors import DataError, ManifestError
 from ossicle.prompts import Prompter
 
 LEAST_WORDS = SPEECH_SPAN_WORDS[0] + 1
-"""The shortest sentence that can have both kinds of span: the shortest one of speech, and a word left for text."""
+"""Number of words of the shortest sentence that can have both kinds of span: the shortest speech span and one word."""
 
 LEAST_SPAN_S = 0.1
-"""An aligner may give words no time at all; a shorter cut is made this long. An encoder needs 25 ms for one frame."""
+"""Length in seconds of the shortest cut. An aligner may give words no time at all, and an encoder needs 25 ms for one
+frame."""
 
 
 class Mixing:
-    """Cuts utterances into mixed sequences; spans depend on ``seed``, the epoch and the id of the sample alone."""
+    """Cut utterances into mixed sequences; the spans depend only on ``seed``, the epoch and the sample's id."""
 
     def __init__(self, prompter: Prompter, *, seed: int = 0) -> None:
         self.prompter, self.seed = prompter, seed
 
     def __call__(self, utterances: list[Utterance], epoch: int) -> Mixed:
-        """The mixed sequences of ``utterances``, which must be `mixable` and have waveforms.
+        """Return the mixed sequences of ``utterances``, which must be `mixable` and have waveforms.
 
-        Raises `ManifestError` where one has no word times, and `ValueError` where one has too few words.
+        Raises `ManifestError` if an utterance has no word times, and `DataError` if it has too few words.
         """
         cuts = [self.spans(utterance.sample, epoch) for utterance in utterances]
-        ids = [self._ids(spans) for spans in cuts]  # of each span of each utterance
+        ids = [self._ids(spans) for spans in cuts]  # token ids of each span of each utterance
         firsts = [list(accumulate(map(len, spans), initial=len(self.prompter.first_ids))) for spans in ids]
         text = pad([self._sequence(spans) for spans in ids])
         spoken = [
@@ -61,20 +62,20 @@ class Mixing:
         )
 
     def spans(self, sample: Sample, epoch: int) -> list[Span]:
-        """The spans of ``sample`` in ``epoch``: at least one of each kind.
+        """Return the spans of ``sample`` in ``epoch``, at least one of each kind.
 
-        A short sentence whose spans would all be of one kind has them drawn again: without text there is nothing to
-        predict or compare, and without speech nothing to learn.
+        Spans are drawn again until both kinds occur: without text there is nothing to predict or compare, and without
+        speech there is nothing to learn. Raises `DataError` if the sample has too few words.
         """
         words, rng = words_of(sample), span_rng(sample.id, epoch, self.seed)
         if reason := _too_short(sample):
-            raise ValueError(f"{sample.source}: {sample.id!r} {reason}")
-        while len(spans := mixed_spans(words, rng)) < 2:  # they alternate: two are one of each kind
+            raise DataError(f"{sample.source}: {sample.id!r} {reason}; remove the line")
+        while len(spans := mixed_spans(words, rng)) < 2:  # spans alternate, so that two are one of each kind
             pass
         return spans
 
     def _ids(self, spans: list[Span]) -> list[list[int]]:
-        """Token ids of each span; one after the other they are those of the whole text."""
+        """Return the token ids of each span; concatenated, they are the ids of the whole text."""
         by_word = iter(self.prompter.word_ids([without_punctuation(word.word) for s in spans for word in s.words]))
         return [[token for _ in span.words for token in next(by_word)] for span in spans]
 
@@ -84,9 +85,9 @@ class Mixing:
 
 
 def mixable(samples: Iterable[Sample]) -> tuple[list[Sample], list[Skipped]]:
-    """The samples that have the words for a mixed sequence, and those that are too short for one.
+    """Separate the samples with enough words for a mixed sequence from those with too few.
 
-    Raises `ManifestError` for a line without word times, or with times beyond the end of its audio.
+    Raises `ManifestError` for a line without word times, or with times after the end of its audio.
     """
     fit: list[Sample] = []
     unfit: list[Skipped] = []
@@ -104,17 +105,17 @@ def mixable(samples: Iterable[Sample]) -> tuple[list[Sample], list[Skipped]]:
 
 
 def _too_short(sample: Sample) -> str:
-    """Why ``sample`` cannot be mixed; empty where it can."""
+    """Return the reason why ``sample`` cannot be mixed, or an empty string."""
     count = sum(bool(without_punctuation(word.word)) for word in words_of(sample))
     return f"has {count} words, a mixed sequence needs {LEAST_WORDS}" if count < LEAST_WORDS else ""
 
 
 def _cut(utterance: Utterance, span: Span) -> Tensor:
-    """The waveform (S,) of ``span``."""
+    """Return the waveform (S,) of ``span``."""
     waveform = utterance.waveform
     if waveform is None:
         source = utterance.sample.source
-        raise ValueError(f"{source}: {utterance.sample.id!r} has no waveform: mixed sequences cut it into spans")
+        raise DataError(f"{source}: {utterance.sample.id!r} has no waveform, which mixed sequences need")
     least = round(LEAST_SPAN_S * SAMPLE_RATE_HZ)
     first, stop = round(span.start_s * SAMPLE_RATE_HZ), round(span.end_s * SAMPLE_RATE_HZ)
     first = max(0, min(first, len(waveform) - least))

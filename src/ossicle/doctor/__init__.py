@@ -1,7 +1,7 @@
-"""`ossicle doctor RECIPE`: what would go wrong in a long run, found in a minute.
+"""Check a recipe, its data and its models before a long run, for `ossicle doctor RECIPE`.
 
-Recipe -> audio and transcripts -> models -> one batch -> one step -> the bill. Each part looks at one thing and adds
-`Finding`s to a `Report`; what a later part needs and an earlier one found broken is not looked at.
+The checks cover audio, transcripts, models, one batch, one step and the cost of the run. Each adds `Finding`s to
+a `Report`. A check is left out if an earlier one finds that its input is broken.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ __all__ = ["Finding", "Report", "diagnose"]
 
 
 def diagnose(config: Config, *, tiny: bool = False, console: Console | None = None) -> Report:
-    """Look at everything that ``config`` names, printing to ``console`` on the way.
+    """Check everything that ``config`` names, print the findings to ``console``, and return them.
 
-    With ``tiny`` the models are small random ones of the same architectures, and manifests that are not there are made
-    up: this checks the recipe and the code, not the data.
+    With ``tiny``, small random models of the same architectures replace the configured ones, and generated data
+    replaces missing manifests. This checks the recipe and the code, but not the data.
     """
     console = console or Console()
     report = Report(console)
@@ -39,7 +39,7 @@ def diagnose(config: Config, *, tiny: bool = False, console: Console | None = No
             config, notes = shrink(config, folder)
             for note in notes:
                 console.print(f"[dim]tiny: {note}[/]", soft_wrap=True)
-            console.print("[dim]tiny: memory, time and disk below are those of these models[/]")
+            console.print("[dim]tiny: memory, time and disk below are for these small models[/]")
         _examine(config, report)
     return report
 
@@ -63,7 +63,7 @@ def _examine(config: Config, report: Report) -> None:
     try:
         loaded = load_batch(config, model)
     except ConfigError as error:
-        report.error("batch", str(error), "change the setting that it names")
+        report.error("batch", str(error), "change the setting that the message names")
         return
     show_samples(config, model, loaded.batch, report.console)
     check_padding(model, loaded, report)

@@ -1,4 +1,4 @@
-"""Is the audio there, is it speech at the rate that its header states, and does the transcript fit its length?"""
+"""Check that the audio exists, has the sample rate of its header, and fits the length of its transcript."""
 
 from __future__ import annotations
 
@@ -17,30 +17,33 @@ from ossicle.errors import AudioError, DataError, ManifestError
 from ossicle.train.batches import read_all
 from ossicle.train.recipe import Config
 
-LISTENED = 64
-"""Utterances that are decoded."""
+DECODED = 64
+"""Number of utterances that are decoded."""
 RATES_CHARACTERS_PER_S = (1.5, 35.0)
-"""Of speech in alphabetic scripts: slower or faster, the transcript or the sample rate is wrong. Read speech has 10 to
-20."""
+"""Lowest and highest plausible number of characters per second in alphabetic scripts; read speech has 10 to 20. Outside
+this range the transcript or the sample rate is wrong."""
 SILENCE_DBFS = -60.0
+"""Level in dB relative to full scale below which an utterance is silent."""
 CLIPPED = 0.999
+"""Absolute value from which on a sample is clipped."""
 CLIPPED_SHARE = 0.01
+"""Share of clipped samples above which an utterance is reported."""
 DURATION_FACTOR = 1.1
-"""Beyond it, a duration that differs from the manifest's is not rounding but a wrong rate."""
+"""Largest ratio of measured and stated duration that rounding explains; a larger one shows a wrong sample rate."""
 
 
 @dataclass(frozen=True)
-class _Heard:
+class _Decoded:
     sample: Sample
     rate_hz: int
     duration_s: float
     level_dbfs: float
     clipped: float
-    """Share of samples at full scale."""
+    """Share of clipped samples."""
 
 
 def check_audio(config: Config, report: Report) -> list[Sample]:
-    """The training samples that can be used. Nothing else is looked at where there are none."""
+    """Check the audio of training and development data, and return the training samples that can be used."""
     try:
         samples = subset(read_all(config.data.train), config.data.fraction, seed=config.data.seed)
         dev = read_all(config.data.dev)
@@ -54,7 +57,7 @@ def check_audio(config: Config, report: Report) -> list[Sample]:
         usable[name] = dataset.samples
         if dataset.skipped:
             say = report.error if config.data.on_error == "raise" else report.warning
-            fix = "mend or remove these lines, or set data.on_error=skip to train without them"
+            fix = "fix or remove these lines, or set data.on_error=skip to train without them"
             reasons = listed(f"{item.sample.source}: {item.reason}" for item in dataset.skipped)
             say(
                 "files",
@@ -63,7 +66,7 @@ def check_audio(config: Config, report: Report) -> list[Sample]:
             )
     found = usable["data.train"]
     if not found:
-        report.error("data", "no utterance of data.train is left", "mend what is listed above")
+        report.error("data", "no utterance of data.train is left", "fix the errors above")
         return []
     hours = sum(map(known_duration_s, found)) / 3600
     report.ok(
@@ -71,14 +74,14 @@ def check_audio(config: Config, report: Report) -> list[Sample]:
         f"{len(found):,} utterances, {hours:.2f} h, {min(map(known_duration_s, found)):.1f} to "
         f"{max(map(known_duration_s, found)):.1f} s",
     )
-    _check_heard(_listen(found, report), report)
+    _check_decoded(_decode(found, report), report)
     return found
 
 
-def _listen(samples: list[Sample], report: Report) -> list[_Heard]:
-    """Decode a few, drawn at random; what cannot be decoded is an error."""
-    heard, broken = [], []
-    for sample in random.Random(0).sample(samples, min(LISTENED, len(samples))):
+def _decode(samples: list[Sample], report: Report) -> list[_Decoded]:
+    """Decode some samples, drawn at random, and report those that cannot be decoded."""
+    decoded, broken = [], []
+    for sample in random.Random(0).sample(samples, min(DECODED, len(samples))):
         try:
             waveform = read_audio(sample.audio, start_s=sample.start_s, end_s=sample.end_s)
             rate_hz = soundfile.info(sample.audio).samplerate
@@ -87,70 +90,71 @@ def _listen(samples: list[Sample], report: Report) -> list[_Heard]:
             continue
         level = 10 * np.log10(np.mean(np.square(waveform, dtype=np.float64)) + 1e-20)
         clipped = float(np.mean(np.abs(waveform) >= CLIPPED))
-        heard.append(_Heard(sample, rate_hz, len(waveform) / SAMPLE_RATE_HZ, float(level), clipped))
+        decoded.append(_Decoded(sample, rate_hz, len(waveform) / SAMPLE_RATE_HZ, float(level), clipped))
     if broken:
         report.error(
             "decoding",
-            f"{len(broken)} of {len(heard) + len(broken)} cannot be decoded: {listed(broken)}",
-            "mend or remove these lines",
+            f"{len(broken)} of {len(decoded) + len(broken)} cannot be decoded: {listed(broken)}",
+            "fix or remove these lines",
         )
-    return heard
+    return decoded
 
 
-def _check_heard(heard: list[_Heard], report: Report) -> None:
-    count = len(heard)
+def _check_decoded(decoded: list[_Decoded], report: Report) -> None:
+    count = len(decoded)
 
-    def failing(wrong: Callable[[_Heard], bool]) -> list[str]:
-        return [f"{item.sample.source} ({item.sample.audio.name})" for item in heard if wrong(item)]
+    def failing(wrong: Callable[[_Decoded], bool]) -> list[str]:
+        return [f"{item.sample.source} ({item.sample.audio.name})" for item in decoded if wrong(item)]
 
     before = len(report.findings)
     if found := failing(_other_length):
         report.error(
             "sample rate",
-            f"{len(found)} of {count} files last another time than the manifest states, as "
-            f"when the header states a wrong sample rate: {listed(found)}",
-            "write the files with the rate that they were recorded at, or correct duration_s",
+            f"{len(found)} of {count} files do not have the duration that the manifest states; a wrong sample rate in "
+            f"the header is a common cause: {listed(found)}",
+            "write the files with the rate at which they were recorded, or correct duration_s",
         )
     if found := failing(_strange_pace):
         low, high = RATES_CHARACTERS_PER_S
         report.error(
             "pace",
             f"in {len(found)} of {count} the transcript has fewer than {low} or more than {high} "
-            f"characters for a second of audio: {listed(found)}",
-            "check the sample rate in the header and that text and audio belong together",
+            f"characters per second of audio: {listed(found)}",
+            "check the sample rate in the header, and that text and audio belong together",
         )
     if found := failing(lambda item: item.rate_hz < SAMPLE_RATE_HZ):
         report.warning(
             "sample rate",
-            f"{len(found)} of {count} files are below {SAMPLE_RATE_HZ} Hz and lack the high "
-            f"frequencies that the encoder knows: {listed(found)}",
-            "use the original recordings, if they have a higher rate",
+            f"{len(found)} of {count} files are below {SAMPLE_RATE_HZ} Hz and lack the high frequencies that the "
+            f"encoder expects: {listed(found)}",
+            "use the original recordings if they have a higher rate",
         )
     if found := failing(lambda item: item.level_dbfs < SILENCE_DBFS):
         report.warning(
             "level",
             f"{len(found)} of {count} are silent (below {SILENCE_DBFS:.0f} dBFS): {listed(found)}",
-            "remove them: there is nothing to hear",
+            "remove them, because they contain no speech",
         )
     if found := failing(lambda item: item.clipped > CLIPPED_SHARE):
         report.warning(
-            "level", f"{len(found)} of {count} are clipped: {listed(found)}", "lower the gain where they are made"
+            "level", f"{len(found)} of {count} are clipped: {listed(found)}", "record or convert them with less gain"
         )
-    if len(report.findings) == before and heard:
-        levels = sorted(item.level_dbfs for item in heard)
+    if len(report.findings) == before and decoded:
+        levels = sorted(item.level_dbfs for item in decoded)
         report.ok(
             "sound",
-            f"{count} utterances decoded: rates and paces plausible, level around {levels[count // 2]:.0f} dBFS",
+            f"{count} utterances decoded: sample rates and paces are plausible, median level "
+            f"{levels[count // 2]:.0f} dBFS",
         )
 
 
-def _other_length(item: _Heard) -> bool:
+def _other_length(item: _Decoded) -> bool:
     stated_s = known_duration_s(item.sample)
     return not 1 / DURATION_FACTOR < item.duration_s / stated_s < DURATION_FACTOR
 
 
-def _strange_pace(item: _Heard) -> bool:
-    """Only of scripts with an alphabet, and of more than a word or two."""
+def _strange_pace(item: _Decoded) -> bool:
+    """Return True for an implausible pace; texts that are short or not ASCII are not judged."""
     text = item.sample.text or ""
     if len(text) < 12 or not text.isascii():
         return False

@@ -1,11 +1,10 @@
-"""One batch as training would load it, and what the model is to read and to say."""
+"""Load one batch as training would, and show what the model reads and which tokens are labels."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from rich.console import Console
 from rich.text import Text
 
@@ -13,15 +12,17 @@ from ossicle.batch import Batch
 from ossicle.models.speech_llm import SpeechLLM
 from ossicle.objectives import Objective
 from ossicle.precision import new_accelerator
+from ossicle.private import reset_accelerator_state
 from ossicle.train.batches import Data
 from ossicle.train.recipe import Config
 
 SHOWN = 3
+"""Number of samples that are printed."""
 
 
 @dataclass
 class Loaded:
-    """A batch on the device of the run, what made it, and what will be minimised."""
+    """A batch on the device of the run, with its data set and the objective."""
 
     batch: Batch
     data: Data
@@ -30,8 +31,8 @@ class Loaded:
 
 
 def load_batch(config: Config, model: SpeechLLM) -> Loaded:
-    """The first batch of the run; caches are left alone. Raises `ConfigError`."""
-    AcceleratorState._reset_state()
+    """Load the first batch of the run, without caches. Raises `ConfigError` for settings that do not fit."""
+    reset_accelerator_state()
     accelerator = new_accelerator(config.train.precision, cpu=config.train.cpu)
     objective = config.objective.build()
     quiet = replace(config.data, cache_frames=False, cache_text=False, on_error="skip", workers=0)
@@ -42,13 +43,13 @@ def load_batch(config: Config, model: SpeechLLM) -> Loaded:
 
 
 def show_samples(config: Config, model: SpeechLLM, batch: Batch, console: Console) -> None:
-    """The first samples, each as the LLM gets it: labels bright, all else dim."""
+    """Print the first samples as the LLM receives them; labels are bold."""
     tokenizer = model.llm.tokenizer
     for row, sample in enumerate(batch.samples[:SHOWN]):
         line = Text("  ")
         if batch.mixed is not None:
             read = tokenizer.decode(batch.mixed.text.values[row][batch.mixed.written[row]])
-            line.append(f"{sample.id} (mixed; what stays text): ", "dim").append(read)
+            line.append(f"{sample.id} (mixed; the words that stay text): ", "dim").append(read)
         elif config.objective.name == "next_token" and batch.chat is not None:
             parts = [
                 tokenizer.decode(part.values[row][part.mask[row]])

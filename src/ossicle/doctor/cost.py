@@ -1,4 +1,4 @@
-"""What the run will take: memory from shapes, checked against a measured step, and from that step hours; and disk."""
+"""Estimate the memory, the time and the disk space of a run, from one measured step and from the LLM's shapes."""
 
 from __future__ import annotations
 
@@ -14,29 +14,30 @@ from ossicle.train import checkpoint
 from ossicle.train.recipe import Config
 
 NORMS = {2: 4.4, 4: 2.2}
-"""Widths of the LLM that norms and residuals keep for a token and layer, by bytes of a number: benchmarks/memory.py."""
+"""Values that norms and residuals keep per token and layer, in multiples of the LLM's width, for 2-byte and 4-byte
+numbers; measured by benchmarks/memory.py."""
 ADAM_B = 12
-"""Bytes for each trained parameter besides itself: a gradient and two moments, in float32."""
+"""Bytes per trained parameter besides the weight: a gradient and two moments in float32."""
 GB, MB = 1e9, 1e6
 
 
 @dataclass(frozen=True)
 class Shapes:
-    """Sizes of an LLM that decide what a token leaves behind in a layer."""
+    """Sizes of an LLM that determine the activation memory per token and layer."""
 
     width: int
     ffn: int
     queries: int
-    """Width of all query heads."""
+    """Width of all query heads together."""
     keys: int
-    """Width of all key heads."""
+    """Width of all key heads together."""
     layers: int
     number_b: int
-    """Bytes of a number."""
+    """Bytes per number."""
 
     @classmethod
     def of(cls, model: SpeechLLM) -> Shapes:
-        """Those of the LLM in ``model``."""
+        """Return the sizes of the LLM in ``model``."""
         config = model.llm.model.config
         head = config.to_dict().get("head_dim") or config.hidden_size // config.num_attention_heads
         return cls(
@@ -49,7 +50,10 @@ class Shapes:
         )
 
     def token_b(self, *, checkpointing: bool) -> float:
-        """Bytes that a token keeps in a layer until the backward pass: feed-forward, attention, norms; or its input."""
+        """Return the bytes that a token keeps in a layer until the backward pass.
+
+        They are those of feed-forward, attention and norms, or only the layer's input with ``checkpointing``.
+        """
         if checkpointing:
             return self.width * self.number_b
         kept = 3 * self.ffn + self.queries + 2 * self.keys + NORMS[self.number_b] * self.width
@@ -58,16 +62,16 @@ class Shapes:
 
 @dataclass(frozen=True)
 class Measured:
-    """What one step of the run was seen to take."""
+    """Measurements of one step of the run."""
 
     saved_b: int
     """Bytes that the forward pass keeps for the backward pass."""
     step_s: float
-    """Seconds of a batch, forward and backward."""
+    """Seconds per batch, forward and backward."""
 
 
 def report_cost(config: Config, model: SpeechLLM, loaded: Loaded, report: Report, measured: Measured) -> None:
-    """Print memory, steps, hours and disk of the run."""
+    """Report the memory, the steps, the hours and the disk space of the run."""
     batches = loaded.data.batches_per_epoch
     steps = config.train.steps or math.ceil(config.train.epochs * batches / config.train.accumulate)
     here_s, largest_s = loaded.batch.audio_s, _largest_batch_s(loaded)
@@ -80,15 +84,15 @@ def report_cost(config: Config, model: SpeechLLM, loaded: Loaded, report: Report
         "memory",
         f"about {_size(weights_b + ADAM_B * trained + kept_b)} at the largest batch ({largest_s:.0f} s of audio): "
         f"weights {_size(weights_b)}, gradient and Adam {_size(ADAM_B * trained)}, activations {_size(kept_b)}; "
-        "and what the encoder works in",
+        "the encoder's working memory comes on top",
     )
     report.ok(
         "activations",
-        f"{_size(measured.saved_b)} measured in this batch ({here_s:.0f} s); by shapes alone, {tokens:.0f} speech "
-        f"tokens x {layers} LLM layers: {_size(estimated_b)}; the rest is text, projector and objective",
+        f"{_size(measured.saved_b)} measured in this batch ({here_s:.0f} s); {_size(estimated_b)} of it estimated for "
+        f"{tokens:.0f} speech tokens x {layers} LLM layers; the rest is text, projector and objective",
     )
     hours, device = steps * config.train.accumulate * measured.step_s / 3600, loaded.accelerator.device.type
-    report.ok("time", f"{steps:,} steps; {measured.step_s:.2f} s for a batch on this {device}: about {_span(hours)}")
+    report.ok("time", f"{steps:,} steps; {measured.step_s:.2f} s per batch on this {device}: about {_span(hours)}")
     report.ok("disk", _disk(config, model, loaded, trained))
 
 
@@ -99,10 +103,10 @@ def _largest_batch_s(loaded: Loaded) -> float:
 
 
 def _layers_run(config: Config, model: SpeechLLM) -> int:
-    """Layers of the LLM that speech runs through: contrast at the embeddings takes none."""
+    """Return the number of LLM layers that process speech; contrast at the input embeddings needs none."""
     match config.objective:
         case objective if objective.name == "contrastive":
-            return max(objective.layer_list(model.llm.num_layers))
+            return max(objective.weights(model.llm.num_layers))
         case _:
             return model.llm.num_layers
 
@@ -112,7 +116,7 @@ def _bytes(module: nn.Module) -> int:
 
 
 def _disk(config: Config, model: SpeechLLM, loaded: Loaded, trained: int) -> str:
-    kept = (config.train.keep + 1) * 3 * 4 * trained + 4 * trained  # each with Adam's moments; and the result
+    kept = (config.train.keep + 1) * 3 * 4 * trained + 4 * trained  # checkpoints with Adam's moments, and the result
     parts = [f"checkpoints {_size(kept)}"]
     if config.data.cache_frames:
         frames = loaded.data.hours * 3600 * model.encoder.frame_rate_hz

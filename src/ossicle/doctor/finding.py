@@ -1,4 +1,4 @@
-"""What the doctor finds, and how it says so."""
+"""Collect and print the findings of the doctor."""
 
 from __future__ import annotations
 
@@ -16,46 +16,46 @@ EXAMPLES = 3
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     level: Level
-    """``error``: the run would fail or learn nothing; ``warning``: it may not do what is expected."""
+    """``error`` if the run would fail or learn nothing, ``warning`` if it may not behave as expected, else ``ok``."""
     check: str
-    """Short name of what was looked at."""
+    """Short name of the check."""
     message: str
     fix: str = ""
-    """What to change."""
+    """Change that fixes the problem."""
 
 
 @dataclass
 class Report:
-    """Findings in the order in which they were made; each is printed at once."""
+    """Findings in the order of the checks; each is printed at once."""
 
     console: Console
     findings: list[Finding] = field(default_factory=list)
 
     def part(self, title: str) -> None:
-        """Begin a part of the examination."""
+        """Print the title of the next group of checks."""
         self.console.print(f"\n[bold]{title}[/]")
 
     def ok(self, check: str, message: str) -> None:
-        """Note that something is as it should be."""
+        """Report that a check passed."""
         self._add(Finding("ok", check, message))
 
     def warning(self, check: str, message: str, fix: str) -> None:
-        """Note what may be wrong."""
+        """Report a possible problem."""
         self._add(Finding("warning", check, message, fix))
 
     def error(self, check: str, message: str, fix: str) -> None:
-        """Note what is wrong."""
+        """Report a problem."""
         self._add(Finding("error", check, message, fix))
 
     def of(self, level: Level) -> list[Finding]:
-        """The findings of one level."""
+        """Return the findings of one level."""
         return [finding for finding in self.findings if finding.level == level]
 
     def summary(self) -> str:
-        """One line: how many of each level."""
+        """Return one line with the number of findings of each level."""
         errors, warnings = len(self.of("error")), len(self.of("warning"))
         return f"{_count(errors, 'error')}, {_count(warnings, 'warning')}, {len(self.of('ok'))} checks passed"
 
@@ -69,7 +69,7 @@ class Report:
 
 
 def listed(items: Iterable[object]) -> str:
-    """The first few of ``items``, and how many more there are."""
+    """Return the first few of ``items`` in one line, and the number of the others."""
     texts = [str(item) for item in items]
     more = f" and {len(texts) - EXAMPLES} more" if len(texts) > EXAMPLES else ""
     return ", ".join(texts[:EXAMPLES]) + more

@@ -1,4 +1,4 @@
-"""Do the models load, does what should train and nothing else, and is all of it kept?"""
+"""Check that the models load, that the right parameters train, and that a checkpoint holds them."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from safetensors import safe_open
 from ossicle.batch import Padded
 from ossicle.doctor.batch import Loaded
 from ossicle.doctor.finding import Report, listed
-from ossicle.models.speech_llm import ADAPTERS_FILE, WEIGHTS_FILE, SpeechLLM
-from ossicle.models.trainable import PROJECTOR, describe
-from ossicle.precision import CPU, replaced
+from ossicle.models.lora import PROJECTOR, describe
+from ossicle.models.saving import ADAPTERS_FILE, WEIGHTS_FILE
+from ossicle.models.speech_llm import SpeechLLM
+from ossicle.precision import CPU, describe_fallbacks
 from ossicle.train.recipe import Config
 
 PARITY = 1e-3
-"""Largest relative difference between an utterance's frames alone and in a batch that passes for rounding."""
+"""Largest relative difference, between an utterance's frames alone and in a batch, that rounding explains."""
 SCALES = (0.1, 10.0)
-"""Of the projector's output, relative to the LLM's embeddings."""
+"""Smallest and largest plausible scale of the projector's output, relative to the LLM's embeddings."""
 
 
 def build_model(config: Config, report: Report) -> SpeechLLM | None:
-    """The model of the run, with the projector it starts from; None, and an error, where it cannot be had."""
+    """Build the model of the run with its initial projector; report an error and return None if that fails."""
     device = CPU if config.train.cpu else None
     try:
         model = config.model.build(device)
@@ -39,13 +40,13 @@ def build_model(config: Config, report: Report) -> SpeechLLM | None:
         f"{config.model.projector.name} ({model.token_rate_hz:.1f} tokens/s) -> "
         f"{config.model.llm} ({model.llm.dim} wide, {model.llm.num_layers} layers)",
     )
-    if slow := replaced(config.precisions, device):
-        report.ok("precision", slow)
+    if fallbacks := describe_fallbacks(config.precisions, device):
+        report.ok("precision", fallbacks)
     return model
 
 
 def check_trainable(config: Config, model: SpeechLLM, report: Report) -> None:
-    """The list of what trains; an LLM that trains is an error, since it forgets what it knew."""
+    """Report which parameters train; training the LLM's own weights is an error, because it forgets what it knew."""
     count = sum(parameter.numel() for parameter in model.projector.parameters() if parameter.requires_grad)
     report.ok("trains", "; ".join([f"projector: {count:,} parameters", *describe(model)]))
     frozen = sum(not p.requires_grad for p in model.projector.parameters())
@@ -62,11 +63,11 @@ def check_trainable(config: Config, model: SpeechLLM, report: Report) -> None:
     elif config.model.lora.modules and any("lora_" in name for name, _ in model.llm.named_parameters()):
         report.warning("frozen LLM", "adapters (LoRA) change the LLM's answers to text", "expected with model.lora")
     else:
-        report.ok("frozen LLM", "no weight of it trains")
+        report.ok("frozen LLM", "none of its weights trains")
 
 
 def check_checkpoint(model: SpeechLLM, report: Report) -> None:
-    """A checkpoint holds every tensor that trains, by name, and no other part of encoder and LLM."""
+    """Check that a checkpoint holds every tensor that trains, and no other tensor of encoder and LLM."""
     with tempfile.TemporaryDirectory() as folder:
         model.save(folder)
         kept = {f"{PROJECTOR}{key}" for key in _keys(Path(folder) / WEIGHTS_FILE)}
@@ -77,7 +78,7 @@ def check_checkpoint(model: SpeechLLM, report: Report) -> None:
     foreign = sorted(key for key in kept - trains if not key.startswith(PROJECTOR))
     if lost or foreign:
         report.error("checkpoint", f"loses {listed(lost) or 'nothing'}; holds what does not train: {listed(foreign)}",
-                     "this is a fault of the program: please report it with your recipe")  # fmt: skip
+                     "this is a bug in Ossicle: please report it with your recipe")  # fmt: skip
     else:
         report.ok(
             "checkpoint", f"holds all {len(trains)} tensors that train and no frozen weight ({size / 1e6:.1f} MB)"
@@ -93,7 +94,7 @@ def _keys(path: Path) -> set[str]:
 
 @torch.no_grad()
 def check_padding(model: SpeechLLM, loaded: Loaded, report: Report) -> None:
-    """The shortest utterance alone must give the vectors that it gives among longer ones."""
+    """Check that the shortest utterance has the same frames alone and in the batch."""
     waveforms = loaded.batch.waveforms
     if waveforms is None or len(waveforms.mask) < 2:
         return
@@ -105,21 +106,21 @@ def check_padding(model: SpeechLLM, loaded: Loaded, report: Report) -> None:
     frames, reference = together.values[row][together.mask[row]].float(), single.values[0][single.mask[0]].float()
     if frames.shape != reference.shape:
         report.error("padding", f"an utterance has {len(reference)} frames alone and {len(frames)} in a batch",
-                     "this is a fault of the program: please report it with the name of the encoder")  # fmt: skip
+                     "this is a bug in Ossicle: please report it with the name of the encoder")  # fmt: skip
         return
     difference = float((frames - reference).norm() / reference.norm())
     if not model.encoder.pads_exactly:
         report.warning(
             "padding",
-            f"{model.encoder.name} cannot promise the same frames in any batch (here they differ by {difference:.1%}): "
-            "its front end normalises over the whole padded length, or it runs on a shortened context",
+            f"{model.encoder.name} cannot promise the same frames in every batch (here they differ by "
+            f"{difference:.1%}): its front end normalises over the padded length, or it runs on a shortened context",
             "use an encoder with layer norm in its front end (the large ones), or data.order=duration, which pads less",
         )
     elif difference > PARITY:
         report.error("padding", f"frames of an utterance differ by {difference:.1%} between alone and in a batch",
                      "use another encoder, or data.batch_size=1")  # fmt: skip
     else:
-        report.ok("padding", f"alone or in a batch, the frames are the same (relative difference {difference:.0e})")
+        report.ok("padding", f"frames are the same alone and in a batch (relative difference {difference:.0e})")
     _check_scale(model, loaded, report)
 
 
@@ -130,4 +131,4 @@ def _check_scale(model: SpeechLLM, loaded: Loaded, report: Report) -> None:
     if SCALES[0] < ratio < SCALES[1]:
         report.ok("scale", message)
     else:
-        report.warning("scale", message, "set model.projector.match_embedding_rms=true, if it has that")
+        report.warning("scale", message, "set model.projector.match_embedding_rms=true if the projector has it")

@@ -1,4 +1,4 @@
-"""How much a forward pass keeps for the backward pass."""
+"""Measure how much memory a forward pass keeps for the backward pass."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ T = TypeVar("T")
 
 
 def run_and_count(forward: Callable[[], T], model: nn.Module) -> tuple[T, int]:
-    """What ``forward`` returns, and the bytes of all storages that it saves, without those of ``model`` itself."""
+    """Return the result of ``forward`` and the bytes that autograd saves for it, without those of ``model`` itself."""
     sizes: dict[int, int] = {}
-    held: list[Tensor] = []  # so that no address is used twice
+    held: list[Tensor] = []  # keeps the tensors alive, so that no address is used twice
     own = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
 
     def pack(tensor: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""One step of the run: are loss and gradients finite, and can one batch be learned by heart?"""
+"""Check that loss and gradients of one step are finite, and that the loss falls on a repeated batch."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from ossicle.train import checkpoint
 from ossicle.train.recipe import Config
 
 OVERFIT_STEPS, OVERFIT_S = 20, 20.0
-"""Most steps, and seconds, to learn one batch by heart."""
+"""Largest number of steps and of seconds to overfit one batch."""
 OVERFIT_LR = 1e-3
+"""Learning rate of these steps."""
 
 
 def check_step(config: Config, model: SpeechLLM, loaded: Loaded, report: Report) -> None:
-    """A forward and backward pass, then a few on the same batch, then what the whole run will take."""
+    """Check a forward and backward pass, overfit the batch, and report the cost of the whole run."""
     model.train()
     if config.train.gradient_checkpointing:
         model.llm.checkpoint_gradients()
@@ -40,11 +41,11 @@ def check_step(config: Config, model: SpeechLLM, loaded: Loaded, report: Report)
         report.error(
             "step",
             str(error).splitlines()[0],
-            "change the setting that it names; for less memory: data.batch_size, "
-            "data.max_batch_s, train.gradient_checkpointing=true",
+            "change the setting that the message names; to save memory, reduce data.batch_size or data.max_batch_s, or "
+            "set train.gradient_checkpointing=true",
         )
         return
-    output.total.backward()
+    torch.autograd.backward(output.total)
     first = float(output.total.detach())
     if not _check_first(first, model, report):
         return
@@ -54,12 +55,12 @@ def check_step(config: Config, model: SpeechLLM, loaded: Loaded, report: Report)
 
 
 def _of_objective(loaded: Loaded) -> list[nn.Parameter]:
-    """What trains of the objective, such as a temperature."""
+    """Return the trained parameters of the objective, such as a temperature."""
     return checkpoint.trainable(loaded.objective) if isinstance(loaded.objective, nn.Module) else []
 
 
 def _check_first(loss: float, model: SpeechLLM, report: Report) -> bool:
-    """Whether it is worth going on."""
+    """Report on the first loss and its gradient; return False if further steps make no sense."""
     gradients = {name: p.grad for name, p in model.named_parameters() if p.requires_grad and p.grad is not None}
     without = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
     wrong = [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
@@ -72,20 +73,20 @@ def _check_first(loss: float, model: SpeechLLM, report: Report) -> bool:
         return False
     norm = float(torch.stack([gradient.norm() for gradient in gradients.values()]).norm()) if gradients else 0.0
     if norm == 0:
-        report.error("gradient", "no gradient reaches what trains", "check the objective and model.trainable")
+        report.error("gradient", "no gradient reaches the parameters", "check the objective and model.trainable")
         return False
     if without:
         report.warning(
-            "gradient", f"none reaches {listed(without)}", "expected only for parts that this objective skips"
+            "gradient", f"no gradient reaches {listed(without)}", "expected only for parts that this objective skips"
         )
-    report.ok("loss", f"{loss:.3f}, finite, and so is the gradient (norm {norm:.2g})")
+    report.ok("loss", f"{loss:.3f} and its gradient (norm {norm:.2g}) are finite")
     return True
 
 
 def _overfit(
     forward: Callable[[], LossOutput], optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], clip: float
 ) -> tuple[list[float], float]:
-    """Losses of further steps on the batch, the first gradient being there already, and the seconds of one step."""
+    """Train on the batch, starting with the gradient that exists; return the losses and the seconds per step."""
     losses: list[float] = []
     times: list[float] = []
     started = time.perf_counter()
@@ -95,7 +96,7 @@ def _overfit(
         optimizer.step()
         optimizer.zero_grad()
         output = forward()
-        output.total.backward()
+        torch.autograd.backward(output.total)
         losses.append(float(output.total.detach()))
         times.append(time.perf_counter() - before)
     return losses, sorted(times)[len(times) // 2]
@@ -105,11 +106,13 @@ def _check_overfit(first: float, losses: list[float], report: Report) -> None:
     said = f"{first:.3f} -> {min(losses):.3f} in {len(losses)} steps on the same batch"
     if not all(torch.tensor(losses).isfinite()):
         report.error(
-            "overfit", "the loss stops being finite on a batch that repeats", "lower optim.lr; train.precision=bf16"
+            "overfit",
+            "the loss becomes infinite or NaN on a repeated batch",
+            "lower optim.lr or set train.precision=bf16",
         )
     elif min(losses) < first:
         report.ok("overfit", said)
     else:
         report.warning(
-            "overfit", said, "one batch should be learned by heart: check labels, optim.lr and the projector"
+            "overfit", said, "the loss should fall on a repeated batch: check labels, optim.lr and the projector"
         )

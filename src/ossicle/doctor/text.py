@@ -1,4 +1,4 @@
-"""Can the LLM spell the transcripts, does its chat template do what is expected, and is there anything to learn?"""
+"""Check the LLM's chat template, the spelling of the texts by its tokenizer, and the labels."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ossicle.prompts import answer_of
 from ossicle.train.recipe import Config
 
 READ = 2000
-"""Samples whose texts are spelled."""
+"""Number of samples whose texts are tokenised."""
 
 
 def check_template(model: SpeechLLM, report: Report) -> None:
-    """One turn of the chat template: its start, its end, and the tokens in it."""
+    """Check the start and the end of a turn in the chat template."""
     prompter, tokenizer = model.prompter(), model.llm.tokenizer
     before = tokenizer.decode(prompter.before)
     bos = tokenizer.bos_token_id
@@ -25,19 +25,19 @@ def check_template(model: SpeechLLM, report: Report) -> None:
     if starts > 1:
         report.error(
             "chat template",
-            f"{starts} begin-of-sequence tokens in {before!r}: no LLM was trained so",
-            "mend tokenizer.chat_template, which writes one too many",
+            f"{starts} begin-of-sequence tokens in {before!r}, with which no LLM is trained",
+            "fix tokenizer.chat_template, which writes one too many",
         )
     elif bos is not None and not starts:
         report.warning(
             "chat template",
             f"{before!r} lacks the begin-of-sequence token {tokenizer.bos_token!r}",
-            "right for some LLMs; compare with the model's card",
+            "this is right for some LLMs; compare with the model's card",
         )
     if not set(prompter.end) & set(model.llm.end_ids):
         report.error(
             "chat template",
-            f"a turn ends with {tokenizer.decode(prompter.end)!r}, at which generation does not stop",
+            f"a turn ends with {tokenizer.decode(prompter.end)!r}, and generation does not stop there",
             "set eos_token_id in generation_config.json to the end of turn",
         )
     else:
@@ -46,7 +46,7 @@ def check_template(model: SpeechLLM, report: Report) -> None:
 
 
 def check_spelling(model: SpeechLLM, samples: list[Sample], report: Report) -> None:
-    """Texts that come back from the tokenizer changed hold what it cannot spell."""
+    """Check that the tokenizer returns every text unchanged; other texts have characters that it lacks."""
     tokenizer, prompter = model.llm.tokenizer, model.prompter()
     wrong: list[str] = []
     characters: Counter[str] = Counter()
@@ -62,14 +62,14 @@ def check_spelling(model: SpeechLLM, samples: list[Sample], report: Report) -> N
         report.error(
             "spelling",
             f"the LLM's tokenizer cannot spell {len(wrong)} of {len(texts)} texts{missing}: {listed(wrong)}",
-            "normalise the texts, or use an LLM that knows them",
+            "normalise the texts, or use an LLM with these characters",
         )
     else:
         report.ok("spelling", f"the LLM's tokenizer spells {len(texts)} texts")
 
 
 def check_labels(config: Config, model: SpeechLLM, samples: list[Sample], report: Report) -> None:
-    """Each sample must give the objective something: an answer beyond its end of turn, or a transcript."""
+    """Check that every sample has a target for the objective: a non-empty answer, or a transcript."""
     objectives = _names(config.objective)
     if "next_token" in objectives:
         prompter = model.prompter()
@@ -77,7 +77,7 @@ def check_labels(config: Config, model: SpeechLLM, samples: list[Sample], report
         what, fix = "no answer: every label but the end of turn is masked", 'add "text", or "answer" to a task'
     else:
         empty = [sample for sample in samples if not (sample.text or "").strip()]
-        what, fix = "no transcript, which the objective compares speech with", 'add "text", or remove the lines'
+        what, fix = "no transcript to compare the speech with", 'add "text", or remove the lines'
     if empty:
         report.error(
             "labels",
@@ -85,7 +85,7 @@ def check_labels(config: Config, model: SpeechLLM, samples: list[Sample], report
             fix,
         )
     else:
-        report.ok("labels", f"all {len(samples)} samples have something to learn from")
+        report.ok("labels", f"all {len(samples)} samples have a target")
 
 
 def _names(objective: ObjectiveConfig) -> set[str]:
@@ -95,5 +95,5 @@ def _names(objective: ObjectiveConfig) -> set[str]:
 
 
 def _bare(text: str) -> str:
-    """Without what tokenizers may change: spaces and the form of composed characters."""
+    """Remove what tokenizers may change: spaces and the form of composed characters."""
     return "".join(unicodedata.normalize("NFKC", text).split())

@@ -1,4 +1,4 @@
-"""A recipe with small random models of the same architectures in place of its own, and data if it has none here."""
+"""Replace the models of a recipe by small random ones of the same architectures, and missing data by generated data."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ENCODERS: tuple[tuple[str, EncoderFamily], ...] = (
     ("hubert", "hubert"),
     (LAB, "hubert"),
 )
-"""What a hub id contains, or transformers' ``model_type`` -> family; the first that fits."""
+"""Part of a hub id or of transformers' ``model_type``, and its family; the first match counts."""
 LLMS: tuple[tuple[str, LLMFamily], ...] = (
     ("qwen3", "qwen3"),
     ("qwen", "qwen2"),
@@ -47,13 +47,13 @@ SHORTEST_S = 0.1
 
 
 def shrink(config: Config, folder: Path) -> tuple[Config, list[str]]:
-    """``config`` with what it needs made in ``folder``, and notes on what was changed."""
+    """Return ``config`` with models and data that are generated in ``folder``, and notes on the changes."""
     data, notes = _data(config, folder)
     model, more = _model(config, folder)
     train = replace(config.train, cpu=True)
     if config.train.init_from is not None:
         train = replace(train, init_from=None)
-        more.append(f"starts from a new projector, not from {config.train.init_from}")
+        more.append(f"a new projector replaces that of {config.train.init_from}")
     return replace(config, model=model, data=data, train=train), [*more, *notes]
 
 
@@ -75,41 +75,41 @@ def _model(config: Config, folder: Path) -> tuple[ModelConfig, list[str]]:
         llm=str(folder / "llm"),
         encoder_layer=min(given.encoder_layer, 1) if isinstance(given.encoder_layer, int) else given.encoder_layer,
         projector=replace(given.projector, **sizes),
-        # Layers have other numbers here.
+        # The tiny models have other layer numbers.
         trainable=[re.sub(r"\.\d+(?=\.)", ".*", pattern) for pattern in given.trainable],
         lora=replace(given.lora, modules=[re.sub(r"\.\d+(?=\.)", ".*", pattern) for pattern in given.lora.modules]),
         llm_dtype="bfloat16" if given.llm_dtype in ("int8", "int4") else given.llm_dtype,
     )
     notes = [
-        f"encoder {given.encoder}: a random {encoder} of 2 layers{encoder_guessed}",
-        f"LLM {given.llm}: a random {llm} of {depth} layers, with a tokenizer of bytes{llm_guessed}",
+        f"encoder {given.encoder}: a random {encoder} with 2 layers{encoder_guessed}",
+        f"LLM {given.llm}: a random {llm} with {depth} layers and a byte tokenizer{llm_guessed}",
     ]
     return model, notes
 
 
 def _data(config: Config, folder: Path) -> tuple[DataConfig, list[str]]:
-    """Made up only where no manifest is there."""
+    """Return the data settings, with generated manifests if one of them is missing."""
     data = replace(config.data, batch_size=min(config.data.batch_size, BATCH), cache_dir=str(folder / "cache"))
     if all(Path(path).is_file() for path in (*data.train, *data.dev)):
         return data, []
     tasks = ("asr", "st", "qa") if config.objective.name == "next_token" else ()
     made = [str(tiny_manifest(folder / "data", UTTERANCES, tasks=tasks, words=True, seed=seed)) for seed in (0, 1)]
     dev = made[1:] if data.dev else []
-    note = f"{', '.join(data.train)}: not here, {UTTERANCES} utterances of tones in their place"
+    note = f"{', '.join(data.train)}: missing, {UTTERANCES} generated utterances of tones replace them"
     return replace(data, train=made[:1], dev=dev, min_duration_s=SHORTEST_S, fraction=1.0), [note]
 
 
 def _family(name: str, known: tuple[tuple[str, Family], ...]) -> tuple[Family, str]:
-    """By the configuration of a folder, else by name, else the last of ``known``; and a remark if that is a guess."""
+    """Return the family by config.json or else by name, and a remark if neither is known and the last is assumed."""
     told = _read_config(name).get("model_type", name.rpartition("/")[2])
     for fragment, family in known:
         if fragment in told.lower():
             return family, ""
-    return known[-1][1], " (a guess: neither the name nor a config.json tells its architecture)"
+    return known[-1][1], " (a guess: neither its name nor a config.json shows the architecture)"
 
 
 def _norm(encoder: str) -> str:
-    """Of the front end of HuBERT and its kin: the base models normalise over the whole utterance."""
+    """Return the norm in the front end of HuBERT-like encoders: "group" in the base models, else "layer"."""
     told = _read_config(encoder).get("feat_extract_norm")
     return told or ("group" if "base" in encoder.lower() else "layer")
 
@@ -120,7 +120,7 @@ def _read_config(name: str) -> dict[str, Any]:
 
 
 def _layers(objective: ObjectiveConfig) -> list[int]:
-    """The layers that it names by number."""
+    """Return the layer numbers that the objective names, or [0]."""
     if isinstance(objective, Sum):
         return [layer for term in objective.terms for layer in _layers(term.objective)]
     match objective:

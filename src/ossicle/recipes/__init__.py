@@ -1,6 +1,6 @@
-"""The recipes that come with Ossicle, found by name from any working directory.
+"""Find packaged recipes by name from any working directory.
 
-A package adds its own by an entry point of the group ``ossicle.recipes`` that names a package of YAML files.
+Another package adds recipes by an entry point of the group ``ossicle.recipes``, which names a package of YAML files.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from ossicle.errors import ConfigError
 
 
 def find(name: str | Path) -> Path:
-    """Return the recipe ``name``: a YAML file, or a packaged recipe such as ``paper/contr-cos-all``.
+    """Return the path of the recipe ``name``: a YAML file, or a packaged recipe such as ``paper/contr-cos-all``.
 
-    Raises `ConfigError` where there is neither.
+    Raises `ConfigError` if there is neither.
     """
     path = Path(name).expanduser()
     if path.is_file():

@@ -1,4 +1,4 @@
-"""Training: recipes, batches, caches of the frozen side, the loop, checkpoints."""
+"""Train a projector: recipes, batches, caches of the frozen models, the loop and checkpoints."""
 
 from ossicle.train.loop import train
 

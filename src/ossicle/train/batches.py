@@ -1,10 +1,11 @@
-"""Manifests -> batches: the dataset, its order and its collation, put together for one process."""
+"""Turn manifests into the batches of one process: the dataset, its order and its collation."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
@@ -14,32 +15,36 @@ from ossicle.batch import Batch, Sample
 from ossicle.data.collate import Collator
 from ossicle.data.dataset import SpeechDataset, subset
 from ossicle.data.manifest import read_manifest
-from ossicle.data.mixed import Mixing, mixable
 from ossicle.data.sampler import BatchSampler
 from ossicle.errors import ConfigError
 from ossicle.models.encoder import Encoder
 from ossicle.models.speech_llm import SpeechLLM
-from ossicle.objectives.base import Objective
-from ossicle.train.cache import CachedDataset, FrameCache
-from ossicle.train.checkpoint import Progress
+from ossicle.objectives import Objective
+from ossicle.train.checkpoint import Position
 from ossicle.train.recipe import DataConfig
+
+if TYPE_CHECKING:
+    from ossicle.train.cache import CachedDataset, FrameCache
+
+# Caches and mixed sequences are imported by the functions that need them: most runs use neither.
 
 
 @dataclass
 class Data:
-    """Utterances and their batches."""
+    """The utterances of one data set and their batches."""
 
     dataset: SpeechDataset
     sampler: BatchSampler
     collator: Collator
-    loader: DataLoader[Batch]
+    loader: DataLoader[Any]
 
     @classmethod
     def load(cls, config: DataConfig, model: SpeechLLM, accelerator: Accelerator, *, objective: Objective) -> Data:
-        """The training data: subset, file checks, frame cache if asked for, plan of batches.
+        """Load the training data: draw the subset, check the files, fill the frame cache, and plan the batches.
 
-        Batches are as ``objective`` needs them: with negatives they hold at least two utterances and are drawn at
-        random, and those for mixed sequences bring them.
+        If ``objective`` needs negatives, a batch has at least two utterances and the default order is random. If it
+        needs mixed sequences, batches contain them. Raises `ConfigError` for settings that exclude each other and if
+        no utterance is left, and `DataError` for invalid data.
         """
         samples = subset(read_all(config.train), config.fraction, seed=config.seed)
         if objective.needs_mixed:
@@ -53,7 +58,7 @@ class Data:
     def load_dev(
         cls, config: DataConfig, model: SpeechLLM, accelerator: Accelerator, *, objective: Objective
     ) -> Data | None:
-        """The development data, all of it, or None where the configuration names none."""
+        """Load the whole development data, or return None if the configuration names none."""
         return cls._make(read_all(config.dev), config, model, accelerator, objective=objective) if config.dev else None
 
     @classmethod
@@ -74,12 +79,7 @@ class Data:
         )
         if objective.needs_mixed:
             _keep_mixable(dataset, config)
-        source: SpeechDataset | CachedDataset = dataset
-        if config.cache_frames:
-            cache = frame_cache(config, model.encoder)
-            with accelerator.main_process_first():
-                cache.fill(dataset, accelerator.device)
-            source = CachedDataset(dataset, cache)
+        source = _with_cached_frames(dataset, config, model, accelerator) if config.cache_frames else dataset
         if not source.samples:
             raise ConfigError(f"data: no utterance is left. {dataset.report()}")
         sampler = BatchSampler(
@@ -95,11 +95,10 @@ class Data:
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
         )
-        prompter = model.prompter(tuple(config.asr_instructions))
-        collator = Collator(prompter, Mixing(prompter, seed=config.seed) if objective.needs_mixed else None)
-        # Its own generator: the loader's draws must not move the random state that dropout resumes from.
-        loader: DataLoader[Batch] = DataLoader(
-            source,  # type: ignore[arg-type]
+        collator = _collator(config, model, mixed=objective.needs_mixed)
+        # The loader has its own generator, so that it does not change the random state from which dropout resumes.
+        loader: DataLoader[Any] = DataLoader(
+            source,
             batch_sampler=sampler,
             collate_fn=collator,
             num_workers=config.workers,
@@ -109,17 +108,17 @@ class Data:
 
     @property
     def hours(self) -> float:
-        """Of audio in one pass."""
+        """Return the hours of audio in one pass over the data."""
         return sum(self.sampler.durations_s) / 3600
 
     @property
     def batches_per_epoch(self) -> int:
-        """Of this process, in an epoch of the whole data."""
+        """Return the number of this process's batches in an epoch that has all utterances."""
         self.sampler.set_epoch(self.sampler.curriculum_epochs)
         return len(self.sampler)
 
     def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
-        """Batches of one epoch from the ``start``-th on; those of which no utterance could be read are empty."""
+        """Yield the batches of one epoch from index ``start`` on; a batch is empty if none of it could be read."""
         self.sampler.set_epoch(epoch)
         self.sampler.start(start)
         self.collator.epoch = epoch
@@ -127,54 +126,78 @@ class Data:
             self.dataset.record(batch.skipped)
             yield batch
 
-    def stream(self, progress: Progress) -> Iterator[Batch]:
-        """Batches without end from where ``progress`` stands, which moves along.
+    def stream(self, position: Position) -> Iterator[Batch]:
+        """Yield batches without end, starting at ``position``, which is updated with each batch.
 
         Raises `ConfigError` after an epoch of which no utterance could be read.
         """
         while True:
-            usable, whole = False, progress.batch == 0
-            for batch in self.epoch(progress.epoch, start=progress.batch):
-                progress.batch += 1
+            usable, whole = False, position.batch == 0
+            for batch in self.epoch(position.epoch, start=position.batch):
+                position.batch += 1
                 if len(batch) > 0:
                     usable = True
                     yield batch
             if whole and not usable:
                 raise ConfigError(f"data: no utterance could be read. {self.dataset.report()}")
-            progress.epoch += 1
-            progress.batch = 0
+            position.epoch += 1
+            position.batch = 0
 
 
 def frame_cache(config: DataConfig, encoder: Encoder) -> FrameCache:
-    """The cache of ``data.cache_frames``. Raises `ConfigError` where the frames are other ones in each epoch."""
+    """Return the cache of ``data.cache_frames``. Raises `ConfigError` if augmentation changes the frames."""
+    from ossicle.train.cache import FrameCache
+
     changing = [name for name in config.augment.waveform_options + config.augment.model_options if "mask" not in name]
     if changing:
         raise ConfigError(
-            f"data.augment.{changing[0]} makes other frames in each epoch, and data.cache_frames keeps those of one: "
+            f"data.augment.{changing[0]} changes the frames in every epoch, and data.cache_frames keeps those of one: "
             "set data.cache_frames=false (time_masks and feature_masks work with it)"
         )
     return FrameCache(Path(config.cache_dir), encoder)
+
+
+def _with_cached_frames(
+    dataset: SpeechDataset, config: DataConfig, model: SpeechLLM, accelerator: Accelerator
+) -> CachedDataset:
+    from ossicle.train.cache import CachedDataset
+
+    cache = frame_cache(config, model.encoder)
+    with accelerator.main_process_first():
+        cache.fill(dataset, accelerator.device)
+    return CachedDataset(dataset, cache)
+
+
+def _collator(config: DataConfig, model: SpeechLLM, *, mixed: bool) -> Collator:
+    prompter = model.prompter(tuple(config.asr_instructions))
+    if not mixed:
+        return Collator(prompter)
+    from ossicle.data.mixed import Mixing
+
+    return Collator(prompter, Mixing(prompter, seed=config.seed))
 
 
 def _refuse_for_mixed(config: DataConfig) -> None:
     unfit = ["speed"] * bool(config.augment.speed) + config.augment.model_options
     if unfit:
         raise ConfigError(
-            f"data.augment.{unfit[0]} is for whole utterances, and mixed sequences are made of spans at known times: "
-            "turn it off (noise and gain work)"
+            f"data.augment.{unfit[0]} does not work with mixed sequences, whose spans are cut at known times: turn it "
+            "off (noise and gain work)"
         )
 
 
 def _keep_mixable(dataset: SpeechDataset, config: DataConfig) -> None:
+    from ossicle.data.mixed import mixable
+
     if config.cache_frames:
         raise ConfigError(
-            "data.cache_frames keeps the frames of whole utterances, but mixed sequences encode each span of speech by "
-            "itself, without what is around it: set data.cache_frames=false"
+            "data.cache_frames keeps the frames of whole utterances, but mixed sequences encode each span of speech "
+            "alone: set data.cache_frames=false"
         )
     dataset.samples, unfit = mixable(dataset.samples)
     dataset.record(unfit)
 
 
 def read_all(manifests: list[str]) -> list[Sample]:
-    """The samples of several manifests."""
+    """Return the samples of all ``manifests``. Raises `ManifestError`."""
     return [sample for path in manifests for sample in read_manifest(Path(path))]

@@ -1,7 +1,7 @@
-"""Reuse of the frozen side: encoder frames and the LLM's states of transcripts are computed once and kept on disk.
+"""Cache the output of the frozen models on disk: encoder frames, and the LLM's states of transcripts.
 
-A cache folder belongs to one encoder or LLM: its name is a fingerprint of the weights and of all else that decides the
-values, so those of other weights are never found.
+A cache folder belongs to one encoder or LLM. Its name is a fingerprint of the weights and of all settings that change
+the values, so that values of other weights are never found.
 
 Shape legend: B utterances, T frames, N text tokens, K layers, D width.
 """
@@ -11,65 +11,66 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ossicle.batch import HiddenStates, Padded, Sample, pad
-from ossicle.data.dataset import Skipped, SpeechDataset, Utterance
+from ossicle.batch import HiddenStates, Padded, Sample, Skipped, Utterance, pad
+from ossicle.data.dataset import SpeechDataset
+from ossicle.errors import ConfigError
 from ossicle.losses.contrastive import mean_pool
 from ossicle.models.encoder import Encoder
 from ossicle.models.llm import LLM
-from ossicle.train.cache_store import Store
+from ossicle.progress import Progress
+from ossicle.train.cache_store import CacheStore
 
 CACHE_DTYPE = torch.bfloat16
 SHARD_FRAMES = 200_000
-"""Frames per file, about an hour of audio: what a killed run loses at most."""
+"""Number of frames per file, about an hour of audio. A killed run loses at most this many."""
 SHARD_TEXTS, SHARD_TOKENS = 1_000, 100_000
-"""Pooled texts, and tokens, per file."""
+"""Number of pooled texts and of tokens per file."""
 
 Kind = Literal["mean", "tokens"]
 
 
 class FrameCache:
-    """Encoder frames by utterance. Raises `ValueError` for an encoder of which a part trains."""
+    """Encoder frames by utterance. Raises `ConfigError` if a part of the encoder trains."""
 
     def __init__(self, folder: Path, encoder: Encoder) -> None:
         if encoder.trains:
-            raise ValueError(
-                "data.cache_frames keeps what a frozen encoder puts out, but a part of this one trains "
+            raise ConfigError(
+                "data.cache_frames keeps the output of a frozen encoder, but a part of this one trains "
                 "(model.encoder_layer: mix, model.trainable or model.lora): set data.cache_frames=false"
             )
         self.encoder = encoder
         self.folder = folder / f"frames-{encoder.fingerprint}{encoder.variant}"
         about = {"encoder": encoder.fingerprint + encoder.variant, "values": "frames (T, D)"}
-        self._store = Store(self.folder, about, shard_rows=SHARD_FRAMES)
+        self._store = CacheStore(self.folder, about, shard_rows=SHARD_FRAMES)
 
     def __contains__(self, sample: Sample) -> bool:
-        return key_of(sample) in self._store
+        return audio_key(sample) in self._store
 
     def __getitem__(self, sample: Sample) -> Tensor:
-        """Frames (T, D) of ``sample``, bfloat16."""
-        return self._store[key_of(sample)]
+        """Return the frames (T, D) of ``sample`` in bfloat16."""
+        return self._store[audio_key(sample)]
 
     def fill(self, dataset: SpeechDataset, device: torch.device, *, batch_s: float = 60.0) -> None:
-        """Encode what is missing of ``dataset``, sorted by length; skipped utterances stay missing."""
+        """Encode the utterances of ``dataset`` that are missing, in batches of ``batch_s`` padded seconds.
+
+        Utterances that the dataset skips stay missing.
+        """
         missing = [i for i, sample in enumerate(dataset.samples) if sample not in self]
         if not missing:
             return
         durations = dataset.durations_s
         missing.sort(key=lambda i: durations[i])
         self.encoder.to(device)
-        console = Console(stderr=True)
-        with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
-            task = progress.add_task("Encoding speech", total=sum(durations[i] for i in missing))
+        with Progress("Encoding speech", sum(durations[i] for i in missing), unit="s of audio") as progress:
             for indices in _chunks(missing, durations, batch_s):
                 self._store.add(self._encode([dataset[i] for i in indices], dataset, device))
-                progress.advance(task, sum(durations[i] for i in indices))
+                progress.advance(sum(durations[i] for i in indices))
             self._store.flush()
 
     def _encode(
@@ -83,7 +84,7 @@ class FrameCache:
         frames = self.encoder(waveforms.to(device))
         lengths = frames.mask.sum(1).tolist()
         values = frames.values.to(CACHE_DTYPE).cpu()
-        return [(key_of(u.sample), row[:n]) for u, row, n in zip(utterances, values, lengths, strict=True)]
+        return [(audio_key(u.sample), row[:n]) for u, row, n in zip(utterances, values, lengths, strict=True)]
 
 
 class CachedDataset(Dataset[Utterance | Skipped]):
@@ -102,24 +103,24 @@ class CachedDataset(Dataset[Utterance | Skipped]):
 
 
 class TextCache:
-    """The frozen LLM's states of transcripts, by their token ids; filled as training meets them.
+    """The frozen LLM's states of transcripts, by their token ids; training fills the cache as it goes.
 
-    Mean-pooled states are kept for all texts. States of single tokens are kept up to ``limit_gb``, those of further
-    texts are computed again each time; layer 0 is always a lookup in the embeddings. Values have the precision that
-    they were computed in, so a cache changes no loss. Raises `ValueError` for an LLM of which a part trains.
+    Mean-pooled states are kept for all texts. Per-token states are kept up to ``limit_gb`` on disk, and recomputed for
+    texts beyond it; layer 0 is always read from the embeddings. Values keep the precision in which they were computed,
+    so that the cache changes no loss. Raises `ConfigError` if a part of the LLM trains.
     """
 
     def __init__(self, folder: Path, llm: LLM, *, limit_gb: float = 50.0) -> None:
         if llm.trains:
-            raise ValueError(
+            raise ConfigError(
                 "data.cache_text keeps the states of a frozen LLM, but a part of this one trains (model.trainable or "
                 "model.lora): set data.cache_text=false"
             )
         self.folder, self.llm, self.limit_gb = folder, llm, limit_gb
-        self._stores: dict[Any, Store] = {}
+        self._stores: dict[str, CacheStore] = {}
 
     def pooled(self, ids: Padded, layers: Sequence[int], *, bos: bool) -> Tensor:
-        """Mean over the valid tokens of ``ids`` (B, N) at each of ``layers``: (K, B, D), float32."""
+        """Return the mean over the valid tokens of ``ids`` (B, N) at each of ``layers``: (K, B, D), float32."""
         store, keys = self._store("mean", layers, bos), text_keys(ids)
         if missing := _first_of_each(keys, store):
             hidden = self.llm.read(_rows(ids, missing), layers, bos=bos)
@@ -128,7 +129,7 @@ class TextCache:
         return torch.cat([store[key] for key in keys]).transpose(0, 1).to(ids.values.device)
 
     def tokens(self, ids: Padded, layers: Sequence[int], *, bos: bool) -> HiddenStates:
-        """States of every token of ``ids`` (B, N) at ``layers``."""
+        """Return the states of every token of ``ids`` (B, N) at ``layers``."""
         deep = [layer for layer in layers if layer > 0]
         states = {0: self.llm.embed(ids.values)} if 0 in layers else {}
         if deep:
@@ -136,7 +137,7 @@ class TextCache:
         return HiddenStates({layer: states[layer] for layer in layers}, ids.mask)
 
     def bank(self, count: int, layers: Sequence[int], *, bos: bool, without: Padded) -> Tensor:
-        """Pooled states of up to ``count`` random texts that are not among ``without`` (B, N): (K, count, D)."""
+        """Return pooled states of up to ``count`` random texts that are not in ``without`` (B, N): (K, count, D)."""
         store, present = self._store("mean", layers, bos), set(text_keys(without))
         keys = store.keys
         drawn = [keys[i] for i in torch.randperm(len(keys))[: count + len(present)].tolist()]
@@ -146,7 +147,7 @@ class TextCache:
         return torch.cat([store[key] for key in chosen]).transpose(0, 1).to(without.values.device)
 
     def flush(self) -> None:
-        """Write what waits in memory."""
+        """Write the states that are still in memory."""
         for store in self._stores.values():
             store.flush()
 
@@ -166,8 +167,8 @@ class TextCache:
         values = torch.nn.functional.pad(values, (0, 0, 0, 0, 0, short))
         return {layer: values[:, :, k] for k, layer in enumerate(layers)}
 
-    def _store(self, kind: Kind, layers: Sequence[int], bos: bool) -> Store:
-        # Autocast decides the precision of the states, as the LLM's own type does.
+    def _store(self, kind: Kind, layers: Sequence[int], bos: bool) -> CacheStore:
+        # The precision of the states depends on autocast as well as on the LLM's own type.
         precision = [str(self.llm.model.dtype), str(_autocast_dtype(self.llm.model.device.type))]
         about = {
             "llm": self.llm.fingerprint,
@@ -179,19 +180,19 @@ class TextCache:
         name = hashlib.blake2b(repr(about).encode(), digest_size=8).hexdigest()
         if name not in self._stores:
             rows = SHARD_TEXTS if kind == "mean" else SHARD_TOKENS
-            self._stores[name] = Store(self.folder / f"text-{name}", about, shard_rows=rows)
+            self._stores[name] = CacheStore(self.folder / f"text-{name}", about, shard_rows=rows)
         return self._stores[name]
 
 
-def key_of(sample: Sample) -> str:
-    """Identity of a stretch of audio: file, size, time of change and segment. A file that changes is encoded anew."""
+def audio_key(sample: Sample) -> str:
+    """Return the key of a segment of audio: file, size, time of change and times. A changed file gets a new key."""
     stat = sample.audio.stat()
     parts = (sample.audio.resolve(), stat.st_size, stat.st_mtime_ns, sample.start_s, sample.end_s)
     return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
 
 def text_keys(ids: Padded) -> list[str]:
-    """Identity of each row of token ids (B, N): another tokenizer makes other ids of the same text."""
+    """Return the key of each row of token ids (B, N)."""
     rows = ids.values.cpu().numpy()
     lengths = ids.mask.sum(1).tolist()
     return [
@@ -199,8 +200,8 @@ def text_keys(ids: Padded) -> list[str]:
     ]
 
 
-def _first_of_each(keys: list[str], known: Store | dict[str, Tensor]) -> list[int]:
-    """Where each key that is not ``known`` stands for the first time."""
+def _first_of_each(keys: list[str], known: CacheStore | dict[str, Tensor]) -> list[int]:
+    """Return the first index of each key that is not ``known``."""
     first = {key: i for i, key in reversed(list(enumerate(keys)))}
     return sorted(i for key, i in first.items() if key not in known)
 
@@ -214,7 +215,7 @@ def _autocast_dtype(device: str) -> torch.dtype | None:
 
 
 def _chunks(indices: list[int], durations_s: list[float], batch_s: float) -> Iterator[list[int]]:
-    """Runs of ``indices`` (sorted by duration) of at most ``batch_s`` padded seconds, or a single longer one."""
+    """Split ``indices``, sorted by duration, into chunks of at most ``batch_s`` padded seconds (or one utterance)."""
     chunk: list[int] = []
     for index in indices:
         if chunk and (len(chunk) + 1) * durations_s[index] > batch_s:

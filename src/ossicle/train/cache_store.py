@@ -1,7 +1,7 @@
-"""Tensors on disk by key: what the frozen side computed once, memory-mapped, safe against a kill.
+"""Keep tensors on disk by key, memory-mapped and safe against a crash.
 
-A store is a folder of shards, each a safetensors file and the index that makes it count, and ``about.json``, which says
-what the tensors are. A store that is about something else is refused, never read.
+A store is a folder of shards, each with a safetensors file and an index, and ``about.json``, which describes the
+tensors. An index is written after its tensors, and only indexed tensors are read.
 """
 
 from __future__ import annotations
@@ -18,23 +18,24 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ossicle.errors import CacheError
+from ossicle.files import atomic, write_json, write_text
 
 ABOUT = "about.json"
 
 
-class Store:
-    """Tensors (rows, ...) of one kind by key; new ones are written once ``shard_rows`` have come together."""
+class CacheStore:
+    """Keep tensors (rows, ...) by key; new tensors are written once they have ``shard_rows`` rows in total."""
 
     def __init__(self, folder: Path, about: Mapping[str, Any], *, shard_rows: int) -> None:
-        """Open or make the store. Raises `CacheError` where the folder is about something else."""
+        """Open or create the store. Raises `CacheError` if the folder was created with another description."""
         self.folder, self.shard_rows = folder, shard_rows
         folder.mkdir(parents=True, exist_ok=True)
-        _claim(folder / ABOUT, dict(about))
+        _check_about(folder / ABOUT, dict(about))
         self._where: dict[str, tuple[Path, int, int]] = {}
         self._open: dict[Path, Any] = {}
         self._new: dict[str, Tensor] = {}
         self._new_rows = 0
-        for index in sorted(self.folder.glob("*.json")):
+        for index in sorted(self.folder.glob("[!.]*.json")):
             if index.name != ABOUT:
                 self._add_index(index)
 
@@ -49,23 +50,24 @@ class Store:
             return self._new[key]
         path, start, stop = self._where[key]
         if path not in self._open:
-            self._open[path] = safe_open(path, framework="pt").get_slice("values")
+            file: Any = safe_open(path, framework="pt")  # its methods have no types
+            self._open[path] = file.get_slice("values")
         values: Tensor = self._open[path][start:stop]
         return values
 
     @property
     def keys(self) -> list[str]:
-        """Of all tensors, in the order in which they came."""
+        """Return the keys of all tensors, in the order in which they were added."""
         return [*self._where, *self._new]
 
     @property
     def size_bytes(self) -> int:
-        """On disk and waiting."""
+        """Return the size of all tensors in bytes, on disk and in memory."""
         waiting = sum(values.numel() * values.element_size() for values in self._new.values())
-        return waiting + sum(path.stat().st_size for path in self.folder.glob("*.safetensors"))
+        return waiting + sum(path.stat().st_size for path in self.folder.glob("[!.]*.safetensors"))
 
     def add(self, items: Iterable[tuple[str, Tensor]]) -> None:
-        """Take in tensors (rows, ...) of one width and type, on any device."""
+        """Add tensors (rows, ...) of one width and type, from any device; keys that exist are ignored."""
         for key, values in items:
             if key not in self:
                 self._new[key] = values.detach().cpu()
@@ -74,13 +76,14 @@ class Store:
             self.flush()
 
     def flush(self) -> None:
-        """Write what waits: the tensors first, then the index that makes them count."""
+        """Write the new tensors, and then the index that makes them valid."""
         if not self._new:
             return
         name = hashlib.blake2b("".join(self._new).encode(), digest_size=8).hexdigest()
-        save_file({"values": torch.cat(list(self._new.values()))}, self.folder / f"{name}.safetensors")
+        with atomic(self.folder / f"{name}.safetensors") as partial:
+            save_file({"values": torch.cat(list(self._new.values()))}, partial)
         index = self.folder / f"{name}.json"
-        index.write_text(json.dumps({key: len(values) for key, values in self._new.items()}))
+        write_text(index, json.dumps({key: len(values) for key, values in self._new.items()}))
         self._new, self._new_rows = {}, 0
         self._add_index(index)
 
@@ -91,10 +94,14 @@ class Store:
             start += rows
 
 
-def _claim(path: Path, about: dict[str, Any]) -> None:
-    if not path.is_file() and not any(path.parent.glob("*.safetensors")):
-        path.write_text(json.dumps(about, indent=2) + "\n")
+def _check_about(path: Path, about: dict[str, Any]) -> None:
+    """Write the description of a new store, or compare it with that of an existing one."""
+    if not path.is_file() and not any(path.parent.glob("[!.]*.safetensors")):
+        write_json(path, about)
     found = json.loads(path.read_text()) if path.is_file() else {}
     if found != json.loads(json.dumps(about)):
         differing = sorted(key for key in found | about if found.get(key) != about.get(key))
-        raise CacheError(f"{path.parent} was made with other {', '.join(differing)}: delete it or give another folder")
+        raise CacheError(
+            f"{path.parent}: the folder was created for a different model or setting ({', '.join(differing)}); "
+            "delete it, or set another data.cache_dir"
+        )

@@ -1,4 +1,4 @@
-"""Alignment on the development data while a model trains (``train.analyze_every``): what is cheap of `analyze`."""
+"""Measure the alignment of speech and text on the development data during training (``train.analyze_every``)."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from ossicle.train.batches import Data
 from ossicle.train.recipe import Config
 
 MOST_UTTERANCES = 500
-"""Of the development data, the same ones each time: R@1 depends on how many there are to choose from."""
+"""Number of development utterances that are measured, always the first ones: R@1 depends on the number."""
 R_AT_1 = "r_at_1"
-"""The value that ``train.best_by: retrieval`` goes by."""
+"""Name of the value that ``train.best_by: retrieval`` compares."""
 
 
 def check_settings(config: Config) -> None:
-    """Raise `ConfigError` where the analysis is asked for and something it needs is not set."""
+    """Raise `ConfigError` if the analysis is turned on and a setting that it needs is missing."""
     if config.train.analyze_every and not config.data.dev:
         raise ConfigError("train.analyze_every measures alignment on data.dev: name its manifests there, or set 0")
     if config.train.best_by == "retrieval" and not config.train.analyze_every:
@@ -31,20 +31,20 @@ def check_settings(config: Config) -> None:
 
 
 def check_transcripts(dev: Data) -> None:
-    """Raise `ConfigError` where the development data cannot be analysed."""
+    """Raise `ConfigError` if the development data cannot be analysed: it needs two different transcripts."""
     missing = next((sample for sample in dev.dataset.samples if not sample.text), None)
     if missing is not None:
         raise ConfigError(
             f'{missing.source}: {missing.id!r} has no "text", which train.analyze_every needs: add it, or set 0'
         )
     if len({sample.text for sample in dev.dataset.samples}) < 2:
-        raise ConfigError("train.analyze_every needs two different transcripts in data.dev at least")
+        raise ConfigError("train.analyze_every needs two different transcripts in data.dev: add some, or set it to 0")
 
 
 def measure(model: SpeechLLM, dev: Data, accelerator: Accelerator) -> dict[str, float]:
-    """R@1 in both directions and the modality gap by layer, and ``r_at_1``, the mean of all R@1. Leaves eval mode on.
+    """Return R@1 in both directions and the modality gap of every layer, and ``r_at_1``, the mean of all R@1.
 
-    Percentages, among the first 500 utterances of ``dev``, those of all processes together.
+    R@1 is in percent, among the first 500 utterances of ``dev`` in all processes. The model is left in evaluation mode.
     """
     states = pooled_states(model, _first(dev, accelerator))
     together = PooledStates.joined(gather_object([states]))
@@ -52,7 +52,7 @@ def measure(model: SpeechLLM, dev: Data, accelerator: Accelerator) -> dict[str, 
 
 
 def values_of(rows: list[AlignmentRow]) -> dict[str, float]:
-    """What is logged of a report."""
+    """Return the values of a report that are logged."""
     values = {R_AT_1: sum(row.speech_to_text_r1 + row.text_to_speech_r1 for row in rows) / (2 * len(rows))}
     for row in rows:
         place = f"layer_{row.layer:02d}"
@@ -66,7 +66,7 @@ def values_of(rows: list[AlignmentRow]) -> dict[str, float]:
 
 
 def _first(dev: Data, accelerator: Accelerator) -> Iterator[Batch]:
-    """Batches of this process's share, on its device."""
+    """Yield the first batches of this process's share, on its device."""
     left = -(-MOST_UTTERANCES // accelerator.num_processes)
     for batch in dev.epoch(0):
         if len(batch):

@@ -1,4 +1,4 @@
-"""The loop: manifest line -> `Sample` -> `collate` -> `Batch` -> `objective(model, batch)` -> `total.backward()`."""
+"""Train: manifest line -> `Sample` -> `collate` -> `Batch` -> `objective(model, batch)` -> `total.backward()`."""
 
 from __future__ import annotations
 
@@ -13,103 +13,88 @@ from types import FrameType
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from torch import nn
 
 from ossicle.batch import Batch, LossOutput
 from ossicle.data.collate import padding_share
-from ossicle.errors import ConfigError
+from ossicle.models.lora import describe
 from ossicle.models.speech_llm import SpeechLLM
-from ossicle.models.trainable import describe
 from ossicle.objectives import Objective
-from ossicle.precision import new_accelerator, replaced
+from ossicle.precision import describe_fallbacks, new_accelerator
+from ossicle.private import reset_accelerator_state
 from ossicle.prompts import learned_instructions
-from ossicle.train import checkpoint, live
-from ossicle.train import recipe as configuration
+from ossicle.train import checkpoint
 from ossicle.train.batches import Data
-from ossicle.train.cache import TextCache
-from ossicle.train.checkpoint import Progress, Trainer
+from ossicle.train.checkpoint import Position, Trainer
 from ossicle.train.recipe import Config
-from ossicle.train.tracking import Tracker, mean, write_provenance
-
-CONFIG_FILE = "config.yaml"
+from ossicle.train.tracking import Tracker, mean
 
 
 def train(config: Config, *, objective: Objective | None = None, resume: bool = False) -> Path:
-    """Train the projector and return the run's folder, itself a checkpoint that `SpeechLLM.from_pretrained` loads.
+    """Train the projector and return the run's folder, which `SpeechLLM.from_pretrained` loads.
 
-    ``objective`` replaces the configured one by any callable ``(model, batch) -> LossOutput``. With ``resume`` the run
-    continues from its newest checkpoint with the losses it would have had. Ctrl-C saves and returns.
+    Args:
+        config: The run's settings.
+        objective: A callable ``(model, batch) -> LossOutput`` that replaces the configured objective.
+        resume: Continue the run from its newest checkpoint, with the losses that it would have had without a stop.
+
+    Ctrl-C saves a checkpoint and returns. Raises `ConfigError` for settings that do not fit together or to the run's
+    folder, `DataError` for invalid data, and `ModelError` for models that do not load.
     """
-    live.check_settings(config)
+    if config.train.analyze_every or config.train.best_by == "retrieval":
+        from ossicle.train import dev_alignment  # it needs all of `ossicle.inspect`, which few runs use
+
+        dev_alignment.check_settings(config)
+    from ossicle.train.run_folder import claim_folder  # here, because it is done once and does not touch the loss
+
     accelerator = new_accelerator(config.train.precision, cpu=config.train.cpu)
-    _claim_folder(config, objective, resume=resume, first=accelerator.is_main_process)
+    claim_folder(config, objective, resume=resume, first=accelerator.is_main_process)
     set_seed(config.train.seed)
     model = _load_model(config, accelerator.device)
     chosen: Objective = objective or config.objective.build()
     data = Data.load(config.data, model, accelerator, objective=chosen)
     dev = Data.load_dev(config.data, model, accelerator, objective=chosen)
-    analyzed = dev if config.train.analyze_every else None
-    if analyzed is not None:
-        live.check_transcripts(analyzed)
+    if dev is not None and config.train.analyze_every:
+        dev_alignment.check_transcripts(dev)
 
     model.instructions |= learned_instructions(data.dataset.samples)
     steps = config.train.steps or math.ceil(config.train.epochs * data.batches_per_epoch / config.train.accumulate)
     unprepared = Step(model, chosen)
     optimizer, schedule = config.optim.build(checkpoint.trainable(unprepared), steps=steps)
     step, optimizer = accelerator.prepare(unprepared, optimizer)
-    trainer = Trainer(optimizer, schedule, Progress(), chosen if isinstance(chosen, nn.Module) else None)
+    trainer = Trainer(optimizer, schedule, Position(), chosen if isinstance(chosen, nn.Module) else None)
     start = checkpoint.latest(config.folder) if resume else None
     if start is not None:
         checkpoint.load(start, model, trainer)
 
-    progress = trainer.progress
     loop = Loop(config, accelerator, step, trainer, steps)
     shown, board = accelerator.is_main_process, config.train.tensorboard
-    tracker = Tracker(config.folder, steps=steps, tensorboard=board, enabled=shown)
-    with tracker, Interruptible() as interrupted:
-        tracker.say(_summary(config, model, data, steps, progress.step))
-        if slow := replaced(config.precisions, accelerator.device):
-            tracker.say(slow)
-        batches = data.stream(progress)
-        model.train()
-        while progress.step < steps and not interrupted():
-            tracker.advance(progress.step)
-            loop.step(batches, tracker)
-            if dev is not None and loop.is_due(config.train.eval_every):
-                loop.evaluate(dev, model, tracker)
-            if analyzed is not None and loop.is_due(config.train.analyze_every):
-                loop.analyze(analyzed, model, tracker)
-            if accelerator.is_main_process and loop.is_due(config.train.save_every):
-                checkpoint.save(config.folder, model, trainer, keep=config.train.keep)
-        tracker.advance(progress.step)
-        if accelerator.is_main_process:
-            _finish(config, model, trainer, tracker, done=progress.step == steps)
-        if model.text_cache is not None:
-            model.text_cache.flush()
-        if data.dataset.skipped:
-            tracker.say(data.dataset.report())
+    with Tracker(config.folder, steps=steps, tensorboard=board, enabled=shown) as tracker:
+        tracker.say(_summary(config, model, data, steps, trainer.position.step))
+        if fallbacks := describe_fallbacks(config.precisions, accelerator.device):
+            tracker.say(fallbacks)
+        loop.run(data, dev, model, tracker)
     accelerator.end_training()
-    AcceleratorState._reset_state()  # or the next run of this process could not have another precision
+    reset_accelerator_state()  # the next run of this process may have another precision
     return config.folder
 
 
 class Step(nn.Module):
-    """Model and objective as one module, so that distributed wrappers see a single ``forward``."""
+    """Model and objective as one module, because distributed wrappers need a single ``forward``."""
 
     def __init__(self, model: SpeechLLM, objective: Objective) -> None:
         super().__init__()
         self.model, self.objective = model, objective
 
     def forward(self, batch: Batch) -> LossOutput:
-        """Loss of ``batch``."""
+        """Compute the loss of ``batch``."""
         return self.objective(self.model, batch)
 
 
 @dataclass
 class Loop:
-    """One optimiser step, and one evaluation."""
+    """Run optimiser steps, evaluations and checkpoints."""
 
     config: Config
     accelerator: Accelerator
@@ -121,14 +106,37 @@ class Loop:
         self._window: list[dict[str, float]] = []
         self._window_started_s = time.perf_counter()
 
+    def run(self, data: Data, dev: Data | None, model: SpeechLLM, tracker: Tracker) -> None:
+        """Train until all steps are done or the user interrupts, and save the result."""
+        settings, position, first = self.config.train, self.trainer.position, self.accelerator.is_main_process
+        with Interruptible() as interrupted:
+            batches = data.stream(position)
+            model.train()
+            while position.step < self.steps and not interrupted():
+                tracker.advance(position.step)
+                self.step(batches, tracker)
+                if dev is not None and self.is_due(settings.eval_every):
+                    self.evaluate(dev, model, tracker)
+                if dev is not None and settings.analyze_every and self.is_due(settings.analyze_every):
+                    self.analyze(dev, model, tracker)
+                if first and self.is_due(settings.save_every):
+                    checkpoint.save(self.config.folder, model, self.trainer, keep=settings.keep)
+            tracker.advance(position.step)
+            if first:
+                _finish(self.config, model, self.trainer, tracker, done=position.step == self.steps)
+            if model.text_cache is not None:
+                model.text_cache.flush()
+            if data.dataset.skipped:
+                tracker.say(data.dataset.report())
+
     def is_due(self, every: int) -> bool:
-        """Whether this step is one of those that come ``every`` so many, or the last."""
-        step = self.trainer.progress.step
+        """Return True every ``every`` steps and at the last step."""
+        step = self.trainer.position.step
         return step == self.steps or step % every == 0
 
     def step(self, batches: Iterator[Batch], tracker: Tracker) -> None:
-        """Forward and backward over ``accumulate`` batches, clip, update, log."""
-        accumulate, progress = self.config.train.accumulate, self.trainer.progress
+        """Take one optimiser step: forward and backward over ``accumulate`` batches, clip, update, log."""
+        accumulate, position = self.config.train.accumulate, self.trainer.position
         for i in range(accumulate):
             batch = next(batches).to(self.accelerator.device)
             with contextlib.nullcontext() if i == accumulate - 1 else self.accelerator.no_sync(self.module):
@@ -140,13 +148,13 @@ class Loop:
         self.trainer.optimizer.step()
         self.trainer.schedule.step()
         self.trainer.optimizer.zero_grad()
-        progress.step += 1
-        if progress.step % self.config.train.log_every == 0 or progress.step in (1, self.steps):
+        position.step += 1
+        if position.step % self.config.train.log_every == 0 or position.step in (1, self.steps):
             self._log(tracker, norm)
 
     @torch.no_grad()
     def evaluate(self, dev: Data, model: SpeechLLM, tracker: Tracker) -> None:
-        """Mean loss on the development data."""
+        """Log the mean loss on the development data, and save the projector if it is the best so far."""
         model.eval()
         totals: dict[str, float] = {}
         count = 0
@@ -162,29 +170,31 @@ class Loop:
         sums = torch.tensor([*(totals[name] for name in names), float(count)], device=self.accelerator.device)
         *sums_of_parts, everything = self.accelerator.reduce(sums, reduction="sum").tolist()
         values = {name: value / everything for name, value in zip(names, sums_of_parts, strict=True)}
-        tracker.log(self.trainer.progress.step, values, split="dev")
+        tracker.log(self.trainer.position.step, values, split="dev")
         if self.config.train.best_by == "loss":
             self._keep_best(model, values["loss"])
 
     def analyze(self, dev: Data, model: SpeechLLM, tracker: Tracker) -> None:
-        """Alignment of speech and text on the development data."""
-        values = live.measure(model, dev, self.accelerator)
+        """Log the alignment of speech and text on the development data."""
+        from ossicle.train import dev_alignment  # as in `train`
+
+        values = dev_alignment.measure(model, dev, self.accelerator)
         model.train()
-        tracker.log(self.trainer.progress.step, values, split="alignment")
+        tracker.log(self.trainer.position.step, values, split="alignment")
         if self.config.train.best_by == "retrieval":
-            self._keep_best(model, -values[live.R_AT_1])
+            self._keep_best(model, -values[dev_alignment.R_AT_1])
 
     def _keep_best(self, model: SpeechLLM, value: float) -> None:
         """Save the projector if ``value`` is the lowest so far."""
-        progress = self.trainer.progress
-        if value < progress.best:
-            progress.best = value
+        position = self.trainer.position
+        if value < position.best:
+            position.best = value
             if self.accelerator.is_main_process:
-                checkpoint.save_best(self.config.folder, model, progress)
+                checkpoint.save_best(self.config.folder, model, position)
 
     def _note(self, output: LossOutput, batch: Batch) -> None:
         seconds = batch.audio_s * self.accelerator.num_processes
-        self.trainer.progress.audio_s += seconds
+        self.trainer.position.audio_s += seconds
         self._window.append({**_values(output), "audio_s": seconds, "padding": padding_share(batch)})
 
     def _log(self, tracker: Tracker, norm: torch.Tensor | None) -> None:
@@ -194,18 +204,18 @@ class Loop:
         values["lr"] = float(self.trainer.schedule.get_last_lr()[0])
         if norm is not None:
             values["grad_norm"] = float(norm)
-        tracker.log(self.trainer.progress.step, values)
+        tracker.log(self.trainer.position.step, values)
         self._window, self._window_started_s = [], now
 
 
 class Interruptible:
-    """Ctrl-C (or SIGTERM) ends the loop after the running step; a second one stops at once."""
+    """End the loop after the running step at Ctrl-C or SIGTERM; a second signal stops the process at once."""
 
     def __enter__(self) -> Interruptible:
         self._seen = False
         try:
             self._old = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # not in the main thread, where signals never arrive
+        except ValueError:  # not the main thread, and only the main thread receives signals
             self._old = {}
         return self
 
@@ -214,7 +224,7 @@ class Interruptible:
             signal.signal(number, handler)
 
     def __call__(self) -> bool:
-        """Whether the user asked to stop."""
+        """Return True if the user asked to stop."""
         return self._seen
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -237,32 +247,10 @@ def _load_model(config: Config, device: torch.device) -> SpeechLLM:
     if config.train.gradient_checkpointing:
         model.llm.checkpoint_gradients()
     if config.data.cache_text:
+        from ossicle.train.cache import TextCache  # most runs use no cache
+
         model.text_cache = TextCache(Path(config.data.cache_dir), model.llm, limit_gb=config.data.cache_text_gb)
     return model
-
-
-def _claim_folder(config: Config, objective: Objective | None, *, resume: bool, first: bool) -> None:
-    """Make the run's folder. Raises `ConfigError` for a run that exists, or that is resumed with other settings."""
-    saved = config.folder / CONFIG_FILE
-    if resume and not saved.is_file():
-        raise ConfigError(f"{config.folder}: there is no run to resume")
-    if resume:
-        changed = differences(configuration.to_dict(configuration.load(saved)), configuration.to_dict(config))
-        if changed:
-            raise ConfigError(f"{config.folder} was started with other settings: {', '.join(changed)}")
-    elif checkpoint.latest(config.folder) is not None:
-        raise ConfigError(f"{config.folder} holds a run: continue it with --resume, or choose another name=…")
-    if first:
-        config.folder.mkdir(parents=True, exist_ok=True)
-        configuration.save(config, saved)
-        write_provenance(config.folder, objective)
-
-
-def differences(old: object, new: object, path: str = "") -> list[str]:
-    """Where two trees of plain values differ: the dotted path of each value, and both."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        return [d for key in old | new for d in differences(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))]
-    return [] if old == new else [f"{path} ({old} then, {new} now)"]
 
 
 def _summary(config: Config, model: SpeechLLM, data: Data, steps: int, start: int) -> str:
@@ -279,11 +267,11 @@ def _summary(config: Config, model: SpeechLLM, data: Data, steps: int, start: in
 
 
 def _finish(config: Config, model: SpeechLLM, trainer: Trainer, tracker: Tracker, *, done: bool) -> None:
-    """A finished run's folder holds the projector; an interrupted one's, a checkpoint to resume from."""
+    """Save the projector to the folder of a finished run, or a checkpoint of an interrupted one."""
     if done:
         model.save(config.folder)
         return
     saved = checkpoint.save(config.folder, model, trainer, keep=config.train.keep)
     tracker.say(
-        f"stopped at step {trainer.progress.step}; saved {saved}. Run the same command with --resume to continue."
+        f"stopped at step {trainer.position.step}; saved {saved}. Run the same command with --resume to continue."
     )

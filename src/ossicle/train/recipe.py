@@ -1,69 +1,114 @@
-"""Configuration: one YAML file per recipe, ``section.field=value`` overrides, errors that give the path of the field.
+"""Load and save recipes: one YAML file per run, with ``section.field=value`` overrides.
 
-The config of a component stands beside its class; this file joins them. A recipe states only what differs from the
-defaults.
+The settings of a component are declared beside its class; this module joins them and declares the others. A recipe
+states only what differs from the defaults.
 """
 
 from __future__ import annotations
 
-import difflib
+import math
 from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
+from torch import nn
 
 from ossicle.data.augment import AugmentConfig
 from ossicle.errors import ConfigError
 from ossicle.models.speech_llm import ModelConfig
 from ossicle.objectives import Contrastive, ObjectiveConfig
 from ossicle.precision import Precision
-from ossicle.recipes import find
-from ossicle.section import section
-from ossicle.train.optim import OptimConfig
+from ossicle.section import config_error, section
 
 
 @section
 class DataConfig:
-    """Which manifests, which part of them, and how they become batches."""
+    """The manifests, the share that is used, and how utterances become batches."""
 
     train: list[str] = Field(min_length=1)
-    """Manifests (JSONL); relative paths start at the working directory."""
+    """Manifests (JSONL) of the training data. Relative paths start at the working directory."""
     dev: list[str] = Field(default_factory=list)
-    """Manifests for the evaluation during training; without them there is no "best" checkpoint."""
+    """Manifests of the development data, which is evaluated during training. Default: none, and no "best"
+    checkpoint."""
     fraction: float = Field(default=1.0, gt=0, le=1)
-    """Seeded subset of ``train``, the same share of every task and language; 0.1 is contained in 0.5."""
+    """Share of ``train`` that is used, drawn by ``seed``. Every task and language keeps its share, and the subset for
+    0.1 lies in the one for 0.5."""
     seed: int = 0
-    """Of the subset and of the order."""
+    """Seed for subsampling, for the batch order, for augmentation and for the spans of mixed sequences."""
     min_duration_s: float = 0.1
+    """Shortest utterance in seconds; a shorter one is handled by ``on_error``."""
     max_duration_s: float = 45.0
+    """Longest utterance in seconds; a longer one is handled by ``on_error``."""
     on_error: Literal["raise", "skip"] = "raise"
-    """What a broken, empty, missing, too short or too long file does: stop the run, or be counted and listed."""
+    """Action for an utterance whose file is missing, empty, damaged, too short or too long: ``raise`` stops the run,
+    ``skip`` leaves the utterance out and lists it at the end."""
     batch_size: int = Field(default=10, ge=1)
-    """Most utterances in a batch, per process."""
+    """Largest number of utterances in a batch of one process. Reduce it if memory runs out; contrastive objectives
+    gain from more negatives."""
     max_batch_s: float = Field(default=400.0, gt=0)
-    """Most seconds of padded audio in a batch, per process."""
+    """Largest number of seconds in a batch of one process, padding included. It bounds the memory of long
+    utterances."""
     order: Literal["random", "duration"] | None = None
-    """``random`` or ``duration`` buckets; default: what the objective prefers (contrastive: random)."""
+    """Batch order: ``random``, or ``duration`` for utterances of similar length, which pads less. Default: ``random``
+    if the objective compares utterances with each other, else ``duration``."""
     curriculum_epochs: int = Field(default=0, ge=0)
-    """Short utterances first: of so many first epochs, the k-th has the shortest k / (curriculum_epochs + 1) of all.
-    A next-token loss can stay for long where the LLM does not listen; short utterances get it off there."""
+    """Number of first epochs that use short utterances only: the k-th uses the shortest k / (curriculum_epochs + 1) of
+    all. It helps where a next-token loss stays on a plateau on which the LLM ignores the speech."""
     mixture: dict[str, float] = Field(default_factory=dict)
-    """Sampling weight per task, e.g. {asr: 1, st: 2}; tasks not named weigh 1."""
+    """Sampling weight of each task, such as {asr: 1, st: 2}; other tasks weigh 1. Default: every utterance once per
+    epoch."""
     asr_instructions: list[str] = Field(default_factory=list)
-    """Instructions for samples that bring none; default: those of `ossicle.prompts`."""
+    """Instructions that are drawn for samples without one. Default: those of `ossicle.prompts`."""
     workers: int = Field(default=0, ge=0)
-    """Processes that read audio; 0 reads in the training process."""
+    """Number of processes that read audio; 0 reads it in the training process. Raise it if the GPU waits for data."""
     augment: AugmentConfig = AugmentConfig()
     cache_frames: bool = False
-    """Encode every utterance once and keep the frames on disk (bfloat16)."""
+    """Encode every utterance once before training and keep the frames on disk in bfloat16. It saves the encoder's time
+    in every epoch; the encoder must be frozen."""
     cache_text: bool = False
-    """Keep the frozen LLM's states of the transcripts on disk: one text pass instead of one an epoch."""
+    """Keep the LLM's states of the transcripts on disk, so that each transcript is computed once instead of once per
+    epoch. The LLM must be frozen."""
     cache_text_gb: float = Field(default=50.0, ge=0)
-    """Room for states of single tokens (Wasserstein); those of further texts are computed each time."""
+    """Disk budget in GB for per-token text states (Wasserstein). Texts beyond it are recomputed in every step."""
     cache_dir: str = "runs/cache"
+    """Folder of the caches, which runs with the same models share."""
+
+
+@section
+class OptimConfig:
+    """AdamW with linear warm-up and cosine decay to zero; the defaults are the paper's."""
+
+    lr: float = Field(default=1e-4, gt=0)
+    """Highest learning rate, reached at the end of the warm-up."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay rates of AdamW's running means of the gradient and of its square."""
+    weight_decay: float = 0.0
+    """AdamW's weight decay."""
+    warmup: float = Field(default=0.03, ge=0, lt=1)
+    """Length of the warm-up, as a share of all steps."""
+    clip: float = Field(default=1.0, gt=0)
+    """Largest norm of the gradient; a larger one is scaled down to it."""
+
+    def build(
+        self, parameters: Iterable[nn.Parameter], *, steps: int
+    ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+        """Return the optimiser and the schedule of a run of ``steps`` optimiser steps."""
+        optimizer = torch.optim.AdamW(
+            parameters, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay, fused=True
+        )
+        return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.factor(step, steps))
+
+    def factor(self, step: int, steps: int) -> float:
+        """Return the learning rate at ``step`` of ``steps``, relative to ``lr``."""
+        warmup = max(1, round(self.warmup * steps))
+        if step < warmup:
+            return (step + 1) / warmup
+        progress = (step - warmup) / max(1, steps - warmup)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
 @section
@@ -71,34 +116,38 @@ class TrainConfig:
     """The training loop."""
 
     epochs: float = Field(default=5.0, gt=0)
-    """Passes over the training data; ``steps`` overrides it."""
+    """Number of passes over the training data."""
     steps: int | None = Field(default=None, ge=1)
-    """Optimiser steps."""
+    """Number of optimiser steps; it overrides ``epochs``. Default: computed from ``epochs``."""
     accumulate: int = Field(default=1, ge=1)
-    """Batches per optimiser step."""
+    """Number of batches per optimiser step. Raise it for larger updates in the same memory; it adds no negatives."""
     precision: Precision = "fp32"
-    """Automatic mixed precision; the projector's weights stay in float32. A CPU without instructions for it computes in
-    float32 all the same, as it does for ``model.llm_dtype`` (`ossicle.precision`)."""
+    """Precision of the computation: ``fp32``, or ``bf16`` or ``fp16`` for automatic mixed precision. The projector's
+    weights stay in float32. A CPU without instructions for half precision computes in float32 (`ossicle.precision`)."""
     gradient_checkpointing: bool = False
+    """Recompute the LLM's activations in the backward pass instead of keeping them: less memory, more time."""
     init_from: str | None = None
-    """Checkpoint whose projector to start from (stage 2 after stage 1)."""
+    """Checkpoint whose projector is the start, such as stage 1 for stage 2. Default: a new projector."""
     seed: int = 0
-    """Of the projector's weights and of dropout."""
+    """Seed for the initial weights of the projector and for dropout."""
     eval_every: int = Field(default=500, ge=1)
-    """Steps between evaluations on ``data.dev``."""
+    """Number of steps between evaluations of the loss on ``data.dev``."""
     analyze_every: int = Field(default=0, ge=0)
-    """Steps between measurements of how speech and text of ``data.dev`` are aligned, by layer; 0: never."""
+    """Number of steps between measurements of the alignment of speech and text on ``data.dev``, by layer. 0 turns them
+    off."""
     best_by: Literal["loss", "retrieval"] = "loss"
-    """What the "best" checkpoint has the best of, on ``data.dev``: ``loss`` (every ``eval_every`` steps) or
-    ``retrieval``, the mean R@1 of all layers (every ``analyze_every`` steps), which need not mean good answers."""
+    """Criterion of the "best" checkpoint on ``data.dev``: the lowest ``loss``, or the highest ``retrieval``, the mean
+    R@1 of all layers, which needs ``analyze_every``. High retrieval does not guarantee good answers."""
     save_every: int = Field(default=500, ge=1)
-    """Steps between checkpoints."""
+    """Number of steps between checkpoints."""
     keep: int = Field(default=2, ge=1)
-    """Newest checkpoints kept, besides the best."""
+    """Number of newest checkpoints that are kept, besides the best one."""
     log_every: int = Field(default=10, ge=1)
+    """Number of steps between records in ``metrics.jsonl``."""
     tensorboard: bool = True
+    """Write TensorBoard events too, to ``tensorboard`` in the run's folder."""
     cpu: bool = False
-    """Train on the CPU even where there is an accelerator."""
+    """Train on the CPU even if there is an accelerator."""
 
 
 @section
@@ -106,8 +155,9 @@ class Config:
     """A whole run: everything that decides its result."""
 
     name: str = Field(min_length=1)
-    """The run's folder is ``output_dir``/``name``."""
+    """Name of the run; its folder is ``output_dir``/``name``. Default: the name of the recipe's file."""
     output_dir: str = "runs"
+    """Folder of all runs; a relative path starts at the working directory."""
     model: ModelConfig = ModelConfig()
     data: DataConfig
     objective: ObjectiveConfig = Contrastive()
@@ -116,12 +166,12 @@ class Config:
 
     @property
     def folder(self) -> Path:
-        """Where the run lives."""
+        """Return the run's folder."""
         return Path(self.output_dir) / self.name
 
     @property
     def precisions(self) -> dict[str, str]:
-        """Each setting of a precision, with its value."""
+        """Return the value of every setting that chooses a precision."""
         model, train = self.model, self.train
         return {
             "model.encoder_dtype": model.encoder_dtype,
@@ -134,9 +184,9 @@ _CONFIG = TypeAdapter(Config)
 
 
 def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
-    """Read a recipe and apply overrides such as ``train.steps=100`` (values are YAML).
+    """Read a recipe and apply overrides such as ``train.steps=100``, whose values are YAML.
 
-    Raises `ConfigError` naming the file and the full path of a wrong field.
+    ``path`` is a file or the name of a packaged recipe. Raises `ConfigError` with the file and the path of the field.
     """
     tree = read_tree(path, overrides)
     tree.setdefault("name", Path(path).stem)
@@ -144,10 +194,12 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
 
 
 def read_tree(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
-    """The plain values of a YAML file with overrides applied, not validated. Raises `ConfigError`."""
+    """Return the values of a YAML file with overrides applied, without validation. Raises `ConfigError`."""
+    from ossicle.recipes import find  # only commands look recipes up; training gets a `Config`
+
     path = find(path)
     try:
-        tree = yaml.safe_load(path.read_text()) or {}
+        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(tree, dict):
@@ -158,27 +210,24 @@ def read_tree(path: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]
 
 
 def parse(tree: dict[str, Any], *, where: str = "config") -> Config:
-    """Validate a tree of plain values. Raises `ConfigError`."""
+    """Validate a tree of plain values. Raises `ConfigError`, whose message starts with ``where``."""
     try:
         return _CONFIG.validate_python(tree)
     except ValidationError as error:
-        raise explained(error, tree, where, _field_names(Config)) from error
-
-
-def explained(error: ValidationError, tree: dict[str, Any], where: str, names: Iterable[str]) -> ConfigError:
-    """pydantic's error in our words, one line per problem; ``names``: known fields, to suggest for a typo."""
-    return ConfigError("\n".join(f"{where}: {_explain(problem, tree, names)}" for problem in error.errors()))
+        raise config_error(error, tree, where, _field_names()) from error
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """The resolved configuration as plain values."""
+    """Return the configuration, with all defaults, as plain values."""
     tree: dict[str, Any] = _CONFIG.dump_python(config, mode="json")
     return tree
 
 
 def save(config: Config, path: str | Path) -> None:
-    """Write the resolved configuration as YAML that `load` reads."""
-    Path(path).write_text(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True))
+    """Write the configuration, with all defaults, as YAML that `load` reads."""
+    from ossicle.files import write_text  # here, because most users of this module only read
+
+    write_text(path, yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True))
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
@@ -198,40 +247,8 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         raise ConfigError(f"override '{override}': the value is not valid YAML") from error
 
 
-def _explain(problem: Any, tree: dict[str, Any], names: Iterable[str]) -> str:
-    """One line per problem: path of the field, what is wrong, and the nearest known name for a typo."""
-    path = _field_path(problem["loc"], tree)
-    if problem["type"] != "unexpected_keyword_argument":
-        return f"{path}: {problem['msg'].lower()} (got {problem['input']!r})"
-    name = path.rpartition(".")[2]
-    near = difflib.get_close_matches(name, names, n=1)
-    return f"{path}: unknown field" + (f"; did you mean '{near[0]}'?" if near else "")
-
-
-def _field_path(location: tuple[str | int, ...], tree: Any) -> str:
-    """Dotted path without the tags that pydantic adds for unions."""
-    path = []
-    for part in location:
-        known = (isinstance(tree, dict) and part in tree) or (isinstance(tree, list) and isinstance(part, int))
-        if known:
-            tree = tree[part]
-        if known or part == location[-1]:
-            path.append(str(part))
-    return ".".join(path)
-
-
-def _field_names(cls: Any) -> set[str]:
-    """Every field name of the configuration, for suggestions."""
-    names: set[str] = set()
-    for kind in (
-        cls,
-        ModelConfig,
-        DataConfig,
-        AugmentConfig,
-        OptimConfig,
-        TrainConfig,
-        Contrastive,
-        type(ModelConfig().projector),
-    ):
-        names |= {field.name for field in fields(kind)} if is_dataclass(kind) else set()
-    return names
+def _field_names() -> set[str]:
+    """Return the known field names, from which corrections are suggested."""
+    projector = type(ModelConfig().projector)
+    sections = (Config, ModelConfig, DataConfig, AugmentConfig, OptimConfig, TrainConfig, Contrastive, projector)
+    return {field.name for kind in sections if is_dataclass(kind) for field in fields(kind)}

@@ -1,73 +1,62 @@
-"""What a run says about itself: progress bar, ``metrics.jsonl``, TensorBoard."""
+"""Record and show the metrics of a run: ``metrics.jsonl``, TensorBoard and the progress display."""
 
 from __future__ import annotations
 
 import json
-import platform
-import subprocess
-import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
-from typing import Any
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from typing import Any, TypeVar
 
 METRICS_FILE = "metrics.jsonl"
 PARTS_SHOWN = 3
+T = TypeVar("T")
 
 
 class Tracker(AbstractContextManager["Tracker"]):
-    """Writes every logged step to disk and shows it: a bar on a terminal, a line elsewhere.
+    """Write every logged step to disk and show it, as a bar on a terminal and as a line elsewhere.
 
-    ``enabled=False`` (all processes but the first) makes every call do nothing.
+    Args:
+        folder: The run's folder.
+        steps: Number of optimiser steps of the whole run.
+        tensorboard: Write TensorBoard events to ``folder/tensorboard``.
+        enabled: False turns every call into a no-op, as in every process but the first.
     """
 
     def __init__(self, folder: Path, *, steps: int, tensorboard: bool, enabled: bool = True) -> None:
+        from ossicle.progress import Progress  # the display is needed only once a run starts
+
         self.folder, self.steps, self.enabled = folder, steps, enabled
-        self.console = Console(stderr=True, quiet=not enabled)
         self.started_s = time.perf_counter()
         self._metrics = (folder / METRICS_FILE).open("a") if enabled else None
         self._writer = _tensorboard(folder) if tensorboard and enabled else None
-        self._bar = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[status]}"),
-            TimeRemainingColumn(),
-            console=self.console,
-            disable=not (enabled and self.console.is_terminal),
-        )
-        self._task: TaskID | None = None
-        self._first_step = 0
+        self._progress = Progress(folder.name, steps, unit="steps", enabled=enabled, lines=False)
+        self._has_begun = False
 
     def __enter__(self) -> Tracker:
-        self._bar.start()
+        self._progress.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bar.stop()
+        self._progress.__exit__(kind, error, trace)
         if self._metrics is not None:
             self._metrics.close()
         if self._writer is not None:
             self._writer.close()
 
     def advance(self, step: int) -> None:
-        """Move the bar."""
-        if self._task is None:
-            self._first_step, self.started_s = step, time.perf_counter()
-            self._task = self._bar.add_task(self.folder.name, total=self.steps, completed=step, status="")
-        self._bar.update(self._task, completed=step)
+        """Set the number of completed steps. The first call sets where the time and the throughput start."""
+        if not self._has_begun:
+            self._has_begun, self.started_s = True, time.perf_counter()
+            self._progress.begin_at(step)
+        self._progress.update(step)
 
     def log(self, step: int, values: dict[str, float], *, split: str = "train") -> None:
-        """Record ``values`` of ``step``; the loss, its parts, speed and padding are shown."""
+        """Record ``values`` of ``step``, and show the loss, its parts, the throughput and the padding."""
         if not self.enabled:
             return
         record = {"step": step, "split": split, "time_s": round(time.perf_counter() - self.started_s, 2), **values}
@@ -78,41 +67,18 @@ class Tracker(AbstractContextManager["Tracker"]):
             for name, value in values.items():
                 self._writer.add_scalar(f"{split}/{name}", value, step)
         status = describe(values)
-        if self._task is not None and split == "train":
-            self._bar.update(self._task, status=status)
-        if split != "train" or not self.console.is_terminal:
-            self.console.print(
-                f"{self.folder.name} {split} step {step}/{self.steps}  {status}{self._eta(step)}", soft_wrap=True
-            )
+        self._progress.update(step, status=status if split == "train" else None)
+        if split != "train" or not self._progress.is_bar:
+            place = f"{self.folder.name} {split} step {step}/{self.steps}"
+            self.say("  ".join(filter(None, [place, status, self._progress.eta()])))
 
     def say(self, text: str) -> None:
-        """Print a line above the bar."""
-        self.console.print(text, highlight=False, soft_wrap=True)
-
-    def _eta(self, step: int) -> str:
-        """Time left, for the lines that replace the bar."""
-        done = step - self._first_step
-        if done <= 0 or step >= self.steps:
-            return ""
-        left_s = (time.perf_counter() - self.started_s) / done * (self.steps - step)
-        return f"  ETA {int(left_s) // 60}:{int(left_s) % 60:02d}"
-
-
-def bar() -> Progress:
-    """A bar for one loop, on a terminal: `with bar() as progress: for x in progress.track(xs): ...`."""
-    console = Console(stderr=True)
-    return Progress(
-        TextColumn("[bold]{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )
+        """Print ``text`` on a line of its own, above the bar."""
+        self._progress.say(text)
 
 
 def describe(values: dict[str, float]) -> str:
-    """One line: loss, up to three of its parts, retrieval, seconds of audio per second, padding."""
+    """Return one line with the loss, up to three of its parts, retrieval, seconds of audio per second and padding."""
     shown = [f"loss {values['loss']:.3f}"] if "loss" in values else []
     parts = [(name.removeprefix("part/"), value) for name, value in values.items() if name.startswith("part/")]
     if len(parts) > 1:
@@ -126,21 +92,21 @@ def describe(values: dict[str, float]) -> str:
     return "  ".join(shown)
 
 
-def spread(items: list[Any], count: int) -> list[Any]:
-    """``count`` items from first to last, evenly: the layers of a loss are many."""
+def spread(items: Sequence[T], count: int) -> list[T]:
+    """Return ``count`` items at even distances from the first to the last, or all items if there are fewer."""
     if len(items) <= count:
-        return items
+        return list(items)
     return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a ``metrics.jsonl``; of a step that a resumed run repeated, the last one."""
+    """Return the records of a ``metrics.jsonl``; of a step that a resumed run repeated, only the last record."""
     records = (json.loads(line) for line in path.read_text().splitlines() if line)
     return list({(record["split"], record["step"]): record for record in records}.values())
 
 
 def mean(records: Iterable[dict[str, float]]) -> dict[str, float]:
-    """Mean of each value over ``records``."""
+    """Return the mean of each value over ``records``."""
     sums: dict[str, list[float]] = {}
     for record in records:
         for name, value in record.items():
@@ -151,32 +117,5 @@ def mean(records: Iterable[dict[str, float]]) -> dict[str, float]:
 def _tensorboard(folder: Path) -> Any:
     from torch.utils.tensorboard import SummaryWriter
 
-    return SummaryWriter(str(folder / "tensorboard"))
-
-
-def write_provenance(folder: Path, objective: object = None) -> None:
-    """Write ``versions.json``: `provenance`, and an objective that was passed in."""
-    record = {**provenance(), "objective": None if objective is None else repr(objective)}
-    (folder / "versions.json").write_text(json.dumps(record, indent=2) + "\n")
-
-
-def provenance() -> dict[str, Any]:
-    """When, by which command, on what, with which versions and commit."""
-    packages = ("ossicle", "torch", "transformers", "accelerate", "safetensors", "soundfile", "soxr", "numpy")
-    return {
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "packages": {name: version(name) for name in packages},
-        "commit": _commit(),
-    }
-
-
-def _commit() -> str | None:
-    """The commit checked out here, with ``-dirty`` for uncommitted changes; None outside a git checkout."""
-    try:
-        found = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return found.stdout.strip()
+    writer: Any = SummaryWriter  # it has no types
+    return writer(str(folder / "tensorboard"))

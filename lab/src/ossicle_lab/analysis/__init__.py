@@ -1,1 +1,1 @@
-"""Looking inside a trained model: alignment by layer, probes, plots."""
+"""Analyse a trained model: alignment by layer, probes and figures."""

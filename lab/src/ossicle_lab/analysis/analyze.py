@@ -1,13 +1,12 @@
-"""`ossicle analyze`: how speech lies to its transcripts inside the LLM, before and after training.
+"""Measure the alignment of speech with its transcripts inside the LLM, before and after training (`ossicle analyze`).
 
-One pass over the utterances per stage: the untrained projector (or another checkpoint), then the checkpoint. What a
-pass found is boiled down before the next one starts; the most that is held is 2·(layers + 1)·N·D float32 values: 1 GB
-for a thousand utterances and an LLM of 32 layers of width 4096.
+Each stage is one pass over the utterances: first the untrained projector or another checkpoint, then the checkpoint.
+The results of a pass are reduced before the next one starts. The largest memory use is 2·(layers + 1)·N·D float32
+values: 1 GB for 1000 utterances and an LLM with 32 layers of width 4096.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -24,13 +23,17 @@ from ossicle.batch import Batch, Sample
 from ossicle.data.collate import Collator
 from ossicle.data.dataset import SpeechDataset
 from ossicle.data.words import WORDS, words_of
+from ossicle.errors import CheckpointError
+from ossicle.files import write_json
 from ossicle.inspect.alignment import AlignmentRow, alignment_report
 from ossicle.inspect.geometry import Components, principal_components
 from ossicle.inspect.states import KeptStates, PooledFrames, encoded, pooled_states
 from ossicle.inspect.wasserstein import MeanWasserstein
 from ossicle.models.frozen import fingerprint
-from ossicle.models.speech_llm import ModelConfig, SpeechLLM, read_record
-from ossicle.train.tracking import bar, spread
+from ossicle.models.saving import read_record
+from ossicle.models.speech_llm import ModelConfig, SpeechLLM
+from ossicle.progress import track
+from ossicle.train.tracking import spread
 from ossicle_lab.analysis.analyze_data import Chosen, choose
 from ossicle_lab.analysis.analyze_report import draw, print_report
 from ossicle_lab.analysis.drawing import style
@@ -39,55 +42,62 @@ from ossicle_lab.analysis.probe_layers import Probes, probing
 
 RESULTS_FILE = "analysis.json"
 PROBED = 9
-"""Most layers that are probed, evenly from the first to the last."""
+"""Most layers that are probed, evenly spaced from the first to the last."""
 PANELS = 4
-"""Layers that pictures of points show; those of tokens show one less."""
+"""Number of layers in the figures of principal components; token alignments show one fewer."""
 
 
 @dataclass(frozen=True)
 class AnalyzeOptions:
-    """What to look at, and how much of it."""
+    """The options of an analysis."""
 
     limit: int = 1000
-    """Most utterances; a seeded draw of more."""
+    """Most utterances. If there are more, a seeded sample is drawn."""
     seed: int = 0
-    """Of the draw and of the untrained projector."""
+    """Seed for the sample and for the untrained projector."""
     batch_size: int = 16
+    """Number of utterances in a batch."""
     show: tuple[str, ...] = ()
-    """Utterances whose token alignment is drawn; default: the first three."""
+    """Ids of the utterances whose token alignment is drawn. Default: the first three."""
     before: Path | None = None
-    """Checkpoint to compare with; default: the projector before any training."""
+    """Checkpoint to compare with. Default: the untrained projector."""
     bos: bool = False
-    """Let the LLM read its begin-of-sequence token before both, as models trained with ``objective.bos`` do."""
+    """Put the begin-of-sequence token before speech and text, as in training with ``objective.bos``."""
     probes: bool = True
+    """Train linear probes."""
     skip_broken: bool = False
+    """Skip and count audio files that cannot be read."""
 
 
 @dataclass
 class Stage:
-    """What one pass found."""
+    """The results of one pass."""
 
     rows: list[AlignmentRow]
     wasserstein: dict[int, dict[str, Any]]
     components: dict[int, Components] = field(default_factory=dict)
     plans: dict[str, dict[int, Tensor]] = field(default_factory=dict)
-    """Utterance -> layer -> plan (N, M), each row scaled to sum to 1."""
+    """Transport plans (N, M) by utterance and layer, each row scaled to sum to 1."""
     tokens: dict[str, list[int]] = field(default_factory=dict)
 
     @property
     def layers(self) -> list[dict[str, Any]]:
-        """One record per layer, as in the JSON; what is not finite is None."""
+        """One record per layer as in ``analysis.json``; values that are not finite are None."""
         records = [asdict(row) | self.wasserstein[row.layer] for row in self.rows]
         return [{name: _finite(value) for name, value in record.items()} for record in records]
 
 
 def analyze(folder: Path, manifest: Path, out: Path, options: AnalyzeOptions) -> dict[str, Any]:
-    """Analyse the checkpoint ``folder`` on ``manifest``; returns what ``out/analysis.json`` holds.
+    """Analyse the checkpoint ``folder`` on ``manifest`` and return what ``out/analysis.json`` holds.
 
-    Pictures go beside it, as PNG and SVG. Raises `ValueError` for utterances that are not there and for checkpoints
-    that cannot be compared, `RuntimeError` where the ``analysis`` extra is missing.
+    Figures are written beside it as PNG and SVG.
+
+    Raises:
+        ManifestError: an utterance in ``options.show`` does not exist, or there are too few utterances.
+        CheckpointError: the two checkpoints cannot be compared.
+        MissingPackageError: matplotlib or scikit-learn is not installed.
     """
-    style()  # fail now, not after the passes
+    style()  # fails now if matplotlib is missing, not after the passes
     chosen = choose(manifest, limit=options.limit, seed=options.seed, show=options.show)
     dataset = SpeechDataset(
         chosen.samples, on_error="skip" if options.skip_broken else "raise", max_duration_s=math.inf
@@ -116,32 +126,32 @@ def analyze(folder: Path, manifest: Path, out: Path, options: AnalyzeOptions) ->
         "probes_skipped": probes.skipped,
     }
     out.mkdir(parents=True, exist_ok=True)
-    (out / RESULTS_FILE).write_text(json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_json(out / RESULTS_FILE, record)
     shown = _token_alignments(model, stages, [sample for sample in dataset.samples if sample.id in chosen.shown])
     draw(record, {name: stage.rows for name, stage in stages.items()}, shown, _components(stages), out)
     console = Console()
     print_report(record, console)
     if dataset.skipped:
         console.print(dataset.report(), markup=False, highlight=False, soft_wrap=True)
-    console.print(f"{out / RESULTS_FILE}, and pictures beside it", highlight=False, soft_wrap=True)
+    console.print(f"{out / RESULTS_FILE}, with figures beside it", highlight=False, soft_wrap=True)
     return record
 
 
 def stage_names(folder: Path, before: Path | None) -> tuple[str, str]:
-    """What the two stages are called in tables and pictures."""
+    """Return the names of the two stages in tables and figures."""
     if before is None:
         return "untrained", "trained"
     return (before.name, folder.name) if before.name != folder.name else ("before", "after")
 
 
 def _untrained(folder: Path, options: AnalyzeOptions) -> SpeechLLM:
-    """The model of a checkpoint as it was before training, with nothing loaded but the frozen parts."""
+    """Return the model of a checkpoint with its untrained projector."""
     record = read_record(folder)["model"]
     if options.before is not None:
         other = read_record(options.before)["model"]
         differ = [name for name in ("projector", "trainable", "lora") if record.get(name) != other.get(name)]
         if differ:
-            raise ValueError(
+            raise CheckpointError(
                 f"{options.before} has another model.{differ[0]} than {folder}: compare checkpoints of one architecture"
             )
     config: ModelConfig = TypeAdapter(ModelConfig).validate_python(record)
@@ -152,12 +162,12 @@ def _untrained(folder: Path, options: AnalyzeOptions) -> SpeechLLM:
 def _pass(
     name: str, model: SpeechLLM, dataset: SpeechDataset, probes: Probes, *, chosen: Chosen, options: AnalyzeOptions
 ) -> Stage:
-    """One stage: states of everything, and what they say."""
+    """Return the results of one stage."""
     wasserstein, frames = MeanWasserstein(), PooledFrames()
     kept = KeptStates(chosen.shown, spread(list(range(model.llm.num_layers + 1)), PANELS - 1))
     seen: list[Sample] = []
     batches = _batches(name, model, dataset, options, seen)
-    states = pooled_states(model, encoded(model, batches), bos=options.bos, watchers=[wasserstein, frames, kept])
+    states = pooled_states(model, encoded(model, batches), bos=options.bos, observers=[wasserstein, frames, kept])
     stage = Stage(
         alignment_report(states.text, states.speech, states.transcripts),
         {
@@ -177,17 +187,16 @@ def _pass(
 def _batches(
     name: str, model: SpeechLLM, dataset: SpeechDataset, options: AnalyzeOptions, seen: list[Sample]
 ) -> Iterator[Batch]:
-    """The batches of a pass, on the model's device, with a bar; samples that could be read are added to ``seen``."""
+    """Yield the batches of a pass on the model's device, with a progress display; add readable samples to ``seen``."""
     collate, device = Collator(model.prompter()), next(model.projector.parameters()).device
     starts = range(0, len(dataset), options.batch_size)
-    with bar() as progress:
-        for start in progress.track(starts, description=f"{name}: states"):
-            stop = min(start + options.batch_size, len(dataset))
-            batch = collate([dataset[i] for i in range(start, stop)])
-            dataset.record(batch.skipped)
-            if len(batch):
-                seen += batch.samples
-                yield batch.to(device)
+    for start in track(starts, f"{name}: states", unit="batches"):
+        stop = min(start + options.batch_size, len(dataset))
+        batch = collate([dataset[i] for i in range(start, stop)])
+        dataset.record(batch.skipped)
+        if len(batch):
+            seen += batch.samples
+            yield batch.to(device)
 
 
 def _components(stages: dict[str, Stage]) -> dict[str, dict[int, Components]]:
@@ -197,7 +206,7 @@ def _components(stages: dict[str, Stage]) -> dict[str, dict[int, Components]]:
 def _token_alignments(
     model: SpeechLLM, stages: dict[str, Stage], samples: Sequence[Sample]
 ) -> dict[str, TokenAlignment]:
-    """What is drawn of each utterance that was asked for."""
+    """Return the token alignment of each utterance to show."""
     last = list(stages.values())[-1]
     return {
         sample.id: TokenAlignment(

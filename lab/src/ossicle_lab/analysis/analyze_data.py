@@ -1,4 +1,4 @@
-"""Which utterances of a manifest `ossicle analyze` looks at."""
+"""Choose the utterances of a manifest that `ossicle analyze` reads."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ SHOWN = 3
 
 @dataclass(frozen=True)
 class Chosen:
-    """Utterances in the order in which they are read: random, since those of a batch are each other's negatives."""
+    """The chosen utterances in random order, because utterances of a batch are each other's negatives."""
 
     samples: list[Sample]
     shown: list[str]
-    """Ids of those whose tokens are drawn."""
+    """Ids of the utterances whose token alignment is drawn."""
     left_out: dict[str, int]
-    """Reason -> lines."""
+    """Number of lines that are left out, by reason."""
 
 
 def choose(manifest: Path, *, limit: int, seed: int = 0, show: Sequence[str] = ()) -> Chosen:
-    """At most ``limit`` recordings with a transcript, each once, in a seeded random order.
+    """Return at most ``limit`` recordings with a transcript, each once, in a seeded random order.
 
-    Lines that ask something else about a recording that is there already are left out. ``show`` are chosen in any case;
-    without it the first three of those chosen, in the order of the manifest, are shown.
+    Further lines about the same recording are left out. The utterances of ``show`` are always chosen. Without ``show``
+    the first three chosen utterances, in the order of the manifest, are shown.
 
     Raises:
-        ManifestError: an utterance to show is not in the manifest or has no transcript, or there are too few.
+        ManifestError: an utterance to show does not exist or has no transcript, or there are too few transcripts.
     """
     lines = read_manifest(manifest)
     recordings: dict[tuple[Path, float, float | None], Sample] = {}
@@ -42,9 +42,7 @@ def choose(manifest: Path, *, limit: int, seed: int = 0, show: Sequence[str] = (
         recordings.setdefault((sample.audio, sample.start_s, sample.end_s), sample)
     usable = list(recordings.values())
     if len({sample.text for sample in usable}) < 2:
-        raise ManifestError(
-            f"{manifest}: alignment needs two different transcripts at least; give it more lines with text"
-        )
+        raise ManifestError(f"{manifest}: alignment needs at least two different transcripts; add lines with text")
     rng = random.Random(f"analyze-{seed}")
     rest = [sample for sample in usable if sample.id not in show]
     drawn = [*wanted, *rng.sample(rest, min(len(rest), max(0, limit - len(wanted))))]

@@ -1,4 +1,4 @@
-"""What `ossicle analyze` shows: tables and pictures of its record."""
+"""Print the tables and draw the figures of `ossicle analyze`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ossicle.evaluate.show import print_whole
+from ossicle.evaluate.tables import print_whole
 from ossicle.inspect.alignment import AlignmentRow
 from ossicle.inspect.geometry import Components
 from ossicle_lab.analysis.plots import plot_retrieval_by_layer
@@ -34,7 +34,7 @@ def draw(
     components: Mapping[str, Mapping[int, Components]],
     out: Path,
 ) -> None:
-    """Write every picture to ``out``, as PNG and SVG."""
+    """Write every figure to ``out`` as PNG and SVG."""
     for suffix in FORMATS:
         plot_retrieval_by_layer(rows, out / f"retrieval.{suffix}")
         plot_geometry({n: stage["layers"] for n, stage in record["stages"].items()}, out / f"geometry.{suffix}")
@@ -46,7 +46,7 @@ def draw(
 
 
 def print_report(record: Mapping[str, Any], console: Console) -> None:
-    """Print a table per stage, and one of the probes."""
+    """Print one table per stage and one for the probes."""
     for name, stage in record["stages"].items():
         print_whole(_layers(f"{name}: {record['utterances']} utterances", stage["layers"]), console)
     console.print(" = matched pairs, ≠ mismatched; retrieval: R@1/R@5/R@10 in %", style="dim", highlight=False)
@@ -75,7 +75,7 @@ def _layers(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _probes(record: Mapping[str, Any]) -> Table:
-    """Accuracies and their deviation over folds at the first, the middle and the last layer that were probed."""
+    """Return the accuracies, ± their standard deviation over folds, at the first, middle and last probed layer."""
     before, after = record["stages"]
     table = Table(title="Linear probes (classes): accuracy in %", box=box.SIMPLE, padding=(0, 1, 0, 0))
     for head in ("field", "majority", "encoder", "layer", before, after, "transcript"):
@@ -101,5 +101,5 @@ def _cell(value: float | None) -> str:
 
 
 def _file_name(utterance: str) -> str:
-    """An id without what cannot stand in the name of a file."""
+    """Return an id with characters that file names cannot contain replaced by underscores."""
     return re.sub(r"[^\w.-]+", "_", utterance)

@@ -1,7 +1,6 @@
-"""The three pictures of a run: losses, retrieval by layer, similarity before and after. Needs the ``lab`` extra.
+"""Draw the figures of a run: losses, retrieval by layer, similarity before and after. Needs matplotlib.
 
-Every function takes plain numbers, writes one image (its format is the suffix of ``out``) and returns its path.
-The style is that of `ossicle_lab.analysis.drawing`.
+Every function takes plain numbers, writes one image in the format of the suffix of ``out``, and returns its path.
 """
 
 from __future__ import annotations
@@ -12,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
+from ossicle.errors import DataError
 from ossicle.train.tracking import read_metrics
-from ossicle_lab.analysis.drawing import MARKERS, PALETTE, new_figure, save, style, thin
+from ossicle_lab.analysis.drawing import MARKERS, PALETTE, new_figure, save, separate_labels, style, thin_ticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,9 +24,16 @@ if TYPE_CHECKING:
 
 
 def plot_loss(metrics_paths: Mapping[str, Path], out: Path, *, key: str = "loss", window: int = 25) -> Path:
-    """Loss by optimiser step, one line per run: faint as logged, strong as a running mean over ``window`` records.
+    """Draw the loss by optimiser step, one line per run: faint as logged, strong as a running mean.
 
-    ``metrics_paths`` maps a run's name to its ``metrics.jsonl``; ``key`` is a value that it logs, in nats.
+    Args:
+        metrics_paths: the ``metrics.jsonl`` of each run.
+        out: the image.
+        key: name of the logged value, in nats.
+        window: number of records in the running mean.
+
+    Raises:
+        DataError: a file has no training step with ``key``.
     """
     with style():
         figure = new_figure(width=7.2, height=4.0)
@@ -48,7 +55,7 @@ def plot_loss(metrics_paths: Mapping[str, Path], out: Path, *, key: str = "loss"
 
 
 def plot_retrieval_by_layer(runs: Mapping[str, Sequence[AlignmentRow]], out: Path) -> Path:
-    """R@1 by layer of the LLM, speech to text and text to speech side by side, one line per run."""
+    """Draw R@1 by layer of the LLM in both directions, one line per run."""
     panels = (("speech → text", "speech_to_text_r1"), ("text → speech", "text_to_speech_r1"))
     layers = sorted({row.layer for rows in runs.values() for row in rows})
     with style():
@@ -58,9 +65,9 @@ def plot_retrieval_by_layer(runs: Mapping[str, Sequence[AlignmentRow]], out: Pat
             looks = zip(itertools.cycle(PALETTE), itertools.cycle(MARKERS), strict=False)
             for (name, rows), (colour, marker) in zip(runs.items(), looks, strict=False):
                 x, y = [row.layer for row in rows], [getattr(row, field) for row in rows]
-                # drawn whole and over the edge of the axes, where 0 and 100 % lie
+                # markers at 0 and 100% lie on the edge of the axes
                 axes.plot(x, y, color=colour, marker=marker, label=name, linewidth=2, clip_on=False, zorder=3)
-            axes.set(title=title, xlabel="LLM layer (0 = input embeddings)", ylim=(0, 100), xticks=thin(layers))
+            axes.set(title=title, xlabel="LLM layer (0 = input embeddings)", ylim=(0, 100), xticks=thin_ticks(layers))
             axes.grid(axis="y")
         both[0].set_ylabel("R@1 (%)")
         figure.legend(
@@ -70,7 +77,7 @@ def plot_retrieval_by_layer(runs: Mapping[str, Sequence[AlignmentRow]], out: Pat
 
 
 def plot_similarity(before: ArrayLike, after: ArrayLike, out: Path) -> Path:
-    """Two heat maps (N speech, N text) of cosine similarity on one colour scale: before and after pretraining."""
+    """Draw two heat maps (N speech, N text) of cosine similarity on one scale: before and after pretraining."""
     pair = [np.asarray(before), np.asarray(after)]
     low, high = min(matrix.min() for matrix in pair), max(matrix.max() for matrix in pair)
     with style():
@@ -80,7 +87,7 @@ def plot_similarity(before: ArrayLike, after: ArrayLike, out: Path) -> Path:
             image = axes.imshow(matrix, vmin=low, vmax=high, cmap="Blues", interpolation="nearest")
             axes.set(title=title, xlabel="text (utterance)")
             for axis, count in ((axes.xaxis, matrix.shape[1]), (axes.yaxis, matrix.shape[0])):
-                ticks = thin(range(1, count + 1))
+                ticks = thin_ticks(range(1, count + 1))
                 axis.set_ticks([tick - 1 for tick in ticks], [str(tick) for tick in ticks])
             axes.spines[:].set_visible(False)
             axes.tick_params(length=0)
@@ -91,21 +98,22 @@ def plot_similarity(before: ArrayLike, after: ArrayLike, out: Path) -> Path:
         return save(figure, out)
 
 
-def _read_losses(path: Path, key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values of the training records that hold ``key``."""
+def _read_losses(path: Path, key: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return steps and values of the training records with ``key``."""
     records = [record for record in read_metrics(path) if record["split"] == "train" and key in record]
     if not records:
-        raise ValueError(f'{path}: no training step holds "{key}"; plot a run that has logged one')
+        raise DataError(f'{path}: no training step has "{key}"; plot a run that has logged it')
     return np.array([r["step"] for r in records]), np.array([r[key] for r in records], dtype=float)
 
 
-def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
-    """Mean of the ``window`` values around each one: fewer at the steep start, those there are at the end."""
+def _running_mean(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
+    """Return the mean of the ``window`` values around each one: fewer near both ends."""
     totals = np.concatenate(([0.0], np.cumsum(values)))
     centres = np.arange(len(values))
     reach = np.minimum(centres, window // 2)
     starts, ends = centres - reach, np.minimum(centres + reach + 1, len(values))
-    return (totals[ends] - totals[starts]) / (ends - starts)
+    means: NDArray[np.float64] = (totals[ends] - totals[starts]) / (ends - starts)
+    return means
 
 
 class _LineEnd(NamedTuple):
@@ -116,11 +124,11 @@ class _LineEnd(NamedTuple):
 
 
 def _label_ends(axes: Axes, ends: Sequence[_LineEnd]) -> None:
-    """Writes each line's name to the right of the axes, level with its end as far as names do not overlap."""
+    """Write each line's name to the right of the axes, at the height of its end unless names would overlap."""
     low, high = axes.get_ylim()
     right = axes.get_xlim()[1]
     ordered = sorted(ends, key=lambda end: end.value)
-    heights = _spread([end.value for end in ordered], gap=0.065 * (high - low))
+    heights = separate_labels([end.value for end in ordered], gap=0.065 * (high - low))
     for end, height in zip(ordered, heights, strict=True):
         axes.annotate(
             end.name,
@@ -132,23 +140,3 @@ def _label_ends(axes: Axes, ends: Sequence[_LineEnd]) -> None:
             verticalalignment="center",
             annotation_clip=False,
         )
-
-
-def _spread(values: Sequence[float], gap: float) -> list[float]:
-    """Ascending values moved at least ``gap`` apart, each cluster staying centred on its mean and above 0."""
-    clusters: list[list[float]] = []
-    for value in values:
-        clusters.append([value])
-        while len(clusters) > 1 and _top(clusters[-2], gap) + gap > _bottom(clusters[-1], gap):
-            last = clusters.pop()
-            clusters[-1] += last
-    return [_bottom(cluster, gap) + gap * rank for cluster in clusters for rank in range(len(cluster))]
-
-
-def _bottom(cluster: Sequence[float], gap: float) -> float:
-    """Height of a cluster's lowest label."""
-    return max(sum(cluster) / len(cluster) - gap * (len(cluster) - 1) / 2, 0)
-
-
-def _top(cluster: Sequence[float], gap: float) -> float:
-    return _bottom(cluster, gap) + gap * (len(cluster) - 1)

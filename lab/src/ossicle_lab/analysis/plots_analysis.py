@@ -1,7 +1,7 @@
-"""The pictures of `ossicle analyze`: geometry by layer, principal components, probes, token alignment.
+"""Draw the figures of `ossicle analyze`: geometry by layer, principal components, probes, token alignment.
 
-Every function takes plain numbers, writes one image (its format is the suffix of ``out``) and returns its path. Before
-and after keep their colours in every picture, as do speech and text. The style is that of `ossicle_lab.analysis.drawing`.
+Every function takes plain numbers, writes one image in the format of the suffix of ``out``, and returns its path.
+Before and after training have the same colours in every figure, as do speech and text.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ossicle_lab.analysis.drawing import FAINT, INK, MARKERS, PALETTE, new_figure, save, style, thin
+from ossicle_lab.analysis.drawing import FAINT, INK, MARKERS, PALETTE, new_figure, save, style, thin_ticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,18 +22,18 @@ if TYPE_CHECKING:
 LAYER = "LLM layer (0 = input embeddings)"
 SPEECH, TEXT, ENCODER = PALETTE[3], PALETTE[2], PALETTE[4]
 STAGES = (PALETTE[0], PALETTE[1])
-"""Before and after, as in `ossicle_lab.analysis.plots.plot_retrieval_by_layer`."""
+"""Colours of before and after training, as in `ossicle_lab.analysis.plots.plot_retrieval_by_layer`."""
 LINKS = 40
-"""Pairs of which the two points are joined by a line."""
+"""Number of pairs whose points are joined by a line."""
 TOKENS_SHOWN = 60
-"""Most rows that fit a page; of a longer transcript the first ones are shown."""
+"""Most rows of a heat map; of a longer transcript only the first tokens are shown."""
 
 Row = Mapping[str, Any]
-"""One layer's figures, by the names of the JSON."""
+"""The figures of one layer by their names in ``analysis.json``."""
 
 
 def plot_geometry(stages: Mapping[str, Sequence[Row]], out: Path) -> Path:
-    """Four panels by layer, a colour per stage: cosine and Wasserstein of matched and mismatched pairs, gap, CKA."""
+    """Draw four panels by layer, with one colour per stage: cosine, Wasserstein similarity, modality gap and CKA."""
     panels = (
         ("cosine of pairs", ("matched", "mismatched")),
         ("Wasserstein similarity of pairs", ("wasserstein_matched", "wasserstein_mismatched")),
@@ -48,7 +49,7 @@ def plot_geometry(stages: Mapping[str, Sequence[Row]], out: Path) -> Path:
                     y = [np.nan if row[field] is None else row[field] for row in rows]
                     x, label = [row["layer"] for row in rows], name if field == "matched" else "_"
                     axes.plot(x, y, dashes, color=colour, marker=marker, markersize=5, linewidth=2, label=label)
-            axes.set(title=title, xticks=thin([row["layer"] for row in next(iter(stages.values()))]))
+            axes.set(title=title, xticks=thin_ticks([row["layer"] for row in next(iter(stages.values()))]))
             axes.grid(axis="y")
         grid[2].set_ylim(bottom=0)
         for axes in grid[2:]:
@@ -60,9 +61,9 @@ def plot_geometry(stages: Mapping[str, Sequence[Row]], out: Path) -> Path:
 
 
 def plot_components(stages: Mapping[str, Mapping[int, Any]], out: Path) -> Path:
-    """Speech and text on their two leading principal components: a row of panels per stage, a column per layer.
+    """Draw speech and text on their two leading principal components: one row per stage, one column per layer.
 
-    ``stages`` maps a name to, by layer, `ossicle.inspect.geometry.Components` of 2N points: speech, then text.
+    ``stages`` has for each stage and layer the `ossicle.inspect.geometry.Components` of 2N points: speech, then text.
     """
     layers = list(next(iter(stages.values())))
     with style():
@@ -86,7 +87,9 @@ def plot_components(stages: Mapping[str, Mapping[int, Any]], out: Path) -> Path:
 def _scatter(axes: Axes, found: Any) -> None:
     points = np.array(found.points)
     half = len(points) // 2
-    if points[:half, 0].mean() > points[half:, 0].mean():  # the sign is arbitrary: speech to the left in every panel
+    if (
+        points[:half, 0].mean() > points[half:, 0].mean()
+    ):  # the sign is arbitrary: put speech on the left in every panel
         points[:, 0] *= -1
     for colour, marker, side in ((SPEECH, "o", points[:half]), (TEXT, "s", points[half:])):
         axes.scatter(
@@ -109,9 +112,9 @@ def _scatter(axes: Axes, found: Any) -> None:
 
 
 def plot_probes(probes: Sequence[Mapping[str, Any]], names: Sequence[str], out: Path) -> Path:
-    """Accuracy of linear probes by layer, a panel per field: speech at both stages, transcript, encoder, majority.
+    """Draw the accuracy of linear probes by layer, one panel per field.
 
-    ``probes`` are those of the JSON, ``names`` the two stages'.
+    ``probes`` are the records of ``analysis.json``, and ``names`` the names of the two stages.
     """
     columns = 2 if len(probes) == 4 else min(3, len(probes))
     lines = -(-len(probes) // columns)
@@ -128,7 +131,7 @@ def plot_probes(probes: Sequence[Mapping[str, Any]], names: Sequence[str], out: 
             axes.axhline(found["encoder"]["accuracy"], color=ENCODER, linewidth=2, linestyle="--", label="encoder")
             axes.axhline(found["majority"], color=INK, linewidth=1.4, linestyle=":", label="majority")
             title = f"{found['field']} ({len(found['classes'])} classes)"
-            axes.set(title=title, xticks=thin(layers), ylim=(0, 100), xlabel="LLM layer")
+            axes.set(title=title, xticks=thin_ticks(layers), ylim=(0, 100), xlabel="LLM layer")
             axes.grid(axis="y")
         for axes in grid[::columns]:
             axes.set_ylabel("accuracy (%)")
@@ -141,23 +144,23 @@ def plot_probes(probes: Sequence[Mapping[str, Any]], names: Sequence[str], out: 
 
 @dataclass(frozen=True)
 class TokenAlignment:
-    """What one utterance's pictures show."""
+    """The token alignment of one utterance."""
 
     title: str
     tokens: list[str]
-    """Of the transcript, N."""
+    """The N tokens of the transcript."""
     token_s: float
-    """Seconds of audio that a speech token stands for."""
-    plans: Mapping[str, Mapping[int, np.ndarray]]
-    """Stage -> layer -> transport plan (N, M), each row scaled to sum to 1."""
+    """Seconds of audio per speech token."""
+    plans: Mapping[str, Mapping[int, NDArray[np.float32]]]
+    """Transport plans (N, M) by stage and layer, each row scaled to sum to 1."""
     words: Sequence[tuple[str, float, float]] = ()
-    """Word, start and end in seconds, where the manifest says when each is spoken."""
+    """Word, start and end in seconds, if the manifest has word times."""
 
 
 def plot_alignment(shown: TokenAlignment, out: Path) -> Path:
-    """Where each token of a transcript finds its mass in the speech: heat maps, a row per stage, a column per layer.
+    """Draw heat maps of the share of each text token's mass in the speech: one row per stage, one column per layer.
 
-    Grey lines are the starts of words, where they are known. Shade is the share of the token's mass, on one scale.
+    All heat maps have the same scale. Grey lines show the starts of words if they are known.
     """
     tokens = [_printable(token) for token in shown.tokens[:TOKENS_SHOWN]]
     layers = list(next(iter(shown.plans.values())))
@@ -194,12 +197,12 @@ def _name_layers(line: Sequence[Axes], layers: Sequence[int]) -> None:
 
 
 def _printable(token: str) -> str:
-    """Blanks made visible; the dollar sign would start a formula."""
+    """Return the token with blanks made visible, and dollar signs escaped because they would start a formula."""
     return (token.strip() or "␣").replace("$", r"\$")
 
 
 def _line(dashes: str, *, colour: str = INK, width: float = 2.0) -> Any:
-    """A line for a legend."""
+    """Return a line for a legend."""
     from matplotlib.lines import Line2D
 
     return Line2D([], [], color=colour, linestyle=dashes, linewidth=width)

@@ -1,4 +1,4 @@
-"""Linear probes by field and layer: speech before and after training, against transcript, encoder and majority."""
+"""Train linear probes for every field and layer, on speech, transcripts and encoder frames."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 from torch import Tensor
 
 from ossicle.batch import Sample
+from ossicle.errors import MissingPackageError
 from ossicle.inspect.states import PooledStates
-from ossicle.train.tracking import bar
+from ossicle.progress import track
 from ossicle_lab.analysis.probes import FIELDS, ProbeError, Task, majority, make_task, probe
 
 STAGES = ("before", "after")
@@ -19,17 +20,17 @@ STAGES = ("before", "after")
 
 @dataclass
 class Probes:
-    """Collects results stage by stage; without layers, `run` does nothing."""
+    """Collects the results of both stages. Without layers, `run` does nothing."""
 
     layers: Sequence[int] = ()
     records: list[dict[str, Any]] = field(default_factory=list)
-    """A record per field, as in the JSON."""
+    """One record per field, as in ``analysis.json``."""
     skipped: dict[str, str] = field(default_factory=dict)
-    """Field -> why it is not probed."""
+    """The reason why a field is not probed."""
     _stages: int = 0
 
     def run(self, name: str, states: PooledStates, frames: Tensor, samples: Sequence[Sample]) -> None:
-        """Probe the states of one stage; on the second one also transcripts, encoder and majority.
+        """Probe the states of one stage, and in the second stage also transcripts, encoder and majority class.
 
         ``frames`` (N, D_encoder) and ``samples`` are those of ``states``.
         """
@@ -39,15 +40,14 @@ class Probes:
             return
         tasks = self._tasks(samples)
         found = {record["field"]: record for record in self.records}
-        with bar() as progress:
-            for task in progress.track(tasks, description=f"{name}: probes"):
-                record = found.get(task.name) or self._begin(task)
-                for row in record["layers"]:
-                    row[stage] = asdict(probe(states.speech[row["layer"]], task))
-                    if stage == STAGES[-1]:
-                        row["transcript"] = asdict(probe(states.text[row["layer"]], task))
+        for task in track(tasks, f"{name}: probes", unit="tasks"):
+            record = found.get(task.name) or self._begin(task)
+            for row in record["layers"]:
+                row[stage] = asdict(probe(states.speech[row["layer"]], task))
                 if stage == STAGES[-1]:
-                    record |= {"encoder": asdict(probe(frames, task)), "majority": majority(task)}
+                    row["transcript"] = asdict(probe(states.text[row["layer"]], task))
+            if stage == STAGES[-1]:
+                record |= {"encoder": asdict(probe(frames, task)), "majority": majority(task)}
 
     def _begin(self, task: Task) -> dict[str, Any]:
         record: dict[str, Any] = {
@@ -72,7 +72,7 @@ class Probes:
 
 
 def probing(layers: Sequence[int]) -> Probes:
-    """Probes of these layers. Raises `RuntimeError` without scikit-learn."""
+    """Return probes for these layers. Raises `MissingPackageError` if scikit-learn is not installed."""
     if find_spec("sklearn") is None:
-        raise RuntimeError("probes need scikit-learn: pip install 'ossicle[analysis]', or pass --no-probes")
+        raise MissingPackageError("probes need scikit-learn: pip install 'ossicle[analysis]', or pass --no-probes")
     return Probes(layers)

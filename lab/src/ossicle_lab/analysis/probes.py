@@ -1,7 +1,7 @@
-"""What a linear classifier can read from pooled vectors: gender, speaker, speaking rate, emotion, age.
+"""Train linear classifiers on pooled vectors: gender, speaker, speaking rate, emotion and age.
 
-A multinomial logistic regression, cross-validated so that a probe cannot do its task by knowing the voice or the
-sentence: see `FIELDS`. Needs scikit-learn (the ``analysis`` extra), imported on the first call.
+A probe is a multinomial logistic regression. Cross-validation makes sure that it cannot rely on known voices or known
+sentences; see `FIELDS`. Needs scikit-learn (the ``analysis`` extra), which is imported on the first call.
 
 Shapes: N utterances, D width.
 """
@@ -14,42 +14,45 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ossicle.batch import Sample
 from ossicle.data.words import spoken_words
+from ossicle.errors import DataError
 
+Indices = NDArray[np.intp]
 MOST_FOLDS = 5
 LEAST_UTTERANCES = 20
-"""With fewer, one utterance more or less is 5 points of accuracy and more."""
+"""With fewer utterances, a single one changes the accuracy by more than 5 points."""
 COMPONENTS = 64
-"""Leading principal components that the classifier reads: layers and encoders of any width are given as much, and a
-probe of wide vectors takes a second."""
+"""Number of leading principal components that the classifier reads, so that vectors of different widths are comparable
+and wide ones are fast."""
 BINS = ("low", "middle", "high")
 SEED = 0
 
 
-class ProbeError(ValueError):
-    """A probe cannot be made of this data; the message says what is missing."""
+class ProbeError(DataError):
+    """A field cannot be probed in this data; the message says what is missing."""
 
 
 @dataclass(frozen=True)
 class Field:
-    """Something about an utterance that a probe tells."""
+    """A property of an utterance that a probe predicts."""
 
     name: str
     label_of: Callable[[Sample], str | float | None]
-    """The class; a number is put in one of three bins of equal size; None: unknown, and left out."""
+    """Return the class, a number that is binned into three classes of equal size, or None for unknown."""
     held_out: Literal["speaker", "text"]
-    """What no test fold shares with its training folds."""
+    """Property that training and test folds must not share."""
     purge_texts: bool = False
-    """Also leave out of training what has the same transcript as a test utterance."""
+    """Also remove training utterances with the transcript of a test utterance."""
     least: int = 2
-    """Classes with fewer speakers (texts, where those are held out) are left out."""
+    """Classes with fewer speakers (or texts, if texts are held out) are left out."""
 
 
 def words_per_second(sample: Sample) -> float | None:
-    """Speaking rate with the pauses; None where text or duration is unknown."""
+    """Return the speaking rate, pauses included, or None if text or duration is unknown."""
     if not sample.text or not sample.duration_s:
         return None
     return len(spoken_words(sample.text)) / sample.duration_s
@@ -72,47 +75,49 @@ FIELDS = (
     Field("emotion", _extra("emotion"), "speaker"),
     Field("age", _extra("age"), "speaker"),
 )
-"""A speaker's gender, age and way to be angry must be found in voices that the probe has not met. A speaker can only be
-found among voices it has met, so there it is the sentence that is new. The rate is tied to both."""
+"""Gender, age and emotion are tested on new voices. The speaker can only be predicted among known voices, so it is
+tested on new sentences. The speaking rate depends on both, so both are new."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """A field made ready to be probed."""
+    """A field with its labels and folds."""
 
     name: str
-    rows: np.ndarray  # (N,) which utterances
-    labels: np.ndarray  # (N,) str
-    folds: list[tuple[np.ndarray, np.ndarray]]
-    """Positions in ``rows`` to train and to test on."""
+    rows: Indices
+    """(N,) indices of the utterances."""
+    labels: NDArray[np.str_]
+    """(N,) classes."""
+    folds: list[tuple[Indices, Indices]]
+    """For each fold the positions in ``rows`` to train on and to test on."""
     bins: list[float] | None
-    """The two edges between low, middle and high, where the field is a number."""
+    """The two edges between low, middle and high if the field is a number."""
     held_out: str
 
     @property
     def classes(self) -> dict[str, int]:
-        """Utterances of each class."""
+        """The number of utterances of each class."""
         return dict(sorted(Counter(self.labels.tolist()).items()))
 
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """Accuracy on utterances held out."""
+    """Accuracy on held-out utterances."""
 
     accuracy: float
-    """Percentage of all test utterances."""
+    """Percentage of correct predictions over all folds."""
     sd: float
-    """Standard deviation of the folds' accuracies: folds of few speakers differ much."""
+    """Standard deviation over folds, in percent. It is large if there are few speakers."""
 
 
 def make_task(field: Field, samples: Sequence[Sample]) -> Task:
-    """Labels and folds of ``field``. Raises `ProbeError` that says why it cannot be probed in ``samples``."""
+    """Return labels and folds of ``field``. Raises `ProbeError` if it cannot be probed in ``samples``."""
     if field.held_out == "speaker" and not any(sample.speaker for sample in samples):
-        raise ProbeError('no line has a "speaker", whom the folds must not share')
+        raise ProbeError('no line has a "speaker", which the folds must not share')
     found = [(i, field.label_of(s)) for i, s in enumerate(samples) if field.held_out != "speaker" or s.speaker]
     known = [(i, label) for i, label in found if label is not None]
     if not known:
-        raise ProbeError("no line says it")
+        raise ProbeError("no line has a value")
     labels, bins = _binned([label for _, label in known])
     groups = np.array([_group(samples[i], field.held_out) for i, _ in known])
     frequent = {label for label in labels if len(set(groups[np.array(labels) == label])) >= field.least}
@@ -129,20 +134,20 @@ def make_task(field: Field, samples: Sequence[Sample]) -> Task:
 
 
 def probe(vectors: Tensor, task: Task) -> ProbeResult:
-    """Accuracy of a logistic regression on ``vectors`` (N_all, D) of all utterances, over the folds of ``task``.
+    """Return the accuracy of a logistic regression on ``vectors`` (N_all, D) over the folds of ``task``.
 
-    Standardised, then on the 64 leading principal components, L2 penalty 1 (scikit-learn's C); everything is fitted on
-    the training folds alone.
+    The vectors are standardised and reduced to the 64 leading principal components; C is 1. Everything is fitted on the
+    training folds only.
     """
     x = np.asarray(vectors.float())[task.rows]
     return _cross_validated(task, lambda train: _classifier(len(train), x.shape[1]), x)
 
 
 def majority(task: Task) -> float:
-    """Accuracy, in percent, of always saying the most frequent class of all utterances.
+    """Return the accuracy, in percent, of always predicting the most frequent class of all utterances.
 
-    Not of the training folds: where whole speakers are held out, what is frequent in one part is rare in the other, and
-    such a baseline falls below chance.
+    The most frequent class of the training folds would be a baseline below chance: if whole speakers are held out, a
+    class that is frequent in one part is rare in the other.
     """
     return 100 * max(task.classes.values()) / len(task.rows)
 
@@ -157,7 +162,7 @@ def _classifier(count: int, width: int) -> Any:
     return make_pipeline(StandardScaler(), leading, LogisticRegression(max_iter=1000))
 
 
-def _cross_validated(task: Task, make: Callable[[np.ndarray], Any], x: np.ndarray) -> ProbeResult:
+def _cross_validated(task: Task, make: Callable[[Indices], Any], x: NDArray[np.float32]) -> ProbeResult:
     right = []
     for train, test in task.folds:
         said = make(train).fit(x[train], task.labels[train]).predict(x[test])
@@ -166,7 +171,7 @@ def _cross_validated(task: Task, make: Callable[[np.ndarray], Any], x: np.ndarra
 
 
 def _binned(values: Sequence[str | float]) -> tuple[list[str], list[float] | None]:
-    """Classes of ``values``: their own, or three bins of equal size and their edges where all are numbers."""
+    """Return the classes of ``values``, and the edges of three bins of equal size if all values are numbers."""
     numbers = [value for value in values if isinstance(value, float)]
     if not numbers or len(numbers) < len(values):
         return [str(value) for value in values], None
@@ -178,11 +183,12 @@ def _group(sample: Sample, held_out: str) -> str:
     return (sample.speaker if held_out == "speaker" else sample.text) or ""
 
 
-def _folds(y: np.ndarray, groups: np.ndarray, texts: np.ndarray | None) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Stratified folds without a group in two of them, at most as many as each class has groups.
+def _folds(
+    y: NDArray[np.str_], groups: NDArray[np.str_], texts: NDArray[np.str_] | None
+) -> list[tuple[Indices, Indices]]:
+    """Return stratified folds that share no group, at most as many as each class has groups.
 
-    Raises `ProbeError` where nothing to tell apart is left to train on, once lines with ``texts`` of the test fold are
-    taken out.
+    Raises `ProbeError` if fewer than two classes are left to train on without the ``texts`` of the test fold.
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
@@ -192,7 +198,7 @@ def _folds(y: np.ndarray, groups: np.ndarray, texts: np.ndarray | None) -> list[
         if texts is not None:
             train = train[~np.isin(texts[train], texts[test])]
         if len(set(y[train].tolist())) < 2:
-            raise ProbeError("its speakers all read the same sentences: nothing is left to train on without them")
+            raise ProbeError("all speakers read the same sentences: without them no training data is left")
         if len(test):
             folds.append((train, test))
     return folds

@@ -1,20 +1,23 @@
-"""What the demo shows: the table, the plots, three spoken examples."""
+"""Make the demo's table, plots and spoken examples."""
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ossicle_lab.demo.chain import ChainResult
+from ossicle.files import write_json
+
+if TYPE_CHECKING:
+    from ossicle_lab.study.job import Job
 
 FRACTION = 0.1
+"""Share of the task data that stage 2 trains on."""
 BOUND = "text (upper bound)"
 TITLES = {
     "contrastive": "contrastive pretraining",
@@ -32,71 +35,96 @@ COLUMNS = {
 }
 EXAMPLES = 3
 SIMILARITY_SHOWN = 32
+"""Passages in the plot of similarities."""
+
+
+class Trained(NamedTuple):
+    """The finished jobs of one row of the table."""
+
+    stage1: Job | None
+    """None for the row without pretraining."""
+    stage2: Job
+    """Fine-tuning and test."""
 
 
 def collect(
-    results: Sequence[ChainResult],
-    bound: list[dict[str, Any]],
+    rows: Mapping[str, Trained],
+    bound: Job,
+    alignment: Mapping[str, list[dict[str, Any]]],
     *,
     scale: dict[str, Any],
     seconds: dict[str, float],
 ) -> dict[str, Any]:
-    """The content of ``results.json``: a row per run, and the wall time of each part in seconds."""
-    rows = [
-        {"run": result.name, "fraction": FRACTION, **scores_of(result.scores), "r_at_1": _mean_r_at_1(result.alignment)}
-        for result in results
+    """Return the content of ``results.json``: a row per run, and the wall time of each part in seconds."""
+    from ossicle_lab.study.job import COST, read_record
+
+    times = {**seconds, "text": bound.record()["seconds"]}
+    for name, row in rows.items():
+        if row.stage1 is not None:
+            times[f"{name}/stage1"] = round(read_record(row.stage1.folder / COST)["seconds"], 1)
+        trained = round(read_record(row.stage2.folder / COST)["seconds"], 1)
+        times[f"{name}/stage2"] = trained
+        times[f"{name}/evaluation"] = round(row.stage2.record()["seconds"] - trained, 1)
+    lines = [
+        {"run": name, "fraction": FRACTION, **_scores(row.stage2), "r_at_1": _mean_r_at_1(alignment[name])}
+        for name, row in rows.items()
     ]
-    rows.append({"run": BOUND, "fraction": None, **scores_of(bound), "r_at_1": None})
-    return {
-        "rows": rows,
-        "seconds": {**seconds, **{f"{r.name}/{part}": s for r in results for part, s in r.seconds.items()}},
-        "scale": scale,
-        "alignment": {result.name: result.alignment for result in results},
-    }
+    lines.append({"run": BOUND, "fraction": None, **_scores(bound), "r_at_1": None})
+    return {"rows": lines, "seconds": times, "scale": scale, "alignment": dict(alignment)}
 
 
-def scores_of(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """The columns of the table from the rows of a score file."""
-    found = {(row["task"], row["target_language"]): row["scores"] for row in rows}
+def _scores(job: Job) -> dict[str, float]:
+    """Return the columns of the table from the scores of a study's job."""
+    scores = job.record()["scores"]
     return {
-        "wer": found["asr", "en"]["wer"],
-        "bleu_de": found["st", "de"]["bleu"],
-        "bleu_es": found["st", "es"]["bleu"],
-        "em": found["qa", "en"]["em"],
-        "f1": found["qa", "en"]["f1"],
+        "wer": scores["asr"]["wer"],
+        "bleu_de": scores["st/de"]["bleu"],
+        "bleu_es": scores["st/es"]["bleu"],
+        "em": scores["qa"]["em"],
+        "f1": scores["qa"]["f1"],
     }
 
 
 def _mean_r_at_1(alignment: list[dict[str, Any]]) -> float:
-    return sum(row["speech_to_text_r1"] for row in alignment) / len(alignment)
+    values: list[float] = [row["speech_to_text_r1"] for row in alignment]
+    return sum(values) / len(values)
 
 
-def plots(out: Path, chains: Mapping[str, str | None]) -> None:
-    """Loss of both stages, retrieval by layer, similarity before and after, as PNG in ``plots``."""
+def plots(
+    folder: Path,
+    rows: Mapping[str, Trained],
+    alignment: Mapping[str, list[dict[str, Any]]],
+    matrices: Mapping[str, Path],
+) -> None:
+    """Plot the loss of both stages, retrieval by layer, and similarity before and after pretraining, as PNG files.
+
+    Args:
+        folder: where the files go.
+        rows: the finished jobs by row.
+        alignment: retrieval by layer of each row.
+        matrices: ``.npy`` files of shape (layer, N, N) of the rows ``none`` and ``contrastive``.
+    """
     import numpy as np
 
     from ossicle.inspect.alignment import AlignmentRow
     from ossicle.train.tracking import METRICS_FILE
     from ossicle_lab.analysis.plots import plot_loss, plot_retrieval_by_layer, plot_similarity
 
-    folder = out / "plots"
     folder.mkdir(exist_ok=True)
-    for name, stage1 in chains.items():
-        if stage1:
-            plot_loss({TITLES[name]: out / name / "stage1" / METRICS_FILE}, folder / f"loss-stage1-{name}.png")
-    plot_loss({TITLES[name]: out / name / "stage2" / METRICS_FILE for name in chains}, folder / "loss-stage2.png")
-    alignment = json.loads((out / "results.json").read_text())["alignment"]
-    plot_retrieval_by_layer(
-        {TITLES[name]: [AlignmentRow(**row) for row in rows] for name, rows in alignment.items()},
-        folder / "retrieval.png",
-    )
-    before, after = (np.load(out / name / "similarity.npy") for name in ("none", "contrastive"))  # (layer, N, N)
+    for name, row in rows.items():
+        if row.stage1 is not None:
+            plot_loss({TITLES[name]: row.stage1.run_folder / METRICS_FILE}, folder / f"loss-stage1-{name}.png")
+    stage2 = {TITLES[name]: row.stage2.run_folder / METRICS_FILE for name, row in rows.items()}
+    plot_loss(stage2, folder / "loss-stage2.png")
+    retrieval = {TITLES[name]: [AlignmentRow(**layer) for layer in layers] for name, layers in alignment.items()}
+    plot_retrieval_by_layer(retrieval, folder / "retrieval.png")
+    before, after = (np.load(matrices[name]) for name in ("none", "contrastive"))  # (layer, N, N)
     middle, n = len(before) // 2, SIMILARITY_SHOWN
     plot_similarity(before[middle, :n, :n], after[middle, :n, :n], folder / "similarity.png")
 
 
-def show(out: Path, record: dict[str, Any], console: Console) -> None:
-    """Print the table, the examples and where everything is."""
+def show(out: Path, record: dict[str, Any], best: Job, console: Console) -> None:
+    """Print the table, the examples of the job ``best``, and where the results are."""
     scale = record["scale"]
     table = Table(
         title=f"Held-out sentences in held-out voices ({scale['test']} passages), 10% of the task data", box=box.SIMPLE
@@ -116,11 +144,11 @@ def show(out: Path, record: dict[str, Any], console: Console) -> None:
         style="dim",
         highlight=False,
     )
-    for example in examples(out):
+    for example in examples(out, best):
         console.print(f"\n[bold]{example['audio']}[/]", highlight=False, soft_wrap=True)
         for name in ("said", "heard", "german", "question", "answer"):
             console.print(f"  {name:<9}{example[name]}", highlight=False, markup=False, soft_wrap=True)
-    total = sum(record["seconds"][part] for part in ("corpus", "frames", "training", "text"))
+    total = sum(record["seconds"][part] for part in ("corpus", "frames", "training", "alignment"))
     console.print(
         f"\n{total / 60:.1f} minutes. Table: {out}/results.json, plots: {out}/plots, model: {out}/model. Now try:\n"
         f"  ossicle transcribe {out}/examples/1.wav --model {out}/model\n"
@@ -135,12 +163,13 @@ def _stage1_times(seconds: Mapping[str, float]) -> str:
     return f"Stage 1 took {' and '.join(times)}."
 
 
-def examples(out: Path) -> list[dict[str, str]]:
-    """Three test recordings, copied to ``examples``, and what the contrastive model made of them."""
-    from ossicle.evaluate.score import read_hypotheses
+def examples(out: Path, best: Job) -> list[dict[str, str]]:
+    """Copy three test recordings to ``examples`` and return what the model of the job ``best`` answers."""
+    from ossicle.evaluate.hypotheses import read_hypotheses
+    from ossicle_lab.study.job import HYPOTHESES
 
     heard: dict[str, dict[str, Any]] = {}
-    for line in read_hypotheses(out / "contrastive" / "hypotheses.jsonl"):
+    for line in read_hypotheses(best.folder / HYPOTHESES):
         heard.setdefault(line.audio or "", {})[f"{line.task}/{line.target_language}"] = line
     (out / "examples").mkdir(exist_ok=True)
     shown = []
@@ -158,7 +187,7 @@ def examples(out: Path) -> list[dict[str, str]]:
                 "answer": question.hypothesis,
             }
         )
-    (out / "examples" / "examples.json").write_text(json.dumps(shown, indent=2, ensure_ascii=False) + "\n")
+    write_json(out / "examples" / "examples.json", shown)
     return shown
 
 

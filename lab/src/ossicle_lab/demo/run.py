@@ -1,7 +1,7 @@
-"""`ossicle demo`: the whole method on generated speech, small enough for a laptop.
+"""Run `ossicle demo`: the whole method on generated speech, small enough for a laptop.
 
-Corpus -> encoder frames -> three chains side by side (contrastive pretraining, ASR pretraining, none; each fine-tuned
-with 10% of the task data) -> held-out sentences in held-out voices -> table, plots, examples, a model to talk to.
+The demo is a study of three pretrainings (contrastive, ASR, none), each fine-tuned with 10% of the task data and tested
+on held-out sentences in held-out voices. Around the study it makes the corpus, a table, plots, examples and a model.
 """
 
 from __future__ import annotations
@@ -13,32 +13,47 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-import ossicle_lab.recipes
-from ossicle_lab.demo import report as demo_report
-from ossicle_lab.demo.chain import Chain, claim, decode_and_score, encode_all
-from ossicle_lab.demo.side_by_side import run_side_by_side
+from ossicle.files import write_json
+from ossicle_lab import recipes
+from ossicle_lab.demo import report
+from ossicle_lab.demo.report import Trained
+from ossicle_lab.stamp import claim_folder
 
-CHAINS = {"contrastive": "contr-wasser-emb", "asr": "asr", "none": None}
-"""Row of the table -> recipe of its stage 1. The longest come first, so that they share the cores."""
+if TYPE_CHECKING:
+    from ossicle_lab.study.config import StudyConfig
+    from ossicle_lab.study.job import Job
+    from ossicle_lab.world.corpus import Corpus
+
+PRETRAININGS = {"contrastive": "lab/contr-wasser-emb", "asr": "lab/asr", "none": None}
+"""Recipe of stage 1 for each row of the table. The longest runs come first, so that the cores are shared evenly."""
 BEST = "contrastive"
-SEED = 1
-"""Of the corpus: other passages than those (seed 0) on which the recipes were chosen."""
+COMPARED = ("none", BEST)
+"""The similarity matrices of these rows are plotted side by side."""
+CORPUS_SEED = 1
+"""The recipes were chosen on passages with seed 0."""
+TRAINING_SEED = 0
+DATA, STUDY, MODEL, RESULTS = "data", "study", "model", "results.json"
+ALIGNMENT = "alignment.json"
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How much of everything."""
+    """Sizes of the corpus and lengths of training."""
 
     train: int
+    """Number of training passages."""
     dev: int
+    """Number of development passages."""
     test: int
+    """Number of test passages."""
     stage1_steps: dict[str, int]
-    """By row of the table: about as much time for each objective."""
+    """Number of stage-1 steps of each row; the objectives take about the same time."""
     stage2_steps: int
+    """Number of stage-2 steps of every row."""
 
 
 FULL = Scale(train=4000, dev=60, test=150, stage1_steps={"contrastive": 2200, "asr": 900}, stage2_steps=350)
@@ -46,78 +61,131 @@ QUICK = Scale(train=1000, dev=20, test=40, stage1_steps={"contrastive": 500, "as
 
 
 def run(out: Path, scale: Scale = FULL, *, processes: int | None = None) -> dict[str, Any]:
-    """Run the demo in ``out``, continuing what an earlier call left; returns what ``results.json`` holds.
+    """Run the demo in ``out``, or continue it, and return the content of ``results.json``.
 
-    ``processes``: how many projectors to train at a time, as in `run_side_by_side`. Raises `ValueError` where ``out``
-    holds a demo of another size.
+    Args:
+        out: folder for the corpus, the study, the table, plots, examples and the model.
+        scale: sizes of the corpus and lengths of training.
+        processes: number of processes; None for one per core, 0 to train in this process.
+
+    Raises:
+        ConfigError: ``out`` holds a demo of another size or with other recipes.
+        VoiceError: espeak-ng is not installed.
+        StudyError: training failed; the message names the log.
     """
+    from ossicle_lab.study.plan import Plan
+    from ossicle_lab.study.run import run_study
+    from ossicle_lab.world.corpus import make_corpus
+
     console = Console()
-    claim(out / "demo.json", scale, recipes())
+    claim_folder(out / "demo.json", scale, recipes.FOLDER / "lab")
     seconds: dict[str, float] = {}
     with _timed(seconds, "corpus", console, "Speaking the corpus (espeak-ng)"):
-        from ossicle_lab.world.corpus import make_corpus
-
-        make_corpus(out / "data", train=scale.train, dev=scale.dev, test=scale.test, seed=SEED)
+        corpus = make_corpus(out / DATA, train=scale.train, dev=scale.dev, test=scale.test, seed=CORPUS_SEED)
+    config = study_config(out, corpus, scale)
     with _timed(seconds, "frames", console, "Encoding it once with the frozen encoder"):
-        encode_splits(out / "data")
+        _fill_frames(config, [corpus.pretrain, out / DATA / "dev" / "manifest.jsonl", *config.data.alignment])
     with _timed(seconds, "training", console, "Training and evaluating three projectors"):
-        results = run_side_by_side([_chain(name, out, scale) for name in CHAINS], processes)
-    with _timed(seconds, "text", console, "Upper bound: the LLM reads the transcripts"):
-        bound = _text_bound(out)
-    _publish(out)
-    record = demo_report.collect(results, bound, scale=asdict(scale), seconds=seconds)
-    if (out / "results.json").is_file():  # nothing was computed again: the first call's times are the real ones
-        record["seconds"] |= json.loads((out / "results.json").read_text())["seconds"]
-    (out / "results.json").write_text(json.dumps(record, indent=2) + "\n")
-    demo_report.plots(out, CHAINS)
-    demo_report.show(out, record, console)
+        run_study(config, processes=processes)
+    plan = Plan(config, config.data)
+    rows = {key.name: Trained(plan.start(key.mode, key.name, key.seed), _known(plan.cell(key))) for key in plan.cells()}
+    with _timed(seconds, "alignment", console, "Comparing speech with its transcripts, layer by layer"):
+        alignment = _alignment(out, config, rows)
+    _publish(rows[BEST].stage2.run_folder, out / MODEL)
+    record = report.collect(rows, plan.describe.bound(), alignment, scale=asdict(scale), seconds=seconds)
+    if (out / RESULTS).is_file():  # nothing was computed again, so the times of the first call are the real ones
+        record["seconds"] |= json.loads((out / RESULTS).read_text(encoding="utf-8"))["seconds"]
+    write_json(out / RESULTS, record)
+    report.plots(out / "plots", rows, record["alignment"], _matrices(out))
+    report.show(out, record, rows[BEST].stage2, console)
     return record
 
 
-def recipes() -> Path:
-    """The lab's recipes: inside an installed package, or in the checkout."""
-    return Path(ossicle_lab.recipes.__file__).parent / "lab"
+def study_config(out: Path, corpus: Corpus, scale: Scale) -> StudyConfig:
+    """Return the study of the demo: the rows of `PRETRAININGS`, one fraction, one seed."""
+    from ossicle_lab.study.config import Claim, Finetuning, Pretraining, Stage1, StudyConfig, StudyData
 
-
-def encode_splits(data: Path) -> None:
-    """Encode every split of the corpus in ``data`` with the lab's encoder, into ``data/cache``."""
-    from ossicle.models.frozen import resolve
-
-    splits = [data / split / "manifest.jsonl" for split in ("train", "dev", "test")]
-    encode_all(splits, resolve("lab", "encoder"), data / "cache")
-
-
-def _chain(name: str, out: Path, scale: Scale) -> Chain:
-    data = out / "data"
-    return Chain(
-        name=name,
-        folder=out / name,
-        stage1=CHAINS[name],
-        steps=(scale.stage1_steps.get(name, 0), scale.stage2_steps),
-        overrides1=(f"data.train=[{data / 'train' / 'manifest.jsonl'}]",),
-        overrides2=(f"data.train=[{data / 'finetune.jsonl'}]",),
-        data=data,
-        recipes=recipes(),
+    return StudyConfig(
+        name=STUDY,
+        output_dir=str(out),
+        data=StudyData(
+            pretrain=[str(corpus.pretrain)],
+            finetune=[str(corpus.finetune)],
+            dev=[str(corpus.dev)],
+            test=[str(corpus.test)],
+            alignment=[str(out / DATA / "test" / "manifest.jsonl")],
+            unseen=["st/es"],
+        ),
+        pretraining={
+            name: Pretraining(recipe=recipe, steps=scale.stage1_steps.get(name))
+            for name, recipe in PRETRAININGS.items()
+        },
+        stage1=Stage1(steps=max(scale.stage1_steps.values())),
+        finetuning=Finetuning(recipe="lab/finetune", steps={report.FRACTION: scale.stage2_steps}),
+        seeds=[TRAINING_SEED],
+        claim=Claim(contrastive=[BEST], fraction=report.FRACTION),
     )
 
 
-def _text_bound(out: Path) -> list[dict[str, Any]]:
+def _fill_frames(config: StudyConfig, manifests: list[Path | str]) -> None:
+    """Encode one manifest after the other: frames depend in their last bits on the utterances of the same batch."""
+    from ossicle.precision import CPU
+    from ossicle.train import recipe
+    from ossicle_lab.study.measure import fill_frames
+
+    settings = recipe.load(config.finetuning.recipe, [f"data.train={json.dumps(config.data.finetune)}"])
+    model = settings.model.build(CPU)
+    for manifest in manifests:
+        fill_frames([manifest], model, config.folder / "cache")
+
+
+def _alignment(out: Path, config: StudyConfig, rows: dict[str, Trained]) -> dict[str, list[dict[str, Any]]]:
+    """Return the alignment by layer of each row after stage 1, or after stage 2 where there is no stage 1.
+
+    The similarity matrices of `COMPARED` are written beside it.
+    """
+    import torch
+
     from ossicle.models.speech_llm import SpeechLLM
     from ossicle.precision import CPU
+    from ossicle_lab.study import measure
 
-    folder = out / "text"
-    folder.mkdir(exist_ok=True)
-    model = SpeechLLM.from_pretrained(out / BEST / "stage2", device=CPU)
-    return decode_and_score(model, out / "data", folder / "hypotheses.jsonl", from_text=True)
+    found: dict[str, list[dict[str, Any]]] = {
+        name: row.stage1.record()["alignment"] for name, row in rows.items() if row.stage1 is not None
+    }
+    kept = out / ALIGNMENT
+    if not kept.is_file():
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # as in the study's processes, so that figures do not depend on the number of cores
+        measured = {}
+        for name, path in _matrices(out).items():
+            model = SpeechLLM.from_pretrained((rows[name].stage1 or rows[name].stage2).run_folder, device=CPU)
+            dataset = measure.cached(config.data.alignment, model, config.folder / "cache")
+            measured[name] = measure.align(model, dataset, path)
+        torch.set_num_threads(threads)
+        write_json(kept, measured)
+    measured = json.loads(kept.read_text(encoding="utf-8"))
+    return {name: found[name] if name in found else measured[name] for name in rows}
 
 
-def _publish(out: Path) -> None:
-    """Copy the best projector to ``model``, where ``transcribe``, ``translate`` and ``ask`` look for it."""
-    from ossicle.models.speech_llm import CONFIG_FILE, WEIGHTS_FILE
+def _matrices(out: Path) -> dict[str, Path]:
+    """Return the files of similarity matrices, of shape (layer, N, N) for N test passages."""
+    return {name: out / f"similarity-{name}.npy" for name in COMPARED}
 
-    (out / "model").mkdir(exist_ok=True)
+
+def _known(job: Job | None) -> Job:
+    if job is None:
+        raise ValueError("the study of the demo has nothing to choose, so its cells are known")
+    return job
+
+
+def _publish(run_folder: Path, model: Path) -> None:
+    """Copy the projector to the folder where ``transcribe``, ``translate`` and ``ask`` look for it."""
+    from ossicle.models.saving import CONFIG_FILE, WEIGHTS_FILE
+
+    model.mkdir(exist_ok=True)
     for name in (CONFIG_FILE, WEIGHTS_FILE):
-        shutil.copyfile(out / BEST / "stage2" / name, out / "model" / name)
+        shutil.copyfile(run_folder / name, model / name)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The tiny encoder and LLM: how they are trained, and their weights."""
+"""The tiny encoder and LLM of the laboratory: their training and their weights."""
 
 from pathlib import Path
 

@@ -1,8 +1,7 @@
-"""Makes the lab's encoder: random word strings, spoken by espeak-ng, then CTC training from scratch."""
+"""Train the lab's encoder by CTC on random word strings that espeak-ng speaks."""
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from ossicle.corpora.voices import Voice, espeak, test_voices, train_voices
 from ossicle.data.manifest import read_manifest
+from ossicle.files import write_json
 from ossicle_lab.models.ctc import CTCTraining, Phase, recognition_scores, save_encoder, train_ctc
 from ossicle_lab.models.tiny_hubert import ctc_processor
 from ossicle_lab.world.passages import word_strings
@@ -27,14 +27,14 @@ _FUNCTION_WORDS = (
     *("in", "on", "at", "and", "and the", "then", "then the", "but", "but the", "later", "later the", "last", "after"),
 )
 _FUNCTION_WORD_SHARE = 0.35
-"""How often one of these comes before a word. Uniformly random words would hold them much too rarely: in sentences
-they are frequent, short and hard to hear."""
+"""Probability of a function word before a word. In sentences function words are frequent, short and hard to recognise,
+but among uniformly random words they would be rare."""
 
 
 def build_encoder(work: Path, out: Path) -> dict[str, Any]:
-    """Speak the corpus, train, and write the encoder to ``out``: 51 voices to learn from, 10 others to score on.
+    """Speak the corpus, train the encoder, write it to ``out``, and return the content of ``out/scores.json``.
 
-    A repeated call with the same ``work`` folder continues. Returns what it writes to ``out/scores.json``.
+    51 voices train the encoder and 10 others test it. A repeated call with the same ``work`` folder continues.
     """
     manifests = build_corpus(work / "corpus")
     return train_encoder(
@@ -54,15 +54,15 @@ def train_encoder(
     settings: CTCTraining = SETTINGS,
     init_from: Path | None = None,
 ) -> dict[str, Any]:
-    """Train a CTC encoder on the joined ``train`` manifests and write it to ``out``.
+    """Train a CTC encoder, write it to ``out``, and return the content of ``out/scores.json``.
 
     Args:
-        train: manifests whose lines have ``text`` and ``duration_s``; characters outside a–z and ' become unknown.
-        held_out: manifests to score on, by name; the first also while training.
-        work: where checkpoints live; a repeated call continues from the newest.
-        out: the folder to write, in the layout of ``transformers`` and with ``scores.json``.
-        settings: steps, rates, batches.
-        init_from: a folder to start from (an earlier ``out``); ``None``: from random weights.
+        train: manifests whose lines have ``text`` and ``duration_s``. Characters outside a–z and ' become unknown.
+        held_out: manifests to score on, by name. The first is also scored during training.
+        work: folder of checkpoints; a repeated call continues from the newest.
+        out: output folder, in the layout of ``transformers`` and with ``scores.json``.
+        settings: settings of the training.
+        init_from: folder of the encoder to start from; None for random weights.
     """
     samples = [sample for manifest in train for sample in read_manifest(manifest)]
     held_out_samples = {name: read_manifest(manifest) for name, manifest in held_out.items()}
@@ -85,12 +85,12 @@ def train_encoder(
             **recognition_scores(model, processor, part),
             "wer_homophones_merged": recognition_scores(model, processor, part, merge=alike)["wer"],
         }
-    (out / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
+    write_json(out / "scores.json", scores)
     return scores
 
 
 def homophones(words: Sequence[str]) -> dict[str, str]:
-    """Each word that espeak-ng says exactly like an earlier one -> that one ("aunt" -> "ant")."""
+    """Map each word that espeak-ng pronounces like an earlier one to that word, e.g. "aunt" to "ant"."""
     voice = train_voices()[0].name
     first: dict[bytes, str] = {}
     merged = {}
@@ -102,13 +102,16 @@ def homophones(words: Sequence[str]) -> dict[str, str]:
 
 
 def training_strings(count: int, seed: int, *, min_words: int, max_words: int) -> list[str]:
-    """Random words of the world, with function words strewn in; ``min_words`` and ``max_words`` leave those out."""
+    """Return ``count`` strings of random words with function words between them.
+
+    ``min_words`` and ``max_words`` bound the number of words without those function words.
+    """
     rng = random.Random(f"function-words-{seed}")
     strings = word_strings(count, seed, min_words=min_words, max_words=max_words)
-    return [" ".join(_strewn(string.split(), rng)) for string in strings]
+    return [" ".join(_with_function_words(string.split(), rng)) for string in strings]
 
 
-def _strewn(words: list[str], rng: random.Random) -> list[str]:
+def _with_function_words(words: list[str], rng: random.Random) -> list[str]:
     mixed: list[str] = []
     for word in words:
         if rng.random() < _FUNCTION_WORD_SHARE:
@@ -118,7 +121,10 @@ def _strewn(words: list[str], rng: random.Random) -> list[str]:
 
 
 def build_corpus(work: Path) -> dict[str, Path]:
-    """Speak the training, development and test strings below ``work``: name -> manifest. Test voices are unseen."""
+    """Speak the strings of each split below ``work`` and return the manifests by split.
+
+    Development and test strings are in voices that do not train.
+    """
     parts: dict[str, tuple[list[Voice], list[tuple[int, int, int]]]] = {
         "train": (train_voices(), [(2500, 1, 4), (6000, 3, 11), (900, 10, 20)]),
         "dev": (test_voices(), [(100, 2, 12)]),

@@ -1,12 +1,12 @@
-"""Trains the lab LLM: tokenizer, tiny Llama, held-out scores. Seeded and resumable; under an hour on one CPU core.
+"""Train the lab's LLM: `python -m ossicle_lab.models.build_llm WORK OUT`, under an hour on one CPU core.
 
-`python -m ossicle_lab.models.build_llm WORK OUT` keeps its checkpoint and log in WORK and writes model, tokenizer and
-scores.json to OUT. Two runs with the same number of threads give the same weights; a killed run started again
-continues from its last checkpoint with the same batches.
+WORK holds checkpoints; OUT receives the model, its tokenizer and ``scores.json``. Two runs with the same number of
+threads give the same weights. A killed run continues from its last checkpoint with the same batches.
 """
 
+from __future__ import annotations
+
 import argparse
-import json
 import random
 import time
 from collections.abc import Iterator
@@ -17,7 +17,9 @@ import torch
 from torch import nn
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from ossicle.files import write_json
 from ossicle.precision import CPU, usable
+from ossicle_lab.models.checkpoint import load_state, save_state
 from ossicle_lab.models.llm_data import RowBatch, RowMaker, Stage
 from ossicle_lab.models.llm_eval import score_llm
 from ossicle_lab.models.llm_model import answer_loss, new_model
@@ -29,7 +31,7 @@ from ossicle_lab.world.tasks import TASKS, ask
 SEED = 0
 STEPS = 2960
 ROWS = 32
-"""Passages per step, with about five instructions each."""
+"""Passages per training step, with about five instructions each."""
 STAGES = (
     Stage(0, (0.6, 0.3, 0.1), 0.0),
     Stage(152, (0.25, 0.4, 0.35), 0.0),
@@ -47,8 +49,8 @@ _MATRIX_RATE = 3e-3
 _VECTOR_RATE = 3e-3
 _RATE_STEPS = (-1, 59, 1080, 1149, 1150, 1750, 2199, 2200, 2540, 2549, 2550, 2800, STEPS)
 _RATE_SHARES = (0.0, 1.0, 1.0, 0.904, 0.955, 0.409, 0.103, 0.6, 0.6, 0.575, 0.6, 0.6, 0.0)
-"""Share of the learning rate at those steps, linear between them. As run: the schedule was lengthened on the way, and
-the rate raised once more because "who" questions were still at 70% when the others were at 98%."""
+"""Factor of the learning rate at `_RATE_STEPS`, linear in between. This is the schedule of the actual run: it was
+lengthened during training, and the rate raised once more, because "who" questions were at 70% and the others at 98%."""
 _BLOCK = 8
 _LOG_EVERY, _CHECKPOINT_EVERY, _EVALUATE_EVERY = 20, 50, 200
 _DEV_PASSAGES, _TEST_PASSAGES = 40, 300
@@ -58,28 +60,28 @@ Scores = dict[str, dict[str, float]]
 
 
 def build_llm(work: Path, out: Path, steps: int = STEPS) -> Scores:
-    """Trains (or continues in `work`), writes the model folder `out` and returns the scores on the test split."""
+    """Train the LLM, or continue in ``work``, write it to ``out``, and return its scores on the test split."""
     work.mkdir(parents=True, exist_ok=True)
     tokenizer = _tokenizer(work / "tokenizer")
     model = new_model(tokenizer, SEED)
     _train(model, tokenizer, work, steps)
     model.bfloat16().save_pretrained(out)
     tokenizer.save_pretrained(out)
-    model = LlamaForCausalLM.from_pretrained(out, dtype=torch.float32)  # score what ships: weights rounded to bfloat16
+    model = LlamaForCausalLM.from_pretrained(out, dtype=torch.float32)  # score the published weights, in bfloat16
     scores = score_llm(model, tokenizer, "test", _TEST_PASSAGES)
-    (out / "scores.json").write_text(json.dumps({"steps": steps, "seed": SEED, "test": scores}, indent=2) + "\n")
+    write_json(out / "scores.json", {"steps": steps, "seed": SEED, "test": scores})
     return scores
 
 
 def _tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer of an earlier run in this folder, or a new one from the training split."""
+    """Load the tokenizer of an earlier run from ``folder``, or train it on the training split."""
     if not folder.exists():
         train_tokenizer(_texts()).save_pretrained(folder)
     return PreTrainedTokenizerFast.from_pretrained(folder)
 
 
 def _texts() -> Iterator[str]:
-    """Passages, instructions and answers of the training split."""
+    """Yield passages, instructions and answers of the training split."""
     rng = random.Random(SEED)
     for passage in sample_passages("train", _TOKENIZER_PASSAGES, seed=SEED):
         for task in TASKS:
@@ -92,7 +94,7 @@ def _texts() -> Iterator[str]:
 def _train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, work: Path, steps: int) -> None:
     optimizers = new_optimizers(model)
     checkpoint = work / "checkpoint.pt"
-    first = load_state(model, optimizers, checkpoint) if checkpoint.exists() else 0
+    first = load_state(model, optimizers, checkpoint)
     batches = _batches(tokenizer, first)
     started = time.monotonic()
     for step in range(first, steps):
@@ -101,7 +103,7 @@ def _train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, work: Pa
                 group["lr"] = group["initial_lr"] * float(np.interp(step, _RATE_STEPS, _RATE_SHARES))
         noise = torch.Generator().manual_seed(SEED + step)
         loss = answer_loss(model, next(batches), noise, usable(torch.bfloat16, CPU))
-        loss.backward()
+        torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
@@ -119,7 +121,7 @@ def _train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, work: Pa
 
 
 def _batches(tokenizer: PreTrainedTokenizerFast, first_step: int) -> Iterator[RowBatch]:
-    """The batches from a step on; each block of steps has its own generator, so a resumed run sees the same ones."""
+    """Yield the batches from a step on. Each block of steps has its own seed, so a resumed run sees the same ones."""
     special = {token: tokenizer.get_vocab()[token] for token in (PAD, BOS, USER, ASSISTANT, END)}
     maker = RowMaker(WordIds(tokenizer), special)
     block, skip = divmod(first_step, _BLOCK)
@@ -130,7 +132,10 @@ def _batches(tokenizer: PreTrainedTokenizerFast, first_step: int) -> Iterator[Ro
 
 
 def new_optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the layers (questions over several sentences emerge sooner), AdamW for the rest."""
+    """Return Muon for the matrices of the layers and AdamW for the rest.
+
+    With Muon, questions about several sentences are learnt in fewer steps.
+    """
     matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
     rest = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)]
     optimizers: list[torch.optim.Optimizer] = [
@@ -141,23 +146,6 @@ def new_optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
     return optimizers
-
-
-def save_state(model: nn.Module, optimizers: list[torch.optim.Optimizer], step: int, path: Path) -> None:
-    """Write what training continues from."""
-    state = {"step": step, "model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers]}
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    partial.replace(path)  # a kill while writing leaves the previous checkpoint whole
-
-
-def load_state(model: nn.Module, optimizers: list[torch.optim.Optimizer], path: Path) -> int:
-    """Read what `save_state` wrote; returns the steps done."""
-    state = torch.load(path, weights_only=True)
-    model.load_state_dict(state["model"])
-    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-        optimizer.load_state_dict(saved)
-    return state["step"]
 
 
 if __name__ == "__main__":

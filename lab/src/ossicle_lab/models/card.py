@@ -1,4 +1,4 @@
-"""The card of the lab's weights, from what the builders left: scores, configurations, sizes."""
+"""Write the card of the lab's weights from their scores, configurations and sizes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from safetensors import safe_open
 
+from ossicle.files import write_text
 from ossicle_lab.world.passages import vocabulary
 
 _CARD = """---
@@ -18,7 +19,7 @@ license: apache-2.0
 # The lab's encoder and LLM
 
 Two tiny models for Ossicle's demo and tests, made by `make lab`. They know {words} English words in synthetic voices
-and nothing else: use them to see the method work, not to recognise speech. Licence: Apache-2.0, like the package.
+and nothing else. They demonstrate the method and do not recognise other speech. Licence: Apache-2.0.
 
 | | architecture | parameters | bfloat16 | loads through |
 |---|---|---|---|---|
@@ -27,35 +28,34 @@ and nothing else: use them to see the method work, not to recognise speech. Lice
 
 ## Encoder
 
-A HuBERT trained by CTC on characters, from random weights but for the first convolution, which started as a bank of
-band-pass filters: {train_utterances} strings of the lab's words in random order ({train_hours} hours,
-{train_speakers} synthetic voices), {steps} steps, seed {seed}. Greedy decoding without a language model, on other
-strings in voices it has never heard:
+A HuBERT trained by CTC on characters, from random weights except for the first convolution, which started as a bank of
+band-pass filters. Training data: {train_utterances} strings of the lab's words in random order ({train_hours} hours,
+{train_speakers} synthetic voices), {steps} steps, seed {seed}. Error rates of greedy decoding
+without a language model, on other strings in voices that did not train it:
 
 {encoder_table}
 
-Rates are in percent. Words that sound alike (ant and aunt) cannot be told apart in a random string; the last column
-counts them as one.
+Rates are in percent. Homophones (ant and aunt) cannot be distinguished in a random string; the last column counts them
+as equal.
 
 The speech was generated with espeak-ng, which is licensed under GPL-3. No part of espeak-ng and none of the speech is
-shipped; whoever speaks new text installs it with `pip install "ossicle[lab]"`.
+included in the package. To speak new text, install it with `pip install "ossicle[tts]"`.
 
 ## LLM
 
-A Llama trained on the text side of all the lab's instructions ({llm_steps} steps, seed {llm_seed}). On passages
-without a sentence of its training split, text in, text out: the bound for every speech result of the lab.
+A Llama trained on the text side of all the lab's instructions ({llm_steps} steps, seed {llm_seed}). Its scores on
+text input, on passages without a sentence of its training split, are the upper bound of every speech result of the lab:
 
 {llm_table}
 
-The stages in `build_llm.py` record the run of these weights as it happened: it was stopped, its recipe changed and
-continued several times. Replayed from the start by the one command, killed once and continued, they gave a WER of
-0.06, BLEU 99.7 and 99.5, and exact answers to all questions about one, two and three sentences: scores like these,
-not these weights.
+The stages in `build_llm.py` record how these weights were trained: the run was stopped, changed and continued several
+times. A run of all stages from the start, killed once and continued, gave other weights with similar scores: a WER of
+0.06, BLEU 99.7 and 99.5, and exact answers to all questions about one, two and three sentences.
 """
 
 
 def write_card(weights: Path) -> Path:
-    """Write ``weights/README.md`` from the two folders below ``weights``; returns its path."""
+    """Write ``weights/README.md`` from the two models in ``weights``, and return its path."""
     encoder, llm = (_described(weights / name) for name in ("encoder", "llm"))
     scores, llm_scores = encoder["scores"], llm["scores"]
     card = _CARD.format(
@@ -71,7 +71,7 @@ def write_card(weights: Path) -> Path:
         **{name: scores[name] for name in ("train_utterances", "train_hours", "train_speakers", "steps", "seed")},
     )
     path = weights / "README.md"
-    path.write_text(card, encoding="utf-8")
+    write_text(path, card)
     return path
 
 

@@ -1,4 +1,4 @@
-"""CTC training of a speech encoder on manifests: the lab's encoder from scratch, or any HuBERT with more speech.
+"""Train a speech encoder by CTC on manifests: the lab's encoder from scratch, or any HuBERT on more speech.
 
 Shapes: B utterances, S samples, T frames, V characters.
 """
@@ -18,39 +18,46 @@ import jiwer
 import numpy as np
 import soxr
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import HubertForCTC, Wav2Vec2Processor
 
 from ossicle.audio import SAMPLE_RATE_HZ, read_audio
 from ossicle.batch import Sample
+from ossicle.errors import DataError
 from ossicle.precision import CPU, multiplies
+from ossicle_lab.models.checkpoint import load_state, save_state
 from ossicle_lab.models.tiny_hubert import ctc_processor, tiny_hubert
+
+Waveform = NDArray[np.float32]
+"""Mono audio at 16 kHz, of shape (S,)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
-    """So many optimiser steps on the utterances that are short enough."""
+    """Optimiser steps on the utterances up to a duration."""
 
     steps: int
     max_duration_s: float
     batch_s: float
-    """Seconds of audio in a batch, at most."""
+    """Largest number of seconds of audio in a batch, with padding."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CTCTraining:
-    """How to train. The phases are a curriculum: short utterances are where an alignment is found first."""
+    """Settings of a CTC training. The phases are a curriculum: an alignment is found sooner on short utterances."""
 
     phases: tuple[Phase, ...]
     lr: float = 2e-3
     warmup: float = 0.05
-    """Share of all steps over which the rate rises; a cosine then takes it to 2% of ``lr``."""
+    """Share of all steps in which the learning rate rises; it then falls by a cosine to 2% of ``lr``."""
     weight_decay: float = 0.01
     clip: float = 1.0
     speed: tuple[float, float] = (0.87, 1.15)
-    """Every utterance is played at a speed from this range: pitch and formants move, which makes more speakers."""
+    """Range of the random speed of each utterance, which also moves pitch and formants, like another speaker."""
     noise_std: tuple[float, float] = (0.0, 0.01)
+    """Range of the standard deviation of the noise added to each waveform."""
     bf16: bool = True
     eval_every: int = 100
     log_every: int = 10
@@ -59,38 +66,39 @@ class CTCTraining:
 
     @property
     def steps(self) -> int:
-        """Optimiser steps of all phases."""
+        """Return the number of optimiser steps of all phases."""
         return sum(phase.steps for phase in self.phases)
 
 
 def train_ctc(
     train: Sequence[Sample], dev: Sequence[Sample], work: Path, *, settings: CTCTraining, init_from: Path | None = None
 ) -> HubertForCTC:
-    """Train on ``train``, printing scores on ``dev`` now and then; every sample needs ``text`` and ``duration_s``.
+    """Train an encoder by CTC and return it. A repeated call continues from the checkpoint in ``work``.
 
-    The model starts as `tiny_hubert`, or as the ``HubertForCTC`` in the folder ``init_from``. A checkpoint in
-    ``work`` every few minutes lets a repeated call continue; the batches depend on the seed and the step alone.
+    The batches depend on the seed and the step alone.
+
+    Args:
+        train: training samples, with ``text`` and ``duration_s``.
+        dev: samples whose error rates are printed every ``settings.eval_every`` steps.
+        work: folder of the checkpoint, which is written every ``settings.checkpoint_every_s`` seconds.
+        settings: settings of the training.
+        init_from: folder of a ``HubertForCTC`` to start from; by default `tiny_hubert`.
     """
     work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(settings.seed)
     if init_from is None:
         model = tiny_hubert()
-    else:  # eager, as `tiny_hubert` says why: the saved configuration does not remember it
+    else:  # the saved configuration does not hold the kind of attention; `tiny_hubert` explains the choice
         model = HubertForCTC.from_pretrained(init_from, dtype=torch.float32, attn_implementation="eager")
     processor = ctc_processor(work / "processor")
     optimisers = _optimisers(model, settings)
-    checkpoint, step = work / "checkpoint.pt", 0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(state["model"])
-        for optimiser, optimiser_state in zip(optimisers, state["optimisers"], strict=True):
-            optimiser.load_state_dict(optimiser_state)
-        step = int(state["step"])
+    checkpoint = work / "checkpoint.pt"
+    step = load_state(model, optimisers, checkpoint)
     progress = _Progress(settings.steps, step)
     saved_at = time.monotonic()
     for batch in islice(_batches(train, settings), step, None):
         loss = _loss(model, processor, batch, settings, step)
-        loss.backward()
+        torch.autograd.backward(loss)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
         for optimiser in optimisers:
             for group in optimiser.param_groups:
@@ -104,14 +112,13 @@ def train_ctc(
         if step % settings.eval_every == 0:
             print(f"encoder step {step} dev", recognition_scores(model, processor, dev), flush=True)
         if time.monotonic() - saved_at > settings.checkpoint_every_s or step == settings.steps:
-            states = [optimiser.state_dict() for optimiser in optimisers]
-            _save({"model": model.state_dict(), "optimisers": states, "step": step}, checkpoint)
+            save_state(model, optimisers, step, checkpoint)
             saved_at = time.monotonic()
     return model.eval()
 
 
-def recognise(model: HubertForCTC, processor: Wav2Vec2Processor, waveforms: Sequence[np.ndarray]) -> list[str]:
-    """Greedy CTC transcripts of mono 16 kHz waveforms, each (S,)."""
+def recognise(model: HubertForCTC, processor: Wav2Vec2Processor, waveforms: Sequence[Waveform]) -> list[str]:
+    """Return the greedy CTC transcripts of mono 16 kHz waveforms, each of shape (S,)."""
     model.eval()
     transcripts: list[str] = []
     order = sorted(range(len(waveforms)), key=lambda index: len(waveforms[index]))
@@ -132,7 +139,10 @@ def recognition_scores(
     *,
     merge: Mapping[str, str] | None = None,
 ) -> dict[str, float]:
-    """Corpus word and character error rates in percent; ``merge`` maps words that need not be told from another."""
+    """Return corpus word and character error rates in percent, as ``wer`` and ``cer``.
+
+    ``merge`` maps words to others that count as equal, such as homophones.
+    """
     hypotheses = recognise(model, processor, [_read(sample) for sample in samples])
     references = [sample.text or "" for sample in samples]
     if merge:
@@ -147,7 +157,7 @@ def recognition_scores(
 
 
 def save_encoder(model: HubertForCTC, folder: Path) -> HubertForCTC:
-    """Write model (bfloat16) and processor to ``folder``; returns the model as it reads back, in float32."""
+    """Write the model in bfloat16 and its processor to ``folder``, and return the saved model in float32."""
     ctc_processor(folder)
     model.to(torch.bfloat16).save_pretrained(folder)
     return HubertForCTC.from_pretrained(folder, dtype=torch.float32).eval()
@@ -156,7 +166,7 @@ def save_encoder(model: HubertForCTC, folder: Path) -> HubertForCTC:
 def _loss(
     model: HubertForCTC, processor: Wav2Vec2Processor, batch: Sequence[Sample], settings: CTCTraining, step: int
 ) -> Tensor:
-    """CTC loss per character."""
+    """Return the CTC loss per character."""
     rng = np.random.default_rng([settings.seed, step])
     inputs = _inputs(processor, [_augment(_read(sample), rng, settings) for sample in batch])
     labels = [processor.tokenizer(sample.text or "").input_ids for sample in batch]
@@ -175,34 +185,36 @@ def _loss(
     return total / target_lengths.sum()
 
 
-def _inputs(processor: Wav2Vec2Processor, waveforms: list[np.ndarray]) -> Any:
+def _inputs(processor: Wav2Vec2Processor, waveforms: list[Waveform]) -> Any:
     return processor(
         waveforms, sampling_rate=SAMPLE_RATE_HZ, padding=True, return_attention_mask=True, return_tensors="pt"
     )
 
 
 def _frames(model: HubertForCTC, attention_mask: Tensor) -> Tensor:
-    """Valid encoder frames (B,) of waveforms with this mask (B, S)."""
-    return model._get_feat_extract_output_lengths(attention_mask.sum(-1)).long()
+    """Return the number of valid encoder frames (B,) of waveforms with the mask (B, S)."""
+    frames: Tensor = model._get_feat_extract_output_lengths(attention_mask.sum(-1))
+    return frames.long()
 
 
-def _read(sample: Sample) -> np.ndarray:
+def _read(sample: Sample) -> Waveform:
     return read_audio(sample.audio, start_s=sample.start_s, end_s=sample.end_s)
 
 
-def _augment(waveform: np.ndarray, rng: np.random.Generator, settings: CTCTraining) -> np.ndarray:
+def _augment(waveform: Waveform, rng: np.random.Generator, settings: CTCTraining) -> Waveform:
     faster = soxr.resample(waveform, SAMPLE_RATE_HZ * rng.uniform(*settings.speed), SAMPLE_RATE_HZ, quality="LQ")
     noise = rng.standard_normal(len(faster), dtype=np.float32) * np.float32(rng.uniform(*settings.noise_std))
-    return faster + noise
+    augmented: Waveform = faster + noise
+    return augmented
 
 
 def _batches(samples: Sequence[Sample], settings: CTCTraining) -> Iterator[list[Sample]]:
-    """One batch a step: utterances of like duration, in random order of batches."""
+    """Yield a batch per step. Batches hold utterances of similar duration and come in random order."""
     rng = random.Random(settings.seed)
     for phase in settings.phases:
         short = [sample for sample in samples if (sample.duration_s or math.inf) <= phase.max_duration_s]
         if not short:
-            raise ValueError(f"no utterance has a duration_s up to {phase.max_duration_s}: raise the phase's limit")
+            raise DataError(f"no utterance has a duration_s up to {phase.max_duration_s}: raise Phase.max_duration_s")
         done = 0
         while done < phase.steps:
             epoch = _packed(short, phase.batch_s, rng)
@@ -222,12 +234,12 @@ def _packed(samples: Sequence[Sample], batch_s: float, rng: random.Random) -> li
 
 
 def _optimisers(model: HubertForCTC, settings: CTCTraining) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the transformer layers, which need fewer steps with it, and AdamW for all others."""
+    """Return Muon for the matrices of the layers, which need fewer steps with it, and AdamW for the rest."""
     matrices = [parameter for parameter in model.hubert.encoder.layers.parameters() if parameter.ndim == 2]
     in_muon = {id(parameter) for parameter in matrices}
     others = [parameter for parameter in model.parameters() if id(parameter) not in in_muon]
     return [
-        # This adjustment makes its steps as large as AdamW's, so one rate serves both.
+        # This adjustment makes the steps as large as those of AdamW, so one learning rate fits both.
         torch.optim.Muon(matrices, lr=settings.lr, weight_decay=settings.weight_decay, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(others, lr=settings.lr, betas=(0.9, 0.98), weight_decay=0.0),
     ]
@@ -241,14 +253,8 @@ def _schedule(step: int, settings: CTCTraining) -> float:
     return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
-def _save(state: dict[str, Any], path: Path) -> None:
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    partial.replace(path)
-
-
 class _Progress:
-    """Means since the last line of the log."""
+    """Average losses and gradient norms between two lines of the log."""
 
     def __init__(self, steps: int, first_step: int) -> None:
         self._steps, self._first_step, self._start = steps, first_step, time.monotonic()

@@ -1,9 +1,10 @@
-"""Training rows for the lab LLM: one passage, and several instructions about it that cannot see each other.
+"""Make training rows for the lab's LLM: one passage, and several instructions about it that do not see each other.
 
-The passage is computed once and each instruction with its answer is a branch: it starts at the position after the
-passage and attends to the passage and itself. Every branch is therefore exactly the sequence that a chat with that
-one instruction would be, at a third of the cost. Shapes: R rows, L positions.
+Each instruction with its answer is a branch: it starts at the position after the passage and attends to the passage and
+itself. So every branch equals a chat with that single instruction, at a third of the cost. Shapes: R rows, L positions.
 """
+
+from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
@@ -16,8 +17,8 @@ from ossicle_lab.world.grammar import ENGLISH, TRANSLATIONS
 from ossicle_lab.world.passages import Passage, random_passage
 from ossicle_lab.world.tasks import TASKS, Task, ask
 
-_PASSAGE = 0  # group of the passage's tokens; branches count from 1
-_NOTHING = -1  # group of padding, and what a branch reads that may not see the passage
+_PASSAGE = 0  # group of the passage's tokens; branches are numbered from 1
+_NOTHING = -1  # group of padding, and the value of `Row.reads` for tokens that see no other group
 
 _ECHO_SHARE = 0.6
 _OTHER_SHARE = 0.7
@@ -28,42 +29,42 @@ _OTHERS = tuple(task for task in TASKS if task not in ("asr", "st", "qa", "echo"
 
 @dataclass(frozen=True)
 class Stage:
-    """What is drawn from a training step on."""
+    """What rows consist of from a training step on."""
 
     first_step: int
     sentence_shares: tuple[float, float, float]
-    """Of passages of 1, 2 and 3 sentences."""
+    """Shares of passages with 1, 2 and 3 sentences."""
     disturbed_share: float
-    """Of rows whose passage has repeated tokens and noisy embeddings, as speech has."""
+    """Share of rows whose passage has repeated tokens and noisy embeddings, like speech."""
     questions: int = 3
-    """At most so many questions about a passage."""
+    """Largest number of questions about a passage."""
     question_weight: float = 0.0
-    """Loss weight of each token of a question after its first word. Having asked "what did anna", the passage tells
-    that "buy the red car" follows: predicting it teaches to read the right sentence, which answers alone do not."""
+    """Loss weight of each token of a question after its first word. After "what did anna", the passage tells that "buy"
+    follows. Predicting it teaches the LLM to find the right sentence, which answers alone do not."""
     who_weight: float = 0.0
-    """Loss weight of naming the subject already at the verb of "who fed the dog": a step that the answer then reads."""
+    """Loss weight of predicting the subject already at the verb of "who fed the dog"; the answer then copies it."""
     backwards_share: float = 0.0
-    """Of rows with the passage backwards as an answer: "who" has to read the words before a key."""
+    """Share of rows with the passage backwards as an answer, since "who" has to read the words before a key."""
 
 
 @dataclass
 class Row:
-    """Lists of one value per position (L)."""
+    """A training row, as lists with one value per position (L)."""
 
     ids: list[int] = field(default_factory=list)
     targets: list[int] = field(default_factory=list)
-    """What to predict from the position before: the token itself but for hints (`Stage.who_weight`)."""
+    """Token to predict from the position before: the token itself, except for hints (`Stage.who_weight`)."""
     positions: list[int] = field(default_factory=list)
     groups: list[int] = field(default_factory=list)
     reads: list[int] = field(default_factory=list)
-    """The other group that this position may see."""
+    """Other group that each position attends to."""
     weights: list[float] = field(default_factory=list)
-    """Weight of the loss of predicting this token from the one before."""
+    """Loss weight of predicting each token from the one before."""
     noise: float = 0.0
     """Standard deviation of the noise on the passage's embeddings, in units of their RMS."""
 
     def add(self, ids: list[int], weights: list[float], group: int, reads: int, start: int) -> None:
-        """A run of tokens of one group, at positions from `start`."""
+        """Append tokens of one group, at positions from ``start``."""
         self.ids += ids
         self.targets += ids
         self.weights += weights
@@ -74,32 +75,32 @@ class Row:
 
 @dataclass(frozen=True)
 class RowBatch:
-    """Tensors of a batch of rows."""
+    """A batch of rows."""
 
     ids: Tensor  # (R, L) long
-    targets: Tensor  # (R, L) long, to predict from the previous position
+    targets: Tensor  # (R, L) long, predicted from the previous position
     positions: Tensor  # (R, L) long
-    visible: Tensor  # (R, L, L) bool: query may see key
-    weights: Tensor  # (R, L) float, of predicting the target at this position from the previous one
+    visible: Tensor  # (R, L, L) bool, True where the query attends to the key
+    weights: Tensor  # (R, L) float, loss weight of the target at this position
     noise: Tensor  # (R, L) float, standard deviation relative to the RMS of the embeddings
 
 
 class RowMaker:
-    """Draws rows; everything depends on the generator handed in."""
+    """Draw rows. All random choices use the generator that is passed in."""
 
     def __init__(self, word_ids: WordIds, special_ids: dict[str, int]) -> None:
         self._ids = word_ids
         self._special = special_ids
 
     def block(self, rng: random.Random, stage: Stage, batches: int, rows: int) -> list[RowBatch]:
-        """So many batches of so many rows each: rows of similar length together, batches in random order."""
+        """Draw batches of ``rows`` rows, with rows of similar length together and batches in random order."""
         drawn = sorted((self.row(rng, stage) for _ in range(batches * rows)), key=lambda row: len(row.ids))
         groups = [drawn[start : start + rows] for start in range(0, len(drawn), rows)]
         rng.shuffle(groups)
         return [collate_rows(group, self._special[PAD]) for group in groups]
 
     def row(self, rng: random.Random, stage: Stage) -> Row:
-        """A training passage with some of its questions, one long answer and mostly some other task."""
+        """Draw a training passage with questions, one long answer, and in most cases another task."""
         passage = random_passage("train", rng.choices((1, 2, 3), stage.sentence_shares)[0], rng)
         disturbed = rng.random() < stage.disturbed_share
         words = self._ids(passage.text)
@@ -115,7 +116,7 @@ class RowMaker:
         return row
 
     def _branch(self, row: Row, task: Task, group: int, stage: Stage) -> None:
-        """Instruction, answer and end; long answers count more than short ones, but less than by their length."""
+        """Append instruction, answer and end. The weight of an answer grows with the square root of its length."""
         instruction = self._ids(task.instruction)
         answer = [*self._ids(task.answers[0]), self._special[END]]
         hinted = stage.who_weight > 0 and task.instruction.startswith("who ")
@@ -132,7 +133,7 @@ class RowMaker:
 
 
 def collate_rows(rows: list[Row], pad_id: int) -> RowBatch:
-    """Pads rows to the longest, rounded up to 8."""
+    """Pad rows to the longest, rounded up to a multiple of 8."""
     length = -(-max(len(row.ids) for row in rows) // 8) * 8
 
     def padded(values: list[list[int]], fill: int) -> Tensor:
@@ -174,5 +175,5 @@ def _draw_tasks(passage: Passage, stage: Stage, rng: random.Random) -> list[Task
 
 
 def _repeat_some(ids: list[int], rng: random.Random) -> list[int]:
-    """Each token one to three times, as a projector gives more than one vector for a word."""
+    """Repeat each token one to three times, as a projector outputs several vectors per word."""
     return [token for token in ids for _ in range(rng.choice((1, 1, 2, 3)))]

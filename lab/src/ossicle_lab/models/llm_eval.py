@@ -1,4 +1,6 @@
-"""What the lab LLM scores on the text side of the tasks: the bound for every speech result of the lab."""
+"""Score the lab's LLM on the tasks with text as input: the upper bound of every speech result of the lab."""
+
+from __future__ import annotations
 
 import random
 from collections import defaultdict
@@ -19,7 +21,7 @@ _BATCH = 64
 def greedy_answers(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, requests: list[str], max_new_tokens: int = 64
 ) -> list[str]:
-    """The answer to each "PASSAGE INSTRUCTION", decoded greedily through the chat template."""
+    """Return the greedily decoded answer to each "PASSAGE INSTRUCTION", through the chat template."""
     chats = [
         str(tokenizer.apply_chat_template([{"role": "user", "content": r}], tokenize=False, add_generation_prompt=True))
         for r in requests
@@ -40,7 +42,10 @@ def greedy_answers(
 def score_llm(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, split: Split, count: int
 ) -> dict[str, dict[str, float]]:
-    """Items, exact match and WER or BLEU (in %) per task, with st per language and qa per number of sentences."""
+    """Return the number of items, exact match, and WER or BLEU (in percent) of each task.
+
+    ``st`` is reported per language, and ``qa`` per number of sentences.
+    """
     items: dict[str, list[tuple[str, str]]] = defaultdict(list)  # task -> (request, answer)
     rng = random.Random(f"score-{split}")
     for passage in sample_passages(split, count, seed=1):
@@ -73,7 +78,7 @@ def _scores(name: str, answers: list[str], references: list[str]) -> dict[str, f
     exact = sum(answer == reference for answer, reference in zip(answers, references, strict=True))
     scores = {"items": len(answers), "exact_match": round(100 * exact / len(answers), 2)}
     if name.startswith("st_"):
-        # The texts carry no punctuation and are split at spaces, so sacreBLEU has nothing to tokenise.
+        # The texts have no punctuation and are split at spaces, so sacreBLEU has nothing to tokenise.
         scores["bleu"] = round(sacrebleu.corpus_bleu(answers, [references], tokenize="none", force=True).score, 2)
     if name == "asr":
         scores["wer"] = round(100 * jiwer.wer(references, answers), 2)

@@ -1,8 +1,10 @@
-"""The lab LLM: its shape, and a forward pass for training that is faster on a CPU than the general one.
+"""Define the lab's LLM, and a forward pass for training that is faster on a CPU than the one of ``transformers``.
 
-The weights are those of `transformers.LlamaForCausalLM`; `hidden_states` computes the same function with plain
-softmax attention in bfloat16 and any attention pattern (a test compares the two). R rows, L positions, D width.
+`hidden_states` computes the same function as `transformers.LlamaForCausalLM` with plain softmax attention in bfloat16
+and any attention pattern; a test compares the two. Shapes: R rows, L positions, D width, H heads.
 """
+
+from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +18,7 @@ _ROPE_THETA = 10_000.0
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
-    """A randomly initialised Llama of 4.3 million parameters, in float32."""
+    """Return a randomly initialised Llama in float32, of 4.3 million parameters with the lab's tokenizer."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -36,7 +38,7 @@ def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM
 
 
 def answer_loss(model: LlamaForCausalLM, batch: RowBatch, noise: torch.Generator, dtype: torch.dtype) -> Tensor:
-    """Weighted mean of the cross-entropy; logits are computed only where there is something to predict."""
+    """Return the weighted mean of the cross-entropy. Logits are computed only at positions with a weight."""
     hidden = hidden_states(model, batch, noise, dtype)
     weights = batch.weights[:, 1:]
     predicting = weights > 0
@@ -48,7 +50,10 @@ def answer_loss(model: LlamaForCausalLM, batch: RowBatch, noise: torch.Generator
 
 
 def hidden_states(model: LlamaForCausalLM, batch: RowBatch, noise: torch.Generator, dtype: torch.dtype) -> Tensor:
-    """Output of the last norm, (R, L, D) in `dtype`; noise is added to the embeddings as the batch says."""
+    """Return the output of the last norm, of shape (R, L, D), in ``dtype``.
+
+    Noise with the standard deviations of the batch is added to the embeddings.
+    """
     embeddings = F.embedding(batch.ids, model.model.embed_tokens.weight)  # (R, L, D)
     rms = model.model.embed_tokens.weight.detach().pow(2).mean().sqrt()
     disturbance = torch.randn(embeddings.shape, generator=noise) * (batch.noise * rms)[:, :, None]
@@ -74,11 +79,11 @@ def _norm(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _heads(x: Tensor) -> Tensor:
-    return x.unflatten(-1, (_HEADS, -1)).transpose(1, 2)  # (R, H, L, D / H)
+    return x.reshape(*x.shape[:-1], _HEADS, -1).transpose(1, 2)  # (R, H, L, D / H)
 
 
 def _rotations(positions: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of the rotary angles, (R, 1, L, width)."""
+    """Return cosine and sine of the rotary angles, each of shape (R, 1, L, width)."""
     frequencies = _ROPE_THETA ** (-torch.arange(0, width, 2) / width)
     angles = positions[:, None, :, None] * frequencies
     angles = torch.cat([angles, angles], dim=-1)

@@ -1,4 +1,4 @@
-"""The lab's encoder before training: a tiny HuBERT with a character vocabulary, and how it is saved."""
+"""Build the lab's encoder before training: a tiny HuBERT with a character vocabulary."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from transformers import (
 from ossicle.audio import SAMPLE_RATE_HZ
 
 CHARACTERS = ("<pad>", "<unk>", "|", "'", *"abcdefghijklmnopqrstuvwxyz")
-"""The CTC vocabulary; ``<pad>`` is the blank and ``|`` stands between words."""
+"""The CTC vocabulary. ``<pad>`` is the blank and ``|`` separates words."""
 
 _BANDS, _CONSTANTS, _KERNEL = 76, 16, 240
 _BAND_CENTRES_HZ = (90, 7500)
 
 
 def tiny_hubert() -> HubertForCTC:
-    """A HuBERT of 2.5M parameters with the usual frames, one every 20 ms that sees 25 ms, before any training.
+    """Return an untrained HuBERT of 2.5M parameters with the usual frames, one of 25 ms every 20 ms.
 
-    Layer norm in the convolutions and an attention mask, as in HuBERT-large: an utterance gets the same frames alone
-    as in a batch. The usual seven convolutions learn what a spectrum is from scratch, which took most of the training;
-    here two convolutions give the same frames and start as a bank of band-pass filters.
+    Layer norm in the convolutions and an attention mask give an utterance the same frames alone and in a batch, as in
+    HuBERT-large. The usual seven convolutions have to learn a spectrum first, which took most of the training. Here two
+    convolutions with the same frames start as a bank of band-pass filters.
     """
     model = HubertForCTC(
         HubertConfig(
@@ -63,7 +63,7 @@ def tiny_hubert() -> HubertForCTC:
 
 
 def ctc_processor(folder: Path) -> Wav2Vec2Processor:
-    """Write the feature extractor and the character tokenizer into ``folder``, and return both as a processor."""
+    """Write the feature extractor and the character tokenizer to ``folder``, and return both as a processor."""
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary = folder / "vocab.json"
     vocabulary.write_text(json.dumps({character: index for index, character in enumerate(CHARACTERS)}, indent=0))
@@ -80,10 +80,10 @@ def ctc_processor(folder: Path) -> Wav2Vec2Processor:
 
 @torch.no_grad()
 def _start_as_filter_bank(filters: torch.nn.Conv1d, mixer: torch.nn.Conv1d) -> None:
-    """Band-pass filters on the mel scale in four phases, of which the second convolution sees the sum.
+    """Initialise the convolutions as band-pass filters on the mel scale in four phases.
 
-    Rectified and summed, four phases give the envelope of their band. A few filters are constant: seen beside the
-    others after the layer norm, they tell how loud the frame is.
+    The sum of four rectified phases, which the second convolution computes, is the envelope of the band. A few filters
+    are constant: relative to them, the layer norm preserves the loudness of the frame.
     """
     lowest, highest = (math.log(1 + hz / 700) for hz in _BAND_CENTRES_HZ)
     centres_hz = 700 * torch.linspace(lowest, highest, _BANDS).expm1()  # equally spaced on the mel scale

@@ -1,8 +1,10 @@
-"""The tokenizer of the lab LLM: a byte-level BPE large enough that nearly every word is one token.
+"""Train the tokenizer of the lab's LLM: a byte-level BPE large enough that nearly every word is one token.
 
-Every stretch of text between special tokens gets a leading space, so a passage has the same tokens alone as at the
-start of a user turn, and "PASSAGE INSTRUCTION" is the passage's tokens followed by the instruction's.
+Text after a special token gets a leading space. So a passage has the same tokens alone and at the start of a user turn.
+"PASSAGE INSTRUCTION" has the tokens of the passage followed by those of the instruction.
 """
+
+from __future__ import annotations
 
 from collections.abc import Iterable
 
@@ -22,7 +24,7 @@ _CHAT_TEMPLATE = (
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int = VOCAB_SIZE) -> PreTrainedTokenizerFast:
-    """A tokenizer for such texts, with the special tokens and the chat template; it adds no token by itself."""
+    """Train a tokenizer on ``texts``, with special tokens and a chat template. It adds no special token to texts."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     bpe.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
@@ -45,14 +47,14 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = VOCAB_SIZE) -> PreTr
 
 
 class WordIds:
-    """Token ids of text, word by word from a memory: what the tokenizer gives, about 50 times faster."""
+    """Look up token ids word by word: the same as the tokenizer's, about 50 times faster."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self._tokenizer = tokenizer
         self._ids: dict[str, list[int]] = {}
 
     def __call__(self, text: str) -> list[int]:
-        """Ids of words separated by single spaces."""
+        """Return the token ids of words that are separated by single spaces."""
         ids: list[int] = []
         for word in text.split():
             if word not in self._ids:

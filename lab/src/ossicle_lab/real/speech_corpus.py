@@ -1,7 +1,7 @@
-"""Recorded speech for a study: read English of 220 speakers, split by speaker, beside real text in generated voices.
+"""Make the corpus of a study on recorded speech: read English, split by speaker, and real text in generated voices.
 
-Speakers of whose sentences Tatoeba has a translation are kept for the test. No speaker and no sentence of it is in
-anything that trains, encoder and LLM included.
+Speakers of sentences that Tatoeba translates are kept for the test. No speaker and no sentence of the test is in any
+training data, including that of the encoder and the LLM.
 """
 
 from __future__ import annotations
@@ -13,77 +13,79 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import soundfile
-from rich.console import Console
-from rich.progress import track
 
 from ossicle.audio import SAMPLE_RATE_HZ, read_audio
 from ossicle.batch import Sample
 from ossicle.data.manifest import read_manifest, write_manifest
+from ossicle.errors import DataError
 from ossicle.evaluate.metrics import normalise_basic
+from ossicle.files import atomic
+from ossicle.progress import track
 from ossicle.prompts import ASR_INSTRUCTIONS
 from ossicle_lab.real.text_corpus import TextCorpus, sentence_lines, some, speak
 from ossicle_lab.real.text_llm import translate_instruction
 from ossicle_lab.real.texts import LANGUAGES, Sentence, Tested, Texts, TextSizes, read_sentences
 
 TRAIN, TRANSLATED = "speechocean762_train", "speechocean762"
-"""All recordings, and those of them that have translations."""
+"""Names of the corpora: all recordings, and the recordings with translations."""
 SPELLABLE = re.compile(r"[a-z' ]+")
-"""What the encoder can spell."""
+"""Texts that the encoder can spell."""
 SPOKEN = ("multi30k", "tatoeba")
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much of everything; recorded training speakers and texts that are only read are used whole."""
+    """Sizes of the corpus. All recorded training speakers are used, and all texts for the LLM."""
 
     dev_speakers: int = 8
+    """Number of development speakers."""
     test_utterances: int = 250
-    """To recognise; those with translations are all used."""
+    """Number of test utterances for recognition. All utterances with translations are used for translation."""
     candidates: int = 100
-    """Test utterances of different transcripts, for retrieval."""
+    """Number of test utterances for retrieval, each with another transcript."""
     texts: TextSizes = field(default_factory=lambda: TextSizes(multi30k=2000, tatoeba=1000))
 
 
 @dataclass(frozen=True)
 class RealCorpus:
-    """Manifests below a folder."""
+    """Paths of the manifests in a folder."""
 
     folder: Path
 
     @property
     def train(self) -> Path:
-        """Recorded speech of the training speakers."""
+        """Return the manifest of recorded speech of the training speakers."""
         return self.folder / "train.jsonl"
 
     @property
     def dev(self) -> Path:
-        """Recorded speech of the development speakers."""
+        """Return the manifest of recorded speech of the development speakers."""
         return self.folder / "dev.jsonl"
 
     @property
     def spoken(self) -> list[Path]:
-        """Real text in generated voices."""
+        """Return the manifests of real text in generated voices."""
         return [TextCorpus(self.folder).spoken(name, "train") / f"{name}-train.jsonl" for name in SPOKEN]
 
     @property
     def finetune(self) -> Path:
-        """Tasks of stage 2: recognition of recordings, translation of generated speech."""
+        """Return the manifest of stage 2: recognition of recordings, translation of generated speech."""
         return self.folder / "finetune.jsonl"
 
     @property
     def test(self) -> Path:
-        """Unseen speakers: recognition, and translation where there is one."""
+        """Return the test manifest: recognition of unseen speakers, and translation where there is one."""
         return self.folder / "test.jsonl"
 
     @property
     def candidates(self) -> Path:
-        """Unseen speakers, every transcript once."""
+        """Return the manifest for retrieval: unseen speakers, every transcript once."""
         return self.folder / "candidates.jsonl"
 
 
 @dataclass(frozen=True)
 class Split:
-    """Recorded utterances by what they are for."""
+    """Recorded utterances by split."""
 
     train: list[Sample]
     dev: list[Sample]
@@ -91,9 +93,21 @@ class Split:
 
 
 def make_corpus(speech: Path, text: Path, folder: Path, sizes: Sizes, *, seed: int = 0) -> tuple[RealCorpus, Texts]:
-    """Split the recordings, decode them once, speak a part of the texts; a second call reuses what is there.
+    """Split the recordings, decode them to WAV and speak a part of the texts. A second call reuses what is there.
 
-    Also returns the texts for the LLM. Raises `ValueError` where a folder lacks a corpus, or has too little of it.
+    Args:
+        speech: folder of recorded speech.
+        text: folder of texts, with ``parallel``.
+        folder: output folder.
+        sizes: sizes of the corpus.
+        seed: seed of the splits and draws.
+
+    Returns:
+        The manifests, and the training texts of the LLM.
+
+    Raises:
+        DataError: a folder lacks a corpus, or the corpus is too small.
+        VoiceError: espeak-ng is not installed.
     """
     corpus = RealCorpus(folder)
     translated = [sample for sample in read_corpus(speech, TRANSLATED) if sample.extra.get("translations")]
@@ -104,7 +118,8 @@ def make_corpus(speech: Path, text: Path, folder: Path, sizes: Sizes, *, seed: i
     test = rng.sample(split.test, min(sizes.test_utterances, len(split.test)))
     candidates = _different(rng.sample(split.test, len(split.test)))[: sizes.candidates]
     if len(candidates) < sizes.candidates:
-        raise ValueError(f"{speech}: only {len(candidates)} different sentences for {sizes.candidates} candidates")
+        few = f"has {len(candidates)} different test sentences for {sizes.candidates} candidates"
+        raise DataError(f"{speech}: {few}; use fewer candidates")
     decoded = _decode([*split.train, *split.dev, *split.test], folder / "audio")
 
     def written(path: Path, samples: Sequence[Sample]) -> None:
@@ -124,19 +139,26 @@ def make_corpus(speech: Path, text: Path, folder: Path, sizes: Sizes, *, seed: i
 
 
 def read_corpus(source: Path, name: str) -> list[Sample]:
-    """The utterances with a known speaker and a text that can be spelt, in the lab's convention."""
+    """Return the utterances with a known speaker whose text the encoder can spell, with normalised texts.
+
+    Raises `DataError` if ``source`` has no corpus of that name.
+    """
     path = source / name / "manifest.jsonl"
     if not path.is_file():
-        raise ValueError(f"{source}: has no {name}/manifest.jsonl; give the folder of recorded speech that holds it")
+        raise DataError(f"{source}: has no {name}/manifest.jsonl; give the folder of recorded speech that holds it")
     samples = [replace(sample, text=normalise_basic(sample.text or "")) for sample in read_manifest(path)]
     return [sample for sample in samples if sample.speaker and SPELLABLE.fullmatch(sample.text or "")]
 
 
 def split_by_speaker(samples: Sequence[Sample], test: Collection[str], dev_speakers: int, *, seed: int = 0) -> Split:
-    """Speakers of ``test`` and so many others are kept out of training, and so are all sentences of theirs."""
+    """Keep the speakers ``test`` and ``dev_speakers`` others out of training, with all sentences that they say.
+
+    Raises `DataError` if there are too few speakers.
+    """
     others = sorted({sample.speaker or "" for sample in samples} - set(test))
     if len(others) <= dev_speakers:
-        raise ValueError(f"{len(others)} speakers beside the test's are too few to keep {dev_speakers} for development")
+        few = f"{len(others)} speakers besides those of the test are too few to keep {dev_speakers} for development"
+        raise DataError(f"{few}; add recordings or lower dev_speakers")
     dev = set(random.Random(seed).sample(others, dev_speakers))
     kept = {sample.text for sample in samples if sample.speaker in dev or sample.speaker in test}
     return Split(
@@ -147,7 +169,7 @@ def split_by_speaker(samples: Sequence[Sample], test: Collection[str], dev_speak
 
 
 def training_texts(source: Path, sizes: TextSizes, held_out: Collection[str], said: Sequence[str]) -> Texts:
-    """What the LLM reads: parallel sentences without those in ``held_out``, and what training speakers ``said``."""
+    """Return the LLM's training texts: parallel sentences that are not ``held_out``, and what speakers ``said``."""
     tested = Tested(frozenset(held_out))
     multi30k, tatoeba = read_sentences(source, sizes)
     spoken = [Sentence(f"said-{i}", text, {}) for i, text in enumerate(dict.fromkeys(said))]
@@ -165,14 +187,14 @@ def _speak(texts: Texts, folder: Path, sizes: TextSizes, rng: random.Random) -> 
 
 
 def _translations_beside(transcripts: Path) -> list[Sample]:
-    """The lines of the translation manifests that prepare-tts wrote beside its transcripts."""
+    """Return the lines of the translation manifests that prepare-tts wrote beside the manifest ``transcripts``."""
     return [
         s for path in sorted(transcripts.parent.glob(f"{transcripts.stem}.st-*.jsonl")) for s in read_manifest(path)
     ]
 
 
 def _different(samples: Sequence[Sample]) -> list[Sample]:
-    """The first utterance of each transcript."""
+    """Return the first utterance of each transcript."""
     return list({sample.text: sample for sample in reversed(samples)}.values())[::-1]
 
 
@@ -187,7 +209,7 @@ def _asr(sample: Sample, rng: random.Random) -> Sample:
 
 
 def _tasks_of(sample: Sample) -> list[Sample]:
-    """A translation line for each language in which the utterance has translations."""
+    """Return a translation line for each language that the utterance has translations in."""
     return [
         replace(
             sample,
@@ -204,13 +226,14 @@ def _tasks_of(sample: Sample) -> list[Sample]:
 
 
 def _decode(samples: Sequence[Sample], folder: Path) -> dict[str, Path]:
-    """Write each utterance as WAV; paths by id. The encoder reads it every epoch, and Opus takes 15 ms to decode."""
+    """Write each utterance as WAV and return the paths by id.
+
+    The encoder reads every file in each epoch, and Opus takes 15 ms to decode.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     paths = {sample.id: folder / f"{sample.id}.wav" for sample in samples}
     missing = [sample for sample in samples if not paths[sample.id].exists()]
-    console = Console(stderr=True)
-    for sample in track(missing, "Decoding recordings", console=console, disable=not console.is_terminal):
-        partial = paths[sample.id].with_suffix(".partial")
-        soundfile.write(partial, read_audio(sample.audio), SAMPLE_RATE_HZ, subtype="PCM_16", format="WAV")
-        partial.replace(paths[sample.id])
+    for sample in track(missing, "Decoding recordings", unit="utterances"):
+        with atomic(paths[sample.id]) as partial:
+            soundfile.write(partial, read_audio(sample.audio), SAMPLE_RATE_HZ, subtype="PCM_16", format="WAV")
     return paths

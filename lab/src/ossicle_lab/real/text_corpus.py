@@ -1,4 +1,4 @@
-"""From real text to manifests of both stages, through `ossicle prepare-tts`."""
+"""Make manifests of both stages from real text, through `ossicle prepare-tts`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 
 from ossicle.corpora.tts import TtsOptions, prepare_tts
 from ossicle.data.manifest import read_manifest, write_manifest
+from ossicle.files import write_text
 from ossicle_lab.real.texts import Passage, Sentence, Texts, TextSizes
 
 CORPORA = ("multi30k", "tatoeba", "xquad")
@@ -20,39 +21,39 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class TextCorpus:
-    """Manifests. ``test`` and ``candidates`` lie where `ossicle_lab.demo.chain` looks for them."""
+    """Paths of the manifests in a folder."""
 
     folder: Path
 
     def spoken(self, name: str, split: Split) -> Path:
-        """The folder that prepare-tts made of one corpus."""
+        """Return the folder that prepare-tts wrote for one corpus."""
         return self.folder / "speech" / f"{name}-{split}"
 
     @property
     def transcripts(self) -> list[Path]:
-        """Training speech with what is said."""
+        """Return the manifests of training speech with transcripts."""
         return [self.spoken(name, "train") / f"{name}-train.jsonl" for name in CORPORA]
 
     @property
     def tasks(self) -> list[Path]:
-        """Training speech with translations and questions."""
+        """Return the manifests of training speech with translations and questions."""
         return [path for name in CORPORA for path in sorted(self.spoken(name, "train").glob(f"{name}-train.*.jsonl"))]
 
     @property
     def test(self) -> Path:
-        """All tasks on the speech of unseen texts in unseen voices."""
+        """Return the test manifest: all tasks on unseen texts in unseen voices."""
         return self.folder / "test.jsonl"
 
     @property
     def candidates(self) -> Path:
-        """The sentences of ``test``, each text once."""
+        """Return the manifest for retrieval: the sentences of ``test``, each text once."""
         return self.folder / "test" / "manifest.jsonl"
 
 
 def make_corpus(texts: Texts, folder: Path, sizes: TextSizes, *, seed: int = 0) -> TextCorpus:
-    """Speak a part of the training texts and all of the test texts; a second call reuses what is there.
+    """Speak a part of the training texts and all test texts. A second call reuses what is there.
 
-    Raises `ossicle.corpora.voices.VoiceError` without espeak-ng.
+    Raises `VoiceError` if espeak-ng is not installed.
     """
     corpus = TextCorpus(folder)
     rng = random.Random(f"spoken-{seed}")
@@ -79,9 +80,9 @@ def make_corpus(texts: Texts, folder: Path, sizes: TextSizes, *, seed: int = 0) 
 
 
 def speak(folder: Path, name: str, split: Split, lines: Sequence[Mapping[str, Any]], *, seed: int = 0) -> Path:
-    """Let prepare-tts speak ``lines``; returns the folder with its manifests, ``NAME-SPLIT.jsonl`` and others.
+    """Speak ``lines`` by prepare-tts and return the folder with its manifests, ``NAME-SPLIT.jsonl`` and others.
 
-    Raises `ossicle.corpora.voices.VoiceError` without espeak-ng.
+    Raises `VoiceError` if espeak-ng is not installed.
     """
     path = folder / "texts" / f"{name}-{split}.jsonl"
     _write(path, lines)
@@ -90,23 +91,18 @@ def speak(folder: Path, name: str, split: Split, lines: Sequence[Mapping[str, An
     return out
 
 
-def corpus_of(sample_id: str) -> str:
-    """Which corpus a line of the test manifest comes from, by its id."""
-    return next(name for name in CORPORA if sample_id.startswith(name))
-
-
 def some(items: Sequence[_T], count: int, rng: random.Random) -> list[_T]:
-    """A draw of ``count`` items, or all where there are no more."""
+    """Draw ``count`` items without replacement, or return all if there are fewer."""
     return rng.sample(items, min(count, len(items)))
 
 
 def sentence_lines(sentences: Iterable[Sentence]) -> list[dict[str, Any]]:
-    """Lines for prepare-tts: the English text and its translations."""
+    """Return lines for prepare-tts: the English text and its translations."""
     return [{"id": s.id, "en": s.text, **s.translations} for s in sentences]
 
 
 def _passage_lines(passages: Iterable[Passage]) -> list[dict[str, Any]]:
-    """One line a question; prepare-tts speaks a passage once for all that follow each other."""
+    """Return a line per question. Prepare-tts speaks a passage once for all its questions in a row."""
     return [
         {"id": q.id, "context": passage.text, "question": q.text, "answers": list(q.answers)}
         for passage in passages
@@ -115,8 +111,8 @@ def _passage_lines(passages: Iterable[Passage]) -> list[dict[str, Any]]:
 
 
 def _write(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    """Only where it changes, as prepare-tts goes by what it was given."""
+    """Write the lines unless the file holds them, as prepare-tts starts again if its input changes."""
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        write_text(path, text)

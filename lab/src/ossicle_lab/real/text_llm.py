@@ -1,7 +1,7 @@
-"""A small LLM trained on real text alone: repetition, translation and extractive answers, in the wordings of stage 2.
+"""Train a small LLM on real text: repetition, translation and extractive answers, with the instructions of stage 2.
 
-Its shape, optimisers and forward pass are the lab LLM's, its tokenizer is a larger BPE of the training texts. A row is
-a text and several instructions about it that do not see each other (`ossicle_lab.models.llm_data`).
+Its shape, optimisers and forward pass are those of the lab's LLM; its tokenizer is a larger BPE of the training texts.
+A row is a text and several instructions about it that do not see each other (`ossicle_lab.models.llm_data`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ossicle.precision import CPU, usable
 from ossicle.prompts import ASR_INSTRUCTIONS, LANGUAGE_NAMES, TRANSLATE_INSTRUCTION
-from ossicle_lab.models.build_llm import load_state, new_optimizers, save_state
+from ossicle_lab.models.build_llm import new_optimizers
+from ossicle_lab.models.checkpoint import load_state, save_state
 from ossicle_lab.models.llm_data import Row, RowBatch, collate_rows
 from ossicle_lab.models.llm_model import answer_loss, new_model
 from ossicle_lab.models.tokenizer import ASSISTANT, BOS, END, PAD, USER, WordIds, train_tokenizer
@@ -27,26 +28,26 @@ from ossicle_lab.real.texts import Texts
 
 VOCABULARY = 6000
 ASR_SHARE = 0.5
-"""Of rows with the text repeated as an answer."""
+"""Share of rows with the text repeated as an answer."""
 PASSAGE_SHARE = 0.1
-"""Of rows that are about a passage: there are far more sentences."""
+"""Share of rows about a passage. There are far more sentences than passages."""
 QUESTIONS = 3
-"""At most so many about a passage."""
+"""Largest number of questions about a passage in a row."""
 NOISY_SHARE = 0.2
-"""Of rows with noise on the embeddings of the text, as speech has."""
+"""Share of rows with noise on the embeddings of the text, like speech."""
 MOST_NOISE = 0.3
-"""Standard deviation in units of the embeddings' RMS."""
+"""Largest standard deviation of the noise, in units of the RMS of the embeddings."""
 WARMUP = 60
 DECAY_FROM = 0.5
-"""Share of the steps after which the learning rate falls to 0."""
+"""Share of the steps after which the learning rate decays to 0."""
 _BLOCK = 8
 _LOG_EVERY, _CHECKPOINT_EVERY = 20, 100
-_TEXT, _NOTHING = 0, -1  # groups of positions, as in `ossicle_lab.models.llm_data`
+_TEXT, _NOTHING = 0, -1  # groups of positions, see `ossicle_lab.models.llm_data`
 
 
 @dataclass(frozen=True)
 class Item:
-    """A text and what may be asked about it, besides to repeat it: (instruction, answer)."""
+    """A text and its tasks as pairs of instruction and answer, without repetition."""
 
     text: str
     tasks: tuple[tuple[str, str], ...]
@@ -54,14 +55,14 @@ class Item:
 
 @dataclass(frozen=True)
 class Items:
-    """All there is to train on."""
+    """The training data."""
 
     sentences: list[Item]
     passages: list[Item]
 
     @property
     def written(self) -> Iterator[str]:
-        """Every text in them."""
+        """Yield every text, instruction and answer."""
         for item in (*self.sentences, *self.passages):
             yield item.text
             for task in item.tasks:
@@ -69,9 +70,15 @@ class Items:
 
 
 def train_text_llm(texts: Texts, work: Path, out: Path, *, steps: int, rows: int, seed: int = 0) -> Path:
-    """Train (or continue in ``work``) and write the model folder ``out``; what is complete is left alone.
+    """Train the LLM, or continue in ``work``, and return its folder ``out``. A complete model is not trained again.
 
-    ``rows``: texts per step. Seeded; the log goes to ``work/log.txt``.
+    Args:
+        texts: the training texts.
+        work: folder of the checkpoint, the tokenizer and ``log.txt``.
+        out: output folder of the model and its tokenizer.
+        steps: number of training steps.
+        rows: texts per step.
+        seed: seed of the weights, the batches and the noise.
     """
     if (out / "config.json").is_file():
         return out
@@ -86,7 +93,7 @@ def train_text_llm(texts: Texts, work: Path, out: Path, *, steps: int, rows: int
 
 
 def training_items(texts: Texts) -> Items:
-    """All training texts: English sentences once, with every translation, and passages with their questions."""
+    """Return English sentences, each once with all its translations, and passages with their questions."""
     tasks: dict[str, dict[str, str]] = {}
     for sentence in texts.train_sentences:
         tasks.setdefault(sentence.text, {}).update(
@@ -100,12 +107,12 @@ def training_items(texts: Texts) -> Items:
 
 
 def translate_instruction(language: str) -> str:
-    """What prepare-tts writes for a translation."""
+    """Return the instruction that prepare-tts writes for a translation."""
     return TRANSLATE_INSTRUCTION.format(language=LANGUAGE_NAMES[language])
 
 
 class _Batches:
-    """Batches by step: each block of steps has its own generator, so a continued run sees the same ones."""
+    """Draw batches by step. Each block of steps has its own seed, so a resumed run gets the same batches."""
 
     def __init__(self, items: Items, tokenizer: PreTrainedTokenizerFast, rows: int, seed: int) -> None:
         self._items, self._rows, self._seed = items, rows, seed
@@ -119,7 +126,7 @@ class _Batches:
             block, skip = block + 1, 0
 
     def _block(self, rng: random.Random) -> list[RowBatch]:
-        """Rows of similar length together, batches in random order."""
+        """Return a block of batches, with rows of similar length together and batches in random order."""
         drawn = [self._row(self._item(rng), rng) for _ in range(_BLOCK * self._rows)]
         drawn.sort(key=lambda row: len(row.ids))
         batches = [drawn[start : start + self._rows] for start in range(0, len(drawn), self._rows)]
@@ -140,14 +147,14 @@ class _Batches:
         for group, (instruction, answer) in enumerate(tasks, start=_TEXT + 1):
             asked = [*self._ids(instruction), self._special[END], self._special[ASSISTANT]]
             said = [*self._ids(answer), self._special[END]]
-            # Long answers count more than short ones, but less than by their length.
+            # The total weight of an answer grows with the square root of its length.
             weights = [0.0] * len(asked) + [len(said) ** -0.5] * len(said)
             row.add(asked + said, weights, group, _TEXT, len(start))
         return row
 
 
 def _tokenizer(items: Items, folder: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer of an earlier call in this folder, or a new one."""
+    """Load the tokenizer of an earlier call from ``folder``, or train it."""
     if not folder.exists():
         train_tokenizer((*items.written, *ASR_INSTRUCTIONS), VOCABULARY).save_pretrained(folder)
     return PreTrainedTokenizerFast.from_pretrained(folder)
@@ -156,7 +163,7 @@ def _tokenizer(items: Items, folder: Path) -> PreTrainedTokenizerFast:
 def _train(model: LlamaForCausalLM, batches: _Batches, work: Path, steps: int, seed: int) -> None:
     optimizers = new_optimizers(model)
     checkpoint = work / "checkpoint.pt"
-    first = load_state(model, optimizers, checkpoint) if checkpoint.exists() else 0
+    first = load_state(model, optimizers, checkpoint)
     source = batches.starting_at(first)
     started, losses = time.monotonic(), []
     with (work / "log.txt").open("a", encoding="utf-8") as log:
@@ -166,7 +173,7 @@ def _train(model: LlamaForCausalLM, batches: _Batches, work: Path, steps: int, s
                     group["lr"] = group["initial_lr"] * rate_share(step, steps)
             noise = torch.Generator().manual_seed(seed + step)
             loss = answer_loss(model, next(source), noise, usable(torch.bfloat16, CPU))
-            loss.backward()
+            torch.autograd.backward(loss)
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             for optimizer in optimizers:
                 optimizer.step()
@@ -182,6 +189,6 @@ def _train(model: LlamaForCausalLM, batches: _Batches, work: Path, steps: int, s
 
 
 def rate_share(step: int, steps: int) -> float:
-    """Share of the learning rate: a short warmup, constant, then linearly to 0."""
+    """Return the factor of the learning rate: a short warmup, then constant, then a linear decay to 0."""
     warmup = min(WARMUP, steps // 10)
     return min((step + 1) / (warmup + 1), 1.0, (steps - step) / ((1 - DECAY_FROM) * steps))

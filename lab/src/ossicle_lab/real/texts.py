@@ -1,8 +1,8 @@
-"""Real text for both stages: Multi30k and Tatoeba to translate, XQuAD and Spoken-SQuAD to be asked about.
+"""Read and split real text: Multi30k and Tatoeba for translation, XQuAD and Spoken-SQuAD for questions.
 
-Everything that is spoken is in the lab's convention, lower-case words; translations are as the corpora have them.
-Nothing that is tested is in anything that trains: Multi30k has its own test set, English sentences of Tatoeba are
-split, questions are split by article, and training sentences whose English or translation is tested are left out.
+Texts that are spoken are normalised to lower-case words; translations stay as they are. No test text is in the training
+data: Multi30k has its own test set, Tatoeba is split by sentence, and questions are split by article. Training
+sentences are left out if their English or a translation is in the test set.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ossicle.errors import DataError
 from ossicle.evaluate.metrics import normalise_basic
 
 MULTI30K = "parallel/multi30k_en-de-fr-cs.{split}.jsonl"
@@ -24,31 +25,36 @@ SPOKEN_SQUAD = "qa/spoken_squad_test.jsonl"
 MULTI30K_LANGUAGES = ("de", "fr")
 LANGUAGES = ("de", "fr", "es")
 SENTENCE = re.compile(r"[a-z' ]+")
-"""What the lab's encoder can spell."""
+"""Sentences that the lab's encoder can spell."""
 PASSAGE = re.compile(r"[a-z0-9' ]+")
-"""As `SENTENCE`; espeak-ng reads numbers."""
+"""Passages may also have digits, which espeak-ng reads."""
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
 
 @dataclass(frozen=True)
 class TextSizes:
-    """How much of everything; texts that are only read are used whole."""
+    """Sizes of the corpus. The LLM trains on all texts; these limit what is spoken and tested."""
 
     min_words: int = 3
-    """English words of a sentence."""
+    """Smallest number of English words in a sentence."""
     max_words: int = 10
+    """Largest number of English words in a sentence."""
     passage_words: int = 30
+    """Largest number of words in a passage."""
     multi30k: int = 3000
-    """Training sentences that are spoken."""
+    """Number of training sentences of Multi30k that are spoken."""
     tatoeba: int = 2000
-    """The same, for each language."""
+    """Number of training sentences of Tatoeba that are spoken, for each language."""
     passages: int = 700
-    """The same, of XQuAD."""
+    """Number of training passages of XQuAD that are spoken."""
     test_multi30k: int = 200
+    """Number of test sentences of Multi30k."""
     test_tatoeba: int = 100
-    """For each language."""
+    """Number of test sentences of Tatoeba, for each language."""
     test_articles: int = 12
+    """Number of XQuAD's articles that are kept for the test."""
     test_passages: int = 150
+    """Largest number of test passages."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,7 @@ class Question:
 
 @dataclass
 class Passage:
-    """A sentence of an article and the questions that it answers."""
+    """A sentence of an article with the questions that it answers."""
 
     article: str
     text: str
@@ -80,32 +86,32 @@ class Passage:
 
 @dataclass(frozen=True)
 class Texts:
-    """Everything, by what it is for. ``multi30k`` and ``tatoeba`` train, ``heard`` is a transcript of ASR output."""
+    """All texts by corpus and split. Fields without ``test`` are training texts."""
 
     multi30k: list[Sentence]
     tatoeba: dict[str, list[Sentence]]
     passages: list[Passage] = field(default_factory=list)
     heard: list[Passage] = field(default_factory=list)
-    """Of Spoken-SQuAD, the same articles as recognised: only read."""
+    """Passages of Spoken-SQuAD, which are transcripts by a recogniser. They train the LLM and are not spoken."""
     recorded: list[Sentence] = field(default_factory=list)
-    """What speakers of recordings read: without translations."""
+    """Sentences that the training speakers of recordings read, without translations."""
     test_multi30k: list[Sentence] = field(default_factory=list)
     test_tatoeba: list[Sentence] = field(default_factory=list)
     test_passages: list[Passage] = field(default_factory=list)
 
     @property
     def train_sentences(self) -> list[Sentence]:
-        """Of all corpora."""
+        """Return the training sentences of all corpora."""
         return [*self.multi30k, *(sentence for part in self.tatoeba.values() for sentence in part), *self.recorded]
 
     @property
     def test_sentences(self) -> list[Sentence]:
-        """Of both corpora."""
+        """Return the test sentences of both corpora."""
         return [*self.test_multi30k, *self.test_tatoeba]
 
 
 def read_texts(source: Path, sizes: TextSizes, *, seed: int = 0) -> Texts:
-    """Read and split the texts in ``source``. Raises `ValueError` where a file is missing, wrong or too small."""
+    """Read and split the texts in ``source``. Raises `DataError` if a file is missing, invalid or too small."""
     rng = random.Random(f"real-text-{seed}")
     test_multi30k = _sample(_multi30k(source, "test2016", sizes), sizes.test_multi30k, rng, source, "Multi30k")
     multi30k, tatoeba = read_sentences(source, sizes)
@@ -118,7 +124,8 @@ def read_texts(source: Path, sizes: TextSizes, *, seed: int = 0) -> Texts:
     passages = read_passages(source / XQUAD, sizes)
     articles = sorted({passage.article for passage in passages})
     if len(articles) <= sizes.test_articles:
-        raise ValueError(f"{source / XQUAD}: {len(articles)} articles are too few to test on {sizes.test_articles}")
+        few = f"{len(articles)} articles are too few to test on {sizes.test_articles}"
+        raise DataError(f"{source / XQUAD}: {few}; lower test_articles")
     kept = set(rng.sample(articles, sizes.test_articles))
     about_tested = [passage for passage in passages if passage.article in kept]
     return Texts(
@@ -133,20 +140,23 @@ def read_texts(source: Path, sizes: TextSizes, *, seed: int = 0) -> Texts:
 
 
 def read_sentences(source: Path, sizes: TextSizes) -> tuple[list[Sentence], dict[str, list[Sentence]]]:
-    """Multi30k's for training, and Tatoeba's by language. Raises `ValueError` where a file is missing or wrong."""
+    """Return the training sentences of Multi30k, and those of Tatoeba by language.
+
+    Raises `DataError` if a file is missing or invalid.
+    """
     multi30k = [s for split in ("train", "val") for s in _multi30k(source, split, sizes)]
     return multi30k, {language: list(_tatoeba(source, language, sizes)) for language in LANGUAGES}
 
 
 @dataclass(frozen=True)
 class Tested:
-    """What no training sentence may hold: the texts of the test set in any language, without case and punctuation."""
+    """The normalised texts of the test set in all languages, which no training sentence may contain."""
 
     texts: frozenset[str]
 
     @classmethod
     def of(cls, sentences: Sequence[Sentence]) -> Tested:
-        """Those of ``sentences``."""
+        """Collect the texts of ``sentences``."""
         return cls(frozenset(text for sentence in sentences for text in cls._all(sentence)))
 
     def __contains__(self, sentence: Sentence) -> bool:
@@ -158,9 +168,9 @@ class Tested:
 
 
 def read_passages(path: Path, sizes: TextSizes) -> list[Passage]:
-    """The sentences of ``path`` that hold the answer to a question, each once, with all their questions.
+    """Return the sentences of ``path`` that contain the answer to a question, each once with all its questions.
 
-    A context of up to three sentences is cut to the one with the first answer; Spoken-SQuAD's have full stops, too.
+    A context is cut to the sentence with the first answer.
     """
     found: dict[tuple[str, str], Passage] = {}
     for record in _records(path, ("id", "title", "context", "question", "answer", "answer_start")):
@@ -177,7 +187,7 @@ def read_passages(path: Path, sizes: TextSizes) -> list[Passage]:
 
 
 def sentence_at(context: str, position: int) -> str:
-    """The sentence of ``context`` with the character at ``position``."""
+    """Return the sentence of ``context`` that contains the character at ``position``."""
     starts = [0, *(match.end() for match in SENTENCE_END.finditer(context))]
     start = max(start for start in starts if start <= position)
     end = next((other for other in starts if other > position), len(context))
@@ -192,7 +202,7 @@ def _multi30k(source: Path, split: str, sizes: TextSizes) -> list[Sentence]:
 def _tatoeba(source: Path, language: str, sizes: TextSizes) -> Iterator[Sentence]:
     seen = set()
     for sentence in _sentences(source / TATOEBA.format(language=language), (language,), sizes):
-        if sentence.text not in seen:  # they differ in punctuation only
+        if sentence.text not in seen:  # some differ in punctuation only
             seen.add(sentence.text)
             yield sentence
 
@@ -206,17 +216,20 @@ def _sentences(path: Path, languages: Sequence[str], sizes: TextSizes) -> Iterat
 
 def _records(path: Path, fields: Sequence[str]) -> Iterator[dict[str, Any]]:
     if not path.is_file():
-        raise ValueError(f"{path}: there is no such file; give the folder of texts that has parallel/ and qa/")
+        raise DataError(f"{path}: there is no such file; give the folder of texts that has parallel/ and qa/")
     with path.open(encoding="utf-8", newline="\n") as file:
         for number, line in enumerate(file, start=1):
-            record = json.loads(line)
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DataError(f"{path}:{number}: invalid JSON ({error}); fix or remove the line") from error
             missing = [name for name in fields if name not in record]
             if missing:
-                raise ValueError(f"{path}:{number}: has no {missing[0]!r}; expected {', '.join(fields)}")
+                raise DataError(f"{path}:{number}: has no {missing[0]!r}; expected {', '.join(fields)}")
             yield record
 
 
 def _sample(sentences: Sequence[Sentence], count: int, rng: random.Random, source: Path, what: str) -> list[Sentence]:
     if len(sentences) < count:
-        raise ValueError(f"{source}: {what} has {len(sentences)} sentences that can be spoken; {count} were asked for")
+        raise DataError(f"{source}: {what} has {len(sentences)} sentences that can be spoken; {count} were asked for")
     return rng.sample(sentences, count)

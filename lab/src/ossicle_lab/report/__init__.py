@@ -1,1 +1,1 @@
-"""`ossicle report`: studies and runs as one HTML page that needs no other file."""
+"""Show studies and runs as one HTML page (`ossicle report`)."""

@@ -1,4 +1,4 @@
-"""Learning curves from ``metrics.jsonl``: smoothed and thinned, as a chart."""
+"""Draw learning curves from ``metrics.jsonl`` files, smoothed and thinned."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from pathlib import Path
 from markupsafe import Markup
 
 from ossicle.train.tracking import read_metrics
-from ossicle_lab.report.charts import Axes, Line, Point, chart, nice_ticks, thin
+from ossicle_lab.report.figures import ChartStyle, Line, Point, line_chart, thin_points
 
-SMOOTH_SHARE = 0.05
-"""Of all records: how many a point is the mean of."""
+SMOOTHING_SHARE = 0.05
+"""Share of all records that each point of a training curve averages."""
 
 
 @dataclass(frozen=True)
 class LossCurve:
-    """Where the losses of a run are."""
+    """The file that holds a run's losses, and how the curve is shown."""
 
     name: str
     look: int
@@ -25,20 +25,19 @@ class LossCurve:
     split: str = "train"
 
 
-def loss_chart(title: str, curves: Sequence[LossCurve]) -> Markup:
-    """Running means of the loss by step. Raises `ValueError` where no file holds one."""
-    lines = [Line(curve.name, curve.look, thin(_losses(curve))) for curve in curves]
-    most = max((line.points[-1].x for line in lines if line.points), default=1.0)
-    ticks = [tick for tick in nice_ticks(0, most, 4) if tick <= most * (1 + 1e-9)]
-    axes = Axes(title, "optimiser step", [(tick, f"{tick:g}") for tick in ticks], markers=False, note="nats")
-    return chart(lines, axes)
+def loss_chart(title: str, curves: Sequence[LossCurve]) -> Markup | None:
+    """Draw running means of the loss, in nats, by optimiser step. Return None if no file has a loss."""
+    lines = [Line(curve.name, curve.look, thin_points(_losses(curve))) for curve in curves]
+    if not any(line.points for line in lines):
+        return None
+    return line_chart(lines, ChartStyle(title, "optimiser step", markers=False, note="nats"))
 
 
 def _losses(curve: LossCurve) -> list[Point]:
     if not curve.path.is_file():
         return []
     records = [r for r in read_metrics(curve.path) if r["split"] == curve.split and "loss" in r]
-    reach = 0 if curve.split != "train" else round(SMOOTH_SHARE * len(records) / 2)
+    reach = 0 if curve.split != "train" else round(SMOOTHING_SHARE * len(records) / 2)
     values = [record["loss"] for record in records]
     points = []
     for i, record in enumerate(records):

@@ -1,4 +1,4 @@
-"""How answers fail: the rates that scoring counted for each run, and a few of the answers themselves."""
+"""Collect how answers fail: the rates that scoring counted for each run, and examples."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ossicle.evaluate.score import read_hypotheses
+from ossicle.evaluate.hypotheses import read_hypotheses
 
 EXAMPLES_SHOWN = 3
-"""For each failure, of different runs where several fail so."""
+"""Number of examples for each failure, from different runs if possible."""
 
 
 @dataclass(frozen=True)
@@ -26,18 +26,19 @@ class Example:
 
 @dataclass(frozen=True)
 class Failing:
-    """Of each run, its hypotheses; the scores beside them say what fails. Files that are missing are left out."""
+    """The failures of several runs. Missing files are left out."""
 
     files: Mapping[str, Path]
+    """The hypotheses file of each run. The file with its scores, in the same folder, names the failures."""
 
     def rates(self) -> tuple[list[str], list[tuple[str, list[str]]]]:
-        """Names of the failures, and for each run how many percent of the answers that can be judged fail so."""
+        """Return the names of the failures and each run's percentages of the answers to which the checks apply."""
         totals = {run: found for run, path in self.files.items() if (found := _totals(_failures(path)))}
         names = list(next(iter(totals.values()), ()))
         return names, [(run, [found.get(name, "–") for name in names]) for run, found in totals.items()]
 
     def examples(self) -> list[tuple[str, list[Example]]]:
-        """For each failure that occurs, a few answers: one of each run, then second ones."""
+        """Return for each failure a few answers: first one of each run, then a second one."""
         ids: dict[str, dict[str, list[str]]] = {}
         for run, path in self.files.items():
             for failure in _failures(path):
@@ -57,7 +58,7 @@ class Failing:
 
 
 def _failures(hypotheses: Path) -> list[dict[str, Any]]:
-    """Of all tasks; a failure comes once for each."""
+    """Return the failures of all tasks; a kind of failure occurs once for each task."""
     scores = hypotheses.with_suffix(".scores.json")
     if not hypotheses.is_file() or not scores.is_file():
         return []
@@ -66,16 +67,16 @@ def _failures(hypotheses: Path) -> list[dict[str, Any]]:
 
 
 def _totals(failures: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Failure -> percentage of the lines that could be judged, over all tasks."""
+    """Return for each failure the percentage over all tasks of the lines to which the check applies."""
     sums: dict[str, tuple[int, int]] = {}
     for failure in failures:
-        count, of = sums.get(failure["name"], (0, 0))
-        sums[failure["name"]] = (count + failure["count"], of + failure["applicable"])
-    return {name: f"{100 * count / of:.1f}" if of else "–" for name, (count, of) in sums.items()}
+        count, applicable = sums.get(failure["name"], (0, 0))
+        sums[failure["name"]] = (count + failure["count"], applicable + failure["applicable"])
+    return {name: f"{100 * count / lines:.1f}" if lines else "–" for name, (count, lines) in sums.items()}
 
 
 def _in_turn(by_run: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, str]]:
-    """(run, id): the first of every run, then the second of every run, and so on."""
+    """Yield (run, id): the first of every run, then the second of every run, and so on."""
     for place in range(max(map(len, by_run.values()), default=0)):
         for run, ids in by_run.items():
             if place < len(ids):

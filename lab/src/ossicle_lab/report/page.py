@@ -1,4 +1,4 @@
-"""The page itself: one HTML file with its style, charts and audio inside."""
+"""Write the page: one HTML file that contains its style, charts and audio."""
 
 from __future__ import annotations
 
@@ -12,27 +12,28 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from ossicle import __version__
-from ossicle.train.loop import CONFIG_FILE
-from ossicle_lab.report.charts import LOOKS
+from ossicle.errors import DataError
+from ossicle.files import write_text
+from ossicle.train.run_folder import CONFIG_FILE
+from ossicle_lab.report.figures import COLOURS
+from ossicle_lab.report.names import percent
 from ossicle_lab.report.run_view import RunView
-from ossicle_lab.report.study_view import RESULTS, StudyView, percent
+from ossicle_lab.report.study_view import RESULTS, StudyView
 
 
 def write_report(folders: Sequence[Path], out: Path, *, recordings: int = 6) -> Path:
-    """Write the page about ``folders`` (studies and runs, in that order on the page) to ``out``; returns its path.
+    """Write the page about ``folders`` to ``out``, studies before runs, and return ``out``.
 
-    Raises `ValueError` for a folder that is neither.
+    Raises `DataError` if a folder is neither a study nor a run.
     """
-    views = [_view(folder, recordings) for folder in folders]
+    views = [_view(folder, recordings, f"s{i}") for i, folder in enumerate(folders, 1)]
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.partial")
-    partial.write_text(render(views), encoding="utf-8")
-    partial.replace(out)
+    write_text(out, render(views))
     return out
 
 
 def render(views: Sequence[StudyView | RunView]) -> str:
-    """The HTML of the page."""
+    """Return the HTML of the page."""
     environment = Environment(
         loader=PackageLoader("ossicle_lab.report", "."),
         autoescape=True,
@@ -46,18 +47,20 @@ def render(views: Sequence[StudyView | RunView]) -> str:
         studies=[view for view in views if isinstance(view, StudyView)],
         runs=[view for view in views if isinstance(view, RunView)],
         style=Markup(style),
-        looks=LOOKS,
+        colours=COLOURS,
         version=__version__,
         made=datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC"),
     )
 
 
-def _view(folder: Path, count: int) -> StudyView | RunView:
+def _view(folder: Path, count: int, prefix: str) -> StudyView | RunView:
     if (folder / RESULTS).is_file():
-        return StudyView(folder, count=count)
+        return StudyView(folder, count=count, prefix=prefix)
     if (folder / CONFIG_FILE).is_file():
         return RunView(folder, count=count)
-    raise ValueError(f"{folder}: holds neither {RESULTS} (of a study) nor {CONFIG_FILE} (of a run)")
+    raise DataError(
+        f"{folder}: holds neither {RESULTS} (of a study) nor {CONFIG_FILE} (of a run); give the folder of one of them"
+    )
 
 
 def _yaml(tree: Any) -> str:

@@ -1,6 +1,6 @@
-"""The figures that the paper published, to be read beside one's own: other data, other models, another size.
+"""The figures that the paper published, for comparison with a study on other data and other models.
 
-Züfle and Niehues (2025), MuST-C tst-COMMON and Spoken-SQuAD with Llama-3.1-8B.
+Source: Züfle and Niehues (2025), MuST-C tst-COMMON and Spoken-SQuAD with Llama-3.1-8B.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class PaperRow:
-    """A row of the paper's table, and the row of a study that does the same."""
+    """A row of the paper's table, and the row of a study with the same settings."""
 
     title: str
     wer: str
@@ -19,7 +19,7 @@ class PaperRow:
     normalised: str
     """Normalised average."""
     ours: tuple[str, float] | None
-    """Pretraining and fraction in `lab/paper_table`."""
+    """Pretraining and fraction in the study ``lab/paper_table``; None if no row has the same settings."""
 
 
 PAPER = (

@@ -1,4 +1,4 @@
-"""Recordings with what each run made of them: audio as data URIs, so that the page can be sent to someone."""
+"""Collect recordings with the answers of each run. Audio becomes a data URI, so that the page needs no other file."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ import soundfile
 
 from ossicle.audio import SAMPLE_RATE_HZ, read_audio
 from ossicle.errors import AudioError
-from ossicle.evaluate.score import Hypothesis, read_hypotheses
+from ossicle.evaluate.hypotheses import Hypothesis, read_hypotheses
 from ossicle.prompts import task_key
 
 LONGEST_S = 30.0
-"""What a player gets of a long recording."""
-SMALL = 0.7
-"""libsndfile's compression, 0 to 1: some 4 kB for a second of speech."""
+"""Longest audio in the page; longer recordings are cut."""
+COMPRESSION = 0.7
+"""Compression level of libsndfile, 0 to 1: about 4 kB for a second of speech."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What one run said."""
+    """The answer of one run."""
 
     run: str
     text: str
@@ -32,7 +32,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Asked:
-    """One instruction about a recording."""
+    """One instruction about a recording, and the answers to it."""
 
     task: str
     instruction: str
@@ -42,17 +42,20 @@ class Asked:
 
 @dataclass(frozen=True)
 class Recording:
-    """A recording and everything asked about it."""
+    """A recording and all instructions about it."""
 
     audio: str | None
-    """Data URI; None where the file is gone."""
+    """Data URI; None if the file cannot be read."""
     asked: list[Asked]
 
 
 def recordings(files: Mapping[str, Path], count: int, tasks: Sequence[str]) -> list[Recording]:
-    """``count`` recordings, evenly spread over those that every hypotheses file of ``files`` (run -> path) has.
+    """Return ``count`` recordings, evenly spread over those that all hypotheses files contain.
 
-    ``tasks`` orders what was asked. Files that are missing are left out.
+    Args:
+        files: the hypotheses file of each run; missing files are left out.
+        count: number of recordings.
+        tasks: the order of the instructions.
     """
     runs = {name: _by_audio(path) for name, path in files.items() if path.is_file()}
     if not runs or count < 1:
@@ -63,7 +66,7 @@ def recordings(files: Mapping[str, Path], count: int, tasks: Sequence[str]) -> l
 
 
 def data_uri(path: Path) -> str | None:
-    """The first 30 s of a recording as MP3 in a data URI; None where it cannot be read any more."""
+    """Return the first 30 s of a recording as MP3 in a data URI, or None if the file cannot be read."""
     try:
         waveform = read_audio(path)
     except AudioError:
@@ -75,7 +78,7 @@ def data_uri(path: Path) -> str | None:
         SAMPLE_RATE_HZ,
         format="MP3",
         subtype="MPEG_LAYER_III",
-        compression_level=SMALL,
+        compression_level=COMPRESSION,
     )
     return "data:audio/mpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 

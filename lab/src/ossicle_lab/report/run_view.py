@@ -1,4 +1,4 @@
-"""What the page shows of a single run: its loss, its evaluations, its configuration and versions."""
+"""Collect what the page shows of a single run: its loss, evaluations, configuration and versions."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import Any
 
 from markupsafe import Markup
 
-from ossicle.train.loop import CONFIG_FILE
-from ossicle.train.tracking import METRICS_FILE, read_metrics
+from ossicle.train.run_folder import CONFIG_FILE
+from ossicle.train.tracking import METRICS_FILE
 from ossicle_lab.report.curves import LossCurve, loss_chart
 from ossicle_lab.report.recordings import Recording, recordings
 
 VERSIONS = "versions.json"
+SCORES_SUFFIX = ".scores.json"
 
 
 class RunView:
@@ -24,24 +25,18 @@ class RunView:
         self.config = (folder / CONFIG_FILE).read_text(encoding="utf-8")
         versions = folder / VERSIONS
         self.provenance: dict[str, Any] = json.loads(versions.read_text(encoding="utf-8")) if versions.is_file() else {}
-        self._scores = sorted((folder / "eval").glob("*.scores.json"))
-        files = {path.name.removesuffix(".scores.json"): self._hypotheses(path) for path in self._scores}
+        self._scores = {
+            path.name.removesuffix(SCORES_SUFFIX): path for path in sorted((folder / "eval").glob(f"*{SCORES_SUFFIX}"))
+        }
+        files = {name: path.with_name(f"{name}.jsonl") for name, path in self._scores.items()}
         self.recordings: list[Recording] = recordings(files, count, ["asr", "st", "qa"])
 
     def curves(self) -> list[Markup]:
-        """Training loss, and that on the development data where there is one."""
+        """Return one chart of the training loss and, if there is one, the development loss."""
         path = self.folder / METRICS_FILE
-        records = read_metrics(path) if path.is_file() else []
-        splits = [split for split in ("train", "dev") if any(r["split"] == split for r in records)]
-        lines = [LossCurve(split, look, path, split) for look, split in enumerate(splits, start=1)]
-        return [loss_chart("Loss", lines)] if lines else []
+        chart = loss_chart("Loss", [LossCurve(split, k, path, split) for k, split in enumerate(("train", "dev"), 1)])
+        return [] if chart is None else [chart]
 
     def evaluations(self) -> list[tuple[str, list[dict[str, Any]]]]:
-        """Scored files of ``eval/`` with their rows."""
-        return [
-            (path.name.removesuffix(".scores.json"), json.loads(path.read_text(encoding="utf-8"))["rows"])
-            for path in self._scores
-        ]
-
-    def _hypotheses(self, scores: Path) -> Path:
-        return scores.with_name(scores.name.replace(".scores.json", ".jsonl"))
+        """Return the name and the rows of each scored file in ``eval/``."""
+        return [(name, json.loads(path.read_text(encoding="utf-8"))["rows"]) for name, path in self._scores.items()]

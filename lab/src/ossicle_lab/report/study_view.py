@@ -1,137 +1,106 @@
-"""What the page shows of a study: from its ``results.json`` and the files that it names, as plain values and charts."""
+"""Collect what the page shows of a study, from its ``results.json`` and the files that it names."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
-from ossicle_lab.report.charts import LOOKS, Axes, Line, Point, chart, marker_path
+from ossicle.errors import DataError
+from ossicle_lab.report import score_table
 from ossicle_lab.report.curves import LossCurve, loss_chart
 from ossicle_lab.report.failing import Failing
-from ossicle_lab.report.paper import PAPER
+from ossicle_lab.report.figures import COLOURS, WIDE, ChartStyle, Line, Point, glyph, line_chart
+from ossicle_lab.report.names import column_title, lower_is_better, number, percent
 from ossicle_lab.report.recordings import Recording, recordings
 from ossicle_lab.report.token_map import token_map
+from ossicle_lab.report.verdicts import Verdicts, arrange
 from ossicle_lab.study.config import MODE_NAMES
 
 RESULTS = "results.json"
-BESIDE = ("asr:wer", "st/de:bleu", "qa:f1", "normalised", "unseen")
-"""Columns that stand beside the paper's."""
-DODGE = 2.5
-LOWER = ("wer", "cer")
-TITLES = {
-    "asr:wer": "Recognition, WER",
-    "qa:f1": "Questions, F1",
-    "qa:em": "Questions, exact",
-    "normalised": "Normalised average",
-    "unseen": "Unseen tasks, mean",
-}
-LANGUAGES = {"de": "German", "es": "Spanish", "fr": "French", "it": "Italian"}
-MODE_TITLES = {
-    "steps": "the same number of steps of stage 1",
-    "compute": "the same time in stage 1",
-    "chosen": "the length of stage 1 that did best on the development split",
-}
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A figure of the table, in words."""
-
-    value: str
-    spread: str
-    interval: str
-    best: bool
+HEAD_COLUMN = "normalised"
+DODGE = 0.008
+LAYER_TICKS = 9
 
 
 class StudyView:
-    """A study's results, arranged for the template. Raises `ValueError` for a file that is none."""
+    """A study's results, arranged for the template. Raises `DataError` if the file is not the result of a study."""
 
-    def __init__(self, folder: Path, *, count: int) -> None:
+    def __init__(self, folder: Path, *, count: int, prefix: str = "s1") -> None:
         path = folder / RESULTS
-        self.folder = folder
+        self.folder, self.prefix = folder, prefix
         self.record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if not {"rows", "columns", "claims"} <= self.record.keys():
-            raise ValueError(f"{path}: is not the result of a study; ossicle study writes one")
+            raise DataError(f"{path}: is not the result of a study; give the folder that `ossicle study` wrote")
         self.title: str = self.record["study"]
         self.columns: list[str] = self.record["columns"]
         self.config: dict[str, Any] = self.record["config"]
         self.names = list(dict.fromkeys(row["name"] for row in self.record["rows"]))
         self.recordings: list[Recording] = recordings(self._shown_files(), count, self._tasks())
+        self.verdicts: Verdicts = arrange(self.record["claims"], self.config["claim"]["contrastive"], prefix)
 
     @property
     def key(self) -> list[tuple[str, int, str]]:
-        """The legend of all charts: name, colour, marker."""
-        return [(name, self.look(name) % LOOKS, marker_path(self.look(name))) for name in self.names]
+        """The legend of all charts: name, colour and marker of each row."""
+        return [(name, self.look(name) % COLOURS, glyph(self.look(name))) for name in self.names]
 
     def look(self, name: str) -> int:
-        """Number of a row's colour and marker, by its place in the study's file."""
+        """Return the number of a row's colour and marker: its place in the study's file."""
         return list(self.config["pretraining"]).index(name)
 
     def heading(self, column: str) -> str:
-        """A column in words."""
+        """Return the title of a column."""
         return column_title(column)
 
     def lower_is_better(self, column: str) -> bool:
-        """Whether it counts errors."""
-        return column.rpartition(":")[2] in LOWER
+        """Return True if the column's metric is an error rate."""
+        return lower_is_better(column)
 
-    def tables(self) -> Iterator[tuple[str, list[tuple[float, list[tuple[str, int, list[Cell]]]]]]]:
-        """For each mode: its title, and for each fraction the rows (name, seeds, cells)."""
-        for mode in dict.fromkeys(row["mode"] for row in self.record["rows"]):
-            rows = [row for row in self.record["rows"] if row["mode"] == mode]
-            fractions = sorted({row["fraction"] for row in rows})
-            yield MODE_TITLES[mode], [(f, list(self._rows(rows, f))) for f in fractions]
+    def tables(self) -> list[tuple[str, list[tuple[float, list[score_table.TableRow]]]]]:
+        """Return each mode's title and, for each fraction, its rows."""
+        return list(score_table.tables(self.record))
 
     def bound(self) -> list[str]:
-        """What the LLM scores on the transcripts, by column; empty where it was not measured."""
+        """Return the LLM's scores on the transcripts, by column; an empty list if they were not measured."""
         bound = self.record["bound"]
-        return [] if bound is None else [f"{bound[column]['mean']:.1f}" for column in self.columns]
+        return [] if bound is None else [number(bound[column]["mean"]) for column in self.columns]
 
     def beside_the_paper(self) -> list[dict[str, str]]:
-        """The paper's rows with ours, where the study has one that does the same."""
-        rows = {(row["name"], row["fraction"]): row["scores"] for row in self.record["rows"] if row["mode"] == "steps"}
-        shown = []
-        for row in PAPER:
-            scores = rows.get(row.ours) if row.ours else None
-            ours = {column: number(scores[column]["mean"]) for column in self.columns} if scores else {}
-            name = f"{row.ours[0]}, {percent(row.ours[1])}" if row.ours and scores else ""
-            values = {f"our_{c}": ours.get(c, "–") for c in BESIDE}
-            shown.append({**{k: v for k, v in vars(row).items() if k != "ours"}, "our_name": name, **values})
-        return shown
+        """Return the paper's rows, each with the study's scores for the same settings."""
+        return score_table.beside_the_paper(self.record)
 
-    def verdicts(self) -> list[tuple[str, list[dict[str, str]]]]:
-        """Findings by mode."""
-        claims = self.record["claims"]
-        modes = dict.fromkeys(claim["mode"] for claim in claims)
-        return [(MODE_TITLES[mode], [claim for claim in claims if claim["mode"] == mode]) for mode in modes]
+    def overview(self) -> list[Markup]:
+        """Return the chart that begins the page, for wide screens and for narrow ones; none if the study has no rows.
+
+        It shows one score of every row against the amount of fine-tuning data.
+        """
+        if not self.record["rows"]:
+            return []
+        column = HEAD_COLUMN if HEAD_COLUMN in self.columns else self.columns[0]
+        lines, chart = self._against_data(column)
+        better = chart.note or "higher is better"
+        chart = replace(chart, title=f"{chart.title} against fine-tuning data", note=f"{better}; 95% intervals")
+        return [
+            line_chart(lines, replace(chart, size=WIDE, label_lines=True)),
+            line_chart(lines, replace(chart, size=(360, 300))),
+        ]
 
     def efficiency(self) -> list[Markup]:
-        """A chart for each column: fraction of the fine-tuning data against the score, with intervals."""
-        rows = [row for row in self.record["rows"] if row["mode"] == "steps"]
-        fractions = sorted({row["fraction"] for row in rows})
-        ticks = [(math.log10(f), percent(f)) for f in fractions]
-        charts = []
-        for column in self._chart_columns() if len(fractions) > 1 else ():
-            lines = [
-                Line(name, self.look(name), [_point(r, column) for r in rows if r["name"] == name])
-                for name in self.names
-            ]
-            note = "lower is better" if self.lower_is_better(column) else ""
-            charts.append(chart(lines, Axes(column_title(column), "fine-tuning data", ticks, note=note, dodge=DODGE)))
-        return charts
+        """Return a chart for each column: score against the share of the fine-tuning data."""
+        columns = self._chart_columns() if len(self._fractions()) > 1 else []
+        return [line_chart(*self._against_data(column)) for column in columns]
 
     def retrieval(self) -> list[Markup]:
-        """R@1 by layer in both directions."""
+        """Return charts of R@1 by layer, one for each direction."""
         rows: Mapping[str, list[dict[str, float]]] = self.record["alignment"]
         directions = (
-            ("Speech finds its transcript, R@1", "speech_to_text_r1"),
-            ("A transcript finds its speech, R@1", "text_to_speech_r1"),
+            ("Speech to transcript, R@1", "speech_to_text_r1"),
+            ("Transcript to speech, R@1", "text_to_speech_r1"),
         )
         charts = []
         for title, field in directions if rows else ():
@@ -140,72 +109,55 @@ class StudyView:
                 for name, layers in rows.items()
             ]
             layers = sorted({int(point.x) for line in lines for point in line.points})
-            ticks = [(float(layer), str(layer)) for layer in layers[:: -(-len(layers) // 9)]]
-            charts.append(chart(lines, Axes(title, "LLM layer (0: embeddings)", ticks, (0, 100))))
+            ticks = [(float(layer), str(layer)) for layer in layers[:: -(-len(layers) // LAYER_TICKS)]]
+            charts.append(line_chart(lines, ChartStyle(title, "LLM layer (0 = input embeddings)", ticks, (0, 100))))
         return charts
 
     def tokens(self) -> tuple[str, list[Markup]]:
-        """What was said in the utterance that the pictures are about, and one picture for each row."""
+        """Return the transcript of one test utterance and a token alignment for each row that has one."""
         paths = {name: self.folder / path for name, path in self.record["tokens"].items()}
         records = {n: json.loads(path.read_text(encoding="utf-8")) for n, path in paths.items() if path.is_file()}
         said = next((record["text"] for record in records.values()), "")
-        return said, [token_map(name, self.look(name), record) for name, record in records.items()]
+        return said, [token_map(name, record) for name, record in records.items()]
 
     def curves(self) -> list[Markup]:
-        """Stage 2 in one chart, as all share its loss; stage 1 in one for each row, as none do."""
+        """Return the loss charts: one of stage 2, where all rows share a loss, and one of stage 1 for each row."""
         stages: dict[str, dict[str, str]] = self.record["curves"]
 
         def found(stage: str) -> list[LossCurve]:
             items = stages.get(stage, {}).items()
             return [LossCurve(name, self.look(name), self.folder / path) for name, path in items]
 
-        second = found("stage 2")
-        charts = [loss_chart("Stage 2, all of the data", second)] if second else []
-        return charts + [loss_chart(f"Stage 1, {curve.name}", [curve]) for curve in found("stage 1")]
+        charts = [loss_chart("Stage 2, all of the data", found("stage 2"))]
+        charts += [loss_chart(f"Stage 1, {curve.name}", [curve]) for curve in found("stage 1")]
+        return [chart for chart in charts if chart is not None]
 
     def failing(self) -> Failing:
-        """How answers of the shown runs fail."""
+        """Return how the answers of the shown runs fail."""
         return Failing(self._shown_files())
 
     def settings(self) -> list[dict[str, str]]:
-        """What each row was trained with, and what was tried."""
-        shown = []
-        for name, setting in self.record["settings"].items():
-            for mode, used in setting["used"].items():
-                cost = setting["cost_s_per_step"]
-                trained = used and used["steps"]
-                shown.append(
-                    {
-                        "name": name,
-                        "mode": MODE_NAMES[mode],
-                        "steps": f"{used['steps']}" if trained else "–",
-                        "lr": f"{used['lr']:g}" if trained else "–",
-                        "finetune_lr": "–" if not used else f"{used['finetune_lr']:g}",
-                        "cost": "–" if cost is None else f"{cost:.2f}",
-                        "tried": str(len(setting["trials"])),
-                    }
-                )
-        return shown
+        """Return the settings of each row under each mode, as text."""
+        return [
+            _settings_row(name, mode, setting, used)
+            for name, setting in self.record["settings"].items()
+            for mode, used in setting["used"].items()
+        ]
 
-    def _rows(self, rows: Sequence[dict[str, Any]], fraction: float) -> Iterator[tuple[str, int, list[Cell]]]:
-        here = [row for row in rows if row["fraction"] == fraction]
-        best = {
-            column: (min if self.lower_is_better(column) else max)(row["scores"][column]["mean"] for row in here)
-            for column in self.columns
-        }
-        for row in here:
-            cells = [
-                _cell(
-                    row["scores"][column],
-                    best[column],
-                    plain=all(r["scores"][column]["mean"] == best[column] for r in here),
-                )
-                for column in self.columns
-            ]
-            yield row["name"], len(row["seeds"]), cells
+    def _fractions(self) -> list[float]:
+        return sorted({row["fraction"] for row in self.record["rows"] if row["mode"] == "steps"})
+
+    def _against_data(self, column: str) -> tuple[list[Line], ChartStyle]:
+        rows = [row for row in self.record["rows"] if row["mode"] == "steps"]
+        ticks = [(math.log10(f), percent(f)) for f in self._fractions()]
+        lines = [
+            Line(name, self.look(name), [_point(r, column) for r in rows if r["name"] == name]) for name in self.names
+        ]
+        note = "lower is better" if lower_is_better(column) else ""
+        return lines, ChartStyle(column_title(column), "share of the fine-tuning data", ticks, note=note, dodge=DODGE)
 
     def _shown_files(self) -> dict[str, Path]:
-        """Hypotheses of the first seed of each row at the claim's fraction, or the nearest that there is."""
+        """Return the hypotheses of each row's first seed, at the claim's fraction or the nearest one that was run."""
         wanted = self.config["claim"]["fraction"]
         found: dict[str, tuple[float, Path]] = {}
         for row in self.record["rows"]:
@@ -218,7 +170,7 @@ class StudyView:
         return [*self.config["data"]["tasks"], *self.config["data"]["unseen"]]
 
     def _chart_columns(self) -> list[str]:
-        """The trained tasks, the unseen ones together, and unseen translation; single others would be too many."""
+        """Return the trained tasks, the averages, and unseen translation. Other unseen tasks are in the average."""
         trained = [column for column in self.columns if column.partition(":")[0] in self.config["data"]["tasks"]]
         unseen = [
             c for c in self.columns if c in ("normalised", "unseen") or (c not in trained and c.startswith("st/"))
@@ -226,33 +178,20 @@ class StudyView:
         return [column for column in [*trained, *unseen] if column != "qa:em"]
 
 
-def column_title(column: str) -> str:
-    """``st/de:bleu`` -> ``German, BLEU``."""
-    if column in TITLES:
-        return TITLES[column]
-    task, _, metric = column.partition(":")
-    kind, _, language = task.partition("/")
-    names = {"bleu": "BLEU", "em": "exact", "f1": "F1", "wer": "WER"}
-    what = LANGUAGES.get(language, language) if kind == "st" else task.replace("_", " ").capitalize()
-    return f"{what}, {names.get(metric, metric)}"
-
-
-def number(value: float) -> str:
-    """-1.25 -> ``−1.2``, with the minus sign of the paper's figures."""
-    return f"{value:.1f}".replace("-", "−")
-
-
-def percent(fraction: float) -> str:
-    """0.1 -> ``10%``."""
-    return f"{100 * fraction:.3g}%"
-
-
 def _point(row: Mapping[str, Any], column: str) -> Point:
     figure = row["scores"][column]
     return Point(math.log10(row["fraction"]), figure["mean"], figure["low"], figure["high"])
 
 
-def _cell(figure: Mapping[str, Any], best: float, *, plain: bool) -> Cell:
-    spread = "" if figure["sd"] is None else f"± {figure['sd']:.1f}"
-    interval = f"{number(figure['low'])} to {number(figure['high'])}"
-    return Cell(number(figure["mean"]), spread, interval, best=not plain and figure["mean"] == best)
+def _settings_row(name: str, mode: str, setting: Mapping[str, Any], used: Mapping[str, Any] | None) -> dict[str, str]:
+    cost = setting["cost_s_per_step"]
+    trained = used if used and used["steps"] else None
+    return {
+        "name": name,
+        "mode": MODE_NAMES[mode],
+        "steps": f"{trained['steps']}" if trained else "–",
+        "lr": f"{trained['lr']:g}" if trained else "–",
+        "finetune_lr": f"{used['finetune_lr']:g}" if used else "–",
+        "cost": "–" if cost is None else f"{cost:.2f}",
+        "tried": str(len(setting["trials"])),
+    }

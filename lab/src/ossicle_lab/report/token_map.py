@@ -1,70 +1,42 @@
-"""Token alignment of one utterance as inline SVG: a panel for each layer, a square for each share of a text token."""
+"""Draw the token alignment of one utterance: one heat map for each layer."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from markupsafe import Markup
 
-from ossicle_lab.report.charts import LOOKS, nice_ticks
+from ossicle_lab.analysis.drawing import new_figure
+from ossicle_lab.report.figures import POINTS_PER_INCH, inline, page_style
 
-WIDTH, LEFT, GAP, TOP, ROW, BOTTOM = 560, 74, 14, 18, 13, 30
-FAINTEST = 0.02
-"""Of the largest share: those below are not drawn, as they cannot be seen and are most of them."""
+WIDTH, ROW, MARGIN = 560, 13, 60
+SHADE = (0.14, 0.52, 0.80)
+"""RGB colour of the largest share. Smaller ones are more transparent, which reads on light and dark pages."""
 
 
-def token_map(name: str, look: int, record: Mapping[str, Any]) -> Markup:
-    """The plans of one pretraining (`ossicle_lab.study.measure.token_plans`), darker where a token has more of its mass.
+def token_map(name: str, record: Mapping[str, Any]) -> Markup:
+    """Draw the transport plans of one pretraining (`ossicle_lab.study.measure.token_plans`).
 
-    Shade is on one scale over the layers: the darkest square is the largest share of all.
+    All layers share one scale: a cell is opaque where a text token has the largest share of all.
     """
-    tokens: list[str] = record["tokens"]
-    plans: Mapping[str, Sequence[Sequence[float]]] = record["plans"]
-    width = (WIDTH - LEFT - GAP * (len(plans) - 1)) / len(plans)
-    height = ROW * len(tokens)
-    top = max(share for plan in plans.values() for shares in plan for share in shares)
-    labels = [
-        Markup('<text x="{}" y="{:.1f}" text-anchor="end">{}</text>').format(LEFT - 6, TOP + ROW * (i + 0.8), token)
-        for i, token in enumerate(tokens)
-    ]
-    panels = [
-        _panel(
-            layer,
-            [[share / top for share in shares] for shares in plan],
-            record["token_s"],
-            (LEFT + i * (width + GAP), width, height),
-        )
-        for i, (layer, plan) in enumerate(plans.items())
-    ]
-    return Markup(
-        '<figure class="chart"><figcaption>{}</figcaption><svg class="heat k{}" viewBox="0 0 {} {}" role="img" '
-        'aria-label="{}: which speech token stands for which word">{}</svg></figure>'
-    ).format(name, look % LOOKS, WIDTH, TOP + height + BOTTOM, name, Markup("").join([*labels, *panels]))
-
-
-def _panel(layer: str, plan: Sequence[Sequence[float]], token_s: float, place: tuple[float, float, float]) -> Markup:
-    left, width, height = place
-    columns = len(plan[0])
-    step = width / columns
-    parts = [
-        Markup('<text x="{:.1f}" y="{}">layer {}</text>').format(left, TOP - 6, layer),
-        Markup('<rect class="frame" x="{:.1f}" y="{}" width="{:.1f}" height="{}"/>').format(left, TOP, width, height),
-    ]
-    parts += [
-        Markup('<rect x="{:.1f}" y="{}" width="{:.1f}" height="{}" opacity="{:.2f}"/>').format(
-            left + step * column, TOP + ROW * row, step, ROW, share
-        )
-        for row, shares in enumerate(plan)
-        for column, share in enumerate(shares)
-        if share >= FAINTEST
-    ]
-    seconds = columns * token_s
-    parts += [
-        Markup('<text x="{:.1f}" y="{}" text-anchor="middle">{:g}</text>').format(
-            left + width * tick / seconds, TOP + height + 14, tick
-        )
-        for tick in nice_ticks(0, seconds, 3)
-        if tick <= seconds
-    ]
-    return Markup("").join(parts)
+    tokens = [token.replace("$", r"\$") or "␣" for token in record["tokens"]]
+    plans = {layer: np.asarray(plan, dtype=float) for layer, plan in record["plans"].items()}
+    top = max(float(plan.max()) for plan in plans.values())
+    with page_style():
+        figure = new_figure(width=WIDTH / POINTS_PER_INCH, height=(ROW * len(tokens) + MARGIN) / POINTS_PER_INCH)
+        panels = figure.subplots(1, len(plans), sharey=True, squeeze=False)[0]
+        for axes, (layer, plan) in zip(panels, plans.items(), strict=True):
+            shades = np.zeros((*plan.shape, 4))
+            shades[..., :3], shades[..., 3] = SHADE, plan / top
+            extent = (0, plan.shape[1] * record["token_s"], len(tokens) - 0.5, -0.5)
+            axes.imshow(shades, aspect="auto", interpolation="none", extent=extent)
+            axes.set_title(f"layer {layer}", fontweight="normal", pad=4)
+            axes.set_xlabel("time (s)")
+            axes.locator_params(axis="x", nbins=4)
+            axes.spines[:].set_visible(True)
+            axes.tick_params(length=0)
+        panels[0].set_yticks(range(len(tokens)), tokens)
+        layers = ", ".join(plans)
+        return inline(figure, name, f"Share of each text token's mass by time, layers {layers}.")

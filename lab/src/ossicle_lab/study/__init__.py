@@ -1,1 +1,1 @@
-"""`ossicle study`: a grid of (pretraining x fine-tuning fraction x seed), from a YAML file to ``results.json``."""
+"""Run a grid of pretrainings, fine-tuning fractions and seeds, and compare them (`ossicle study`)."""

@@ -1,4 +1,4 @@
-"""Which settings a row is trained with, as far as the trials that are done on the development split can tell."""
+"""Choose the settings of each row from the trials on the development split that are done."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from ossicle_lab.study.interval import metrics_of
 from ossicle_lab.study.job import Job
 
 STAGES = 3
-"""Of the search for settings: see `Choices._stages`."""
+"""Number of stages in the search for settings; see `Choices._stages`."""
 
 
 class Choices:
-    """Decides by the scores of trials; None stands for what waits for trials that are not done."""
+    """Chooses by the scores of trials. Methods return None while a trial that they need is not done."""
 
     def __init__(self, describe: Description) -> None:
         self.describe, self.config = describe, describe.config
 
     def setting(self, name: str, *, with_length: bool = False) -> Setting | None:
-        """The best learning rates; ``with_length``: and length of stage 1."""
+        """Return the best learning rates and, if ``with_length``, the best length of stage 1."""
         return self._best(name, self._stages(name)[2 if with_length else 1])
 
     def finetune_steps(self, name: str, fraction: float) -> int | None:
-        """Length of stage 2: given, or where the development score has its plateau."""
+        """Return the length of stage 2: the given one, or the best one that was tried."""
         if fraction not in self.config.pretraining[name].plateau:
             return self.describe.finetune_steps(name, fraction)
         tried = self.plateau(name, fraction)
@@ -32,9 +32,9 @@ class Choices:
         return None if len(scores) < len(tried) else max(scores, key=scores.__getitem__)
 
     def plateau(self, name: str, fraction: float) -> list[tuple[int, float | None]]:
-        """Lengths of stage 2 with their scores on the development split, up to the first that gained too little.
+        """Return lengths of stage 2 and their development scores, up to the first that gained too little.
 
-        The last has no score where it is still to be tried.
+        The score of the last one is None if its trial is not done.
         """
         setting = self.setting(name)
         tried: list[tuple[int, float | None]] = []
@@ -49,12 +49,12 @@ class Choices:
         return tried
 
     def trials(self, name: str) -> list[tuple[Setting, float | None]]:
-        """The settings tried for a row, each with its score on the development split where it is known."""
+        """Return the settings tried for a row, each with its development score or None."""
         tried = {s: None for stage in self._stages(name) if len(stage) > 1 for s in stage}
         return [(setting, self._score(self.describe.trial(name, setting))) for setting in tried]
 
     def wanted(self, name: str) -> Iterator[tuple[Setting, Job]]:
-        """What must be tried, done or not, with the setting of its stage 1."""
+        """Yield each trial, done or not, with the setting of its stage 1."""
         stages = self._stages(name)[: STAGES if self.config.compare.chosen else STAGES - 1]
         for setting in dict.fromkeys(setting for stage in stages if len(stage) > 1 for setting in stage):
             yield setting, self.describe.trial(name, setting)
@@ -66,9 +66,10 @@ class Choices:
                 yield decided, self.describe.plateau_trial(name, decided, fraction, steps)
 
     def _stages(self, name: str) -> list[list[Setting]]:
-        """Candidates of three stages, the best so far first: rate of stage 1, of stage 2, length of stage 1.
+        """Return the candidates of three stages: learning rate of stage 1, learning rate of stage 2, length of stage 1.
 
-        A stage that waits for trials of an earlier one has that one's candidates. Only ``chosen`` uses the third.
+        The first candidate of each stage is the best setting so far. A stage that waits for an earlier one repeats its
+        candidates. Only the mode ``chosen`` uses the third stage.
         """
         choose = self.config.choose
         lrs, lengths = (choose.lr, choose.steps) if self.config.pretraining[name].recipe else ([], [])
@@ -88,7 +89,7 @@ class Choices:
         return stages + [stages[-1]] * (STAGES - len(stages))
 
     def _best(self, name: str, candidates: Sequence[Setting]) -> Setting | None:
-        """The candidate with the best score on the development split; None while one has no score yet."""
+        """Return the candidate with the best development score, or None while one has no score."""
         if len(candidates) == 1:
             return candidates[0]
         scores = [self._score(self.describe.trial(name, setting)) for setting in candidates]
@@ -100,7 +101,7 @@ class Choices:
 
 
 def development_score(scores: dict[str, dict[str, float]], tasks: Iterable[str]) -> float:
-    """What trials are chosen by: the mean over ``tasks`` of 100 - WER (at least 0), BLEU or F1."""
+    """Return the score that decides between trials: the mean over ``tasks`` of 100 - WER (at least 0), BLEU or F1."""
     values = [(metrics_of(task)[0], scores[task][metrics_of(task)[0]]) for task in tasks]
     good = [100 - min(value, 100) if metric == "wer" else value for metric, value in values]
     return sum(good) / len(good)

@@ -1,21 +1,19 @@
-"""The paper's claim, part by part, against the rows of a study: holds, partly, fails or not tested, with the figures.
+"""Test each part of the paper's claim on the rows of a study.
 
-Of two rows one *is better* if its mean over seeds is. They are *apart* if neither their bootstrap intervals nor their
-mean +- sd over seeds overlap; a single seed has no sd, and is never apart.
+One row *is better* than another if its mean over seeds is. Two rows are *apart* if neither their bootstrap intervals
+nor their mean ± sd over seeds overlap. A single seed has no sd and is never apart.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from ossicle.evaluate.bootstrap import interval as interval_of
+from ossicle.evaluate.bootstrap import percentile_interval
 from ossicle_lab.study.config import MODE_NAMES, MODES, Claim, Mode
 from ossicle_lab.study.interval import column_of
-
-if TYPE_CHECKING:
-    from ossicle_lab.study.results import Figure, Row
+from ossicle_lab.study.table import Figure, Row
 
 Verdict = Literal["holds", "partly", "fails", "not tested"]
 FULL = 1.0
@@ -23,40 +21,49 @@ FULL = 1.0
 
 @dataclass(frozen=True)
 class Finding:
-    """A part of the claim and what became of it."""
+    """A part of the claim with its verdict."""
 
     mode: Mode
     claim: str
+    """The claim as a sentence that begins with the name of the contrastive run."""
     verdict: Verdict
     figures: str
-    """The numbers behind the verdict, in words."""
+    """The numbers behind the verdict, or what is missing."""
 
 
 def evaluate_claims(rows: Sequence[Row], claim: Claim, tasks: Sequence[str]) -> list[Finding]:
-    """Every part of the claim for every contrastive run, at matched steps and, if there are rows, the other modes."""
+    """Return the verdict on every part of the claim for every contrastive run.
+
+    The claim is tested at the same number of steps, and under each other mode that has rows.
+    """
     modes = [mode for mode in MODES if mode == "steps" or any(row.mode == mode for row in rows)]
     return [
-        finding for mode in modes for name in claim.contrastive for finding in _Judge(rows, claim, mode, name).of(tasks)
+        finding
+        for mode in modes
+        for name in claim.contrastive
+        for finding in _Judge(rows, claim, mode, name).findings(tasks)
     ]
 
 
 @dataclass(frozen=True)
 class _Judge:
+    """Tests the claim for one contrastive run under one mode."""
+
     rows: Sequence[Row]
     claim: Claim
     mode: Mode
     name: str
 
-    def of(self, tasks: Sequence[str]) -> Iterator[Finding]:
+    def findings(self, tasks: Sequence[str]) -> Iterator[Finding]:
         few = f"{100 * self.claim.fraction:.3g}%"
         for task in tasks:
             if task == "asr":
                 yield self._close(column_of(task))
             else:
-                what = f"{self.name} beats {self.claim.asr} on {in_words(task)}, both with {few} of the data"
+                what = f"{self.name} beats {self.claim.asr} on {task_title(task)}, both with {few} of the data"
                 yield self._better(what, column_of(task), self.claim.asr, self.claim.fraction)
         for task in tasks:
-            what = f"{self.name} with {few} of the data beats {self.claim.none} with all of it on {in_words(task)}"
+            what = f"{self.name} with {few} of the data beats {self.claim.none} with all of it on {task_title(task)}"
             yield self._better(what, column_of(task), self.claim.none, FULL)
 
     def _better(self, what: str, column: str, other_name: str, fraction: float) -> Finding:
@@ -69,14 +76,17 @@ class _Judge:
         return Finding(self.mode, what, verdict, f"{_metric(column)} {describe(ours)} against {describe(other)}")
 
     def _close(self, column: str) -> Finding:
-        """Within so many points of WER of ASR pretraining: holds if the paired interval over several seeds says so."""
+        """Test that the WER is at most ``asr_within`` points above that of ASR pretraining.
+
+        The claim holds if the paired interval confirms it and both rows have several seeds.
+        """
         few, most = self.claim.fraction, self.claim.asr_within
         both = f"both with {100 * few:.3g}% of the data"
         what = f"{self.name} is within {most:g} points of {self.claim.asr} on recognition, {both}"
         ours, other = self._figure(self.name, few, column), self._figure(self.claim.asr, few, column)
         if ours is None or other is None:
             return Finding(self.mode, what, "not tested", self._missing(self.claim.asr, few))
-        worse, interval = ours.mean - other.mean, interval_of(ours.draws - other.draws)
+        worse, interval = ours.mean - other.mean, percentile_interval(ours.draws - other.draws)
         sure = interval.high <= most and ours.sd is not None and other.sd is not None
         verdict: Verdict = "fails" if worse > most else "holds" if sure else "partly"
         figures = (
@@ -86,7 +96,7 @@ class _Judge:
         return Finding(self.mode, what, verdict, figures)
 
     def _figure(self, name: str, fraction: float, column: str) -> Figure | None:
-        """Of this mode; where there is no stage 1, of any mode, as they differ in it alone."""
+        """Return a figure of this mode. Rows without stage 1 are the same in every mode, so any mode will do."""
         modes = MODES if name == self.claim.none else (self.mode,)
         for row in self.rows:
             if row.mode in modes and (row.name, row.fraction) == (name, fraction):
@@ -98,15 +108,15 @@ class _Judge:
         return f"needs {self.name} at {few} and {other} at {much}, {MODE_NAMES[self.mode]}"
 
 
-def in_words(task: str) -> str:
-    """``st/de`` -> ``translation (de)``."""
+def task_title(task: str) -> str:
+    """Return the title of a task, such as ``translation (de)`` for ``st/de``."""
     kind, _, language = task.partition("/")
-    words = {"asr": "recognition", "st": f"translation ({language})", "qa": "questions"}
-    return words.get(kind, kind)
+    titles = {"asr": "recognition", "st": f"translation ({language})", "qa": "questions"}
+    return titles.get(kind, kind)
 
 
 def apart(a: Figure, b: Figure) -> bool:
-    """Whether neither the bootstrap intervals nor the spreads over seeds of two figures overlap."""
+    """Return True if neither the bootstrap intervals nor the spreads over seeds of two figures overlap."""
     if a.sd is None or b.sd is None:
         return False
     over_utterances = a.low > b.high or b.low > a.high
@@ -114,7 +124,7 @@ def apart(a: Figure, b: Figure) -> bool:
 
 
 def describe(figure: Figure) -> str:
-    """Mean, spread over seeds, and the interval over utterances."""
+    """Return mean, spread over seeds and interval over utterances as text."""
     seeds = "one seed" if figure.sd is None else f"± {figure.sd:.1f} over {len(figure.values)} seeds"
     return f"{figure.mean:.1f} ({seeds}; {figure.low:.1f} to {figure.high:.1f})"
 

@@ -1,4 +1,4 @@
-"""The manifests of a study: made or found, checked against what the study says, their frames encoded once."""
+"""Prepare the manifests of a study: create or find them, check their tasks, and encode their audio once."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from ossicle_lab.study.config import StudyConfig, StudyData
 
 
 def prepare_data(config: StudyConfig, console: Console) -> StudyData:
-    """Speak the lab's corpus if the study uses it, check the manifests, and fill the cache of frames.
+    """Synthesise the lab's corpus if the study uses it, check the manifests, and fill the frame cache.
 
-    Raises `ConfigError` where stage 2 would train on an unseen task, or the test lacks one.
+    Raises `ConfigError` if stage 2 would train on an unseen task, or if a manifest lacks one of the tasks.
     """
     data = config.data
     if data.lab is not None:
         from ossicle_lab.study.lab_data import make_lab_data
 
-        console.print("Speaking the corpus (espeak-ng) …")
+        console.print("Synthesising the corpus with espeak-ng …")
         data = make_lab_data(config.folder / "data", data, data.lab)
     _check_tasks(data)
     _encode(config, data, console)
@@ -34,7 +34,7 @@ def _check_tasks(data: StudyData) -> None:
     for sample in _read(data.finetune):
         if (key := _key(sample)) in data.unseen:
             raise ConfigError(
-                f"{sample.source}: is a line of {key}, which data.unseen keeps out of stage 2; remove one of the two"
+                f"{sample.source}: has the task {key}, which data.unseen excludes from stage 2; remove one of the two"
             )
     for field, manifests, wanted in (
         ("test", data.test, [*data.tasks, *data.unseen]),
@@ -43,18 +43,19 @@ def _check_tasks(data: StudyData) -> None:
     ):
         there = {_key(sample) for sample in _read(manifests)}
         if missing := [key for key in wanted if key not in there]:
-            raise ConfigError(f"data.{field}: {', '.join(manifests)} has no line of {', '.join(missing)}")
+            where, lacking = f"data.{field}: {', '.join(manifests)}", ", ".join(missing)
+            raise ConfigError(f"{where} has no line with the task {lacking}; add lines or remove the task")
 
 
 def _encode(config: StudyConfig, data: StudyData, console: Console) -> None:
-    """Fill the cache before processes share it."""
+    """Fill the frame cache before processes share it."""
     import torch
 
     from ossicle_lab.study.measure import fill_frames
 
     settings = recipes.load(config.finetuning.recipe, [*config.finetuning.overrides, "data.train=[none]"])
     device = torch.device("cuda" if config.device == "auto" and torch.cuda.is_available() else "cpu")
-    console.print("Encoding it once with the frozen encoder …")
+    console.print("Encoding the audio once with the frozen encoder …")
     manifests = [*data.pretrain, *data.extra, *data.finetune, *data.dev, *data.test, *data.alignment]
     fill_frames(manifests, settings.model.build(device).to(device), config.folder / "cache")
 

@@ -1,4 +1,4 @@
-"""The jobs that a study's file describes, each with its folder: a function of the file alone, done or not."""
+"""Build the jobs that a study's file describes, each with its folder and its overrides."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ossicle_lab.study.job import Job, Kind
 
 @dataclass(frozen=True)
 class Setting:
-    """What may differ between pretrainings; ``steps`` and ``lr`` are of stage 1, 0 where there is none."""
+    """Settings that may differ between pretrainings. ``steps`` and ``lr`` belong to stage 1 and are 0 without one."""
 
     steps: int
     lr: float
@@ -22,7 +22,7 @@ class Setting:
 
 
 class Description:
-    """Makes the jobs of a study. ``data`` has manifests, of the lab too (`make_lab_data`)."""
+    """Builds the jobs of a study. ``data`` has the paths of manifests (`prepare_data`)."""
 
     def __init__(self, config: StudyConfig, data: StudyData) -> None:
         self.config, self.data, self.folder = config, data, config.folder
@@ -30,26 +30,26 @@ class Description:
         self._finetune_lr = recipes.load(config.finetuning.recipe, self._finetune_overrides(1.0)).optim.lr
 
     def base(self, name: str) -> Setting:
-        """What the recipes of a row say, where nothing else is chosen."""
+        """Return the settings of a row's recipes, which apply unless others are chosen."""
         row = self.config.pretraining[name]
         if row.recipe is None:
             return Setting(0, 0.0, self._finetune_lr)
         if name not in self._recipe_lr:
             overrides = [*self.config.stage1.overrides, *row.overrides, f"data.train={json.dumps(self.data.pretrain)}"]
             self._recipe_lr[name] = recipes.load(row.recipe, overrides).optim.lr
-        return Setting(self.config.stage1.steps, self._recipe_lr[name], self._finetune_lr)
+        return Setting(self.config.stage1_steps(name), self._recipe_lr[name], self._finetune_lr)
 
     def finetune_steps(self, name: str, fraction: float) -> int:
-        """Length of stage 2 as the file gives it."""
+        """Return the length of stage 2 that the file gives."""
         return self.config.pretraining[name].finetune_steps.get(fraction, self.config.finetuning.steps[fraction])
 
     def bound(self) -> Job:
-        """The LLM reads the transcripts."""
+        """Return the job in which the LLM reads the transcripts."""
         job = self._finetuning("bound", self.folder / "bound", 1.0, "the LLM reads the transcript")
         return replace(job, test=tuple(self.data.test))
 
     def pretraining(self, name: str, setting: Setting, seed: int) -> Job | None:
-        """Stage 1 of a row with one seed; None where it has none. Trials, modes and cells share it."""
+        """Return stage 1 of a row with one seed, or None if it has none. Trials, modes and cells share it."""
         row, stage1 = self.config.pretraining[name], self.config.stage1
         if row.recipe is None:
             return None
@@ -69,12 +69,12 @@ class Description:
         )
 
     def cell(self, name: str, setting: Setting, fraction: float, seed: int, steps: int) -> Job:
-        """Stage 2 of ``steps`` and the test. Modes share cells of the same settings."""
+        """Return the job that trains stage 2 for ``steps`` and runs the test. Modes with equal settings share it."""
         folder = self.folder / "cells" / name / f"{setting.steps}-steps" / f"{fraction:g}" / f"seed-{seed}"
         return self._after(name, setting, fraction, seed, steps, folder)
 
     def trial(self, name: str, setting: Setting) -> Job:
-        """One setting, scored on the development split."""
+        """Return the job that scores one setting on the development split."""
         choose = self.config.choose
         called = f"{setting.steps}-steps-lr-{setting.lr:g}-finetune-lr-{setting.finetune_lr:g}"
         steps = self.finetune_steps(name, choose.fraction)
@@ -82,14 +82,14 @@ class Description:
         return replace(job, kind="trial", label=f"{name}, trial {called}", test=tuple(self.data.dev))
 
     def plateau_trial(self, name: str, setting: Setting, fraction: float, steps: int) -> Job:
-        """One length of stage 2, scored on the development split."""
+        """Return the job that scores one length of stage 2 on the development split."""
         folder = self.folder / "trials" / name / f"plateau-{fraction:g}-{steps}-steps"
         job = self._after(name, setting, fraction, self.config.choose.seed, steps, folder)
         label = f"{name}, {fraction:.3g} of the data, trial of {steps} steps"
         return replace(job, kind="trial", label=label, test=tuple(self.data.dev))
 
     def _after(self, name: str, setting: Setting, fraction: float, seed: int, steps: int, folder: Path) -> Job:
-        """Fine-tuning from the pretraining of ``setting`` and ``seed``, and the test."""
+        """Return fine-tuning that starts from the pretraining of ``setting`` and ``seed``, and the test."""
         start = self.pretraining(name, setting, seed)
         job = self._finetuning("cell", folder, fraction, f"{name}, {fraction:.3g} of the data, seed {seed}")
         return replace(

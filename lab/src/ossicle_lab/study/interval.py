@@ -1,6 +1,6 @@
-"""Uncertainty of a study's figures: mean and standard deviation over seeds, percentile bootstrap over utterances.
+"""Compute the uncertainty of a study's figures: spread over seeds, percentile bootstrap over utterances.
 
-What a cell keeps are the counts that `ossicle.evaluate.parts` sums, so that nothing is scored twice.
+A cell stores the counts that `ossicle.evaluate.parts` sums, so that no utterance is scored twice.
 
 Shape legend: N utterances, K counts that a metric sums, R resamples.
 """
@@ -11,11 +11,12 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from ossicle.evaluate.bootstrap import RESAMPLES, resample
+from ossicle.evaluate.hypotheses import Hypothesis
 from ossicle.evaluate.metrics import bleu, exact_match, f1, wer
 from ossicle.evaluate.parts import Floats, Metric, Parts, bleu_value, mean_value, rate_value
-from ossicle.evaluate.score import Hypothesis
 from ossicle.prompts import task_key
 
 METRICS: dict[str, tuple[Metric, Callable[[Floats], Floats]]] = {
@@ -24,22 +25,22 @@ METRICS: dict[str, tuple[Metric, Callable[[Floats], Floats]]] = {
     "em": (exact_match, mean_value),
     "f1": (f1, mean_value),
 }
-"""How utterances are counted, and what summed counts are worth."""
+"""For each metric: the function that counts utterances, and the one that turns summed counts into a score."""
 
 
 def metrics_of(task: str) -> tuple[str, ...]:
-    """The metrics of a task's columns, the first of which decides: ``asr``, ``st/de``, ``qa``, or any other."""
+    """Return the metrics of a task such as ``asr``, ``st/de`` or ``qa``; the first one decides comparisons."""
     kind = task.partition("/")[0]
     return {"asr": ("wer",), "st": ("bleu",), "qa": ("f1", "em")}.get(kind, ("em",))
 
 
 def column_of(task: str) -> str:
-    """Name of the column that stands for a task, such as ``st/de:bleu``."""
+    """Return the column of a task's first metric, such as ``st/de:bleu``."""
     return f"{task}:{metrics_of(task)[0]}"
 
 
 def utterance_counts(lines: Sequence[Hypothesis]) -> dict[str, list[list[float]]]:
-    """Column -> what each utterance adds to the metric's sums, (N, K); lines are taken in the order of their ids."""
+    """Return for each column the counts (N, K) of its utterances, in the order of their ids."""
     by_task: dict[str, list[Hypothesis]] = {}
     for line in sorted(lines, key=lambda line: line.id):
         task = line.task or "asr"
@@ -51,25 +52,31 @@ def utterance_counts(lines: Sequence[Hypothesis]) -> dict[str, list[list[float]]
     }
 
 
-def corpus_score(metric: str, sums: np.ndarray) -> float:
-    """The score in percent of summed counts (K,)."""
+def corpus_score(metric: str, sums: ArrayLike) -> float:
+    """Return the score, in percent, of summed counts (K,)."""
     return float(METRICS[metric][1](np.asarray(sums, dtype=float)[None])[0])
 
 
-def bootstrap(metric: str, runs: Sequence[np.ndarray], *, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
-    """Scores (R,) of ``resamples`` draws of N utterances with replacement, averaged over ``runs`` (each (N, K)).
+def bootstrap(
+    metric: str, runs: Sequence[ArrayLike], *, resamples: int = RESAMPLES, seed: int = 0
+) -> NDArray[np.float64]:
+    """Return the scores (R,) of ``resamples`` draws of N utterances with replacement, averaged over ``runs``.
 
-    The runs (seeds of one row of the table) are scored on the same draws, and every call with the same N and seed
-    draws the same: the difference of two results is a paired bootstrap. Raises `ValueError` for runs of other lengths.
+    Each run has counts (N, K) and is one seed of a row. All runs are scored on the same draws, which depend on N and
+    ``seed`` alone. The difference of two results is therefore a paired bootstrap. Raises `ValueError` if the runs
+    differ in length.
     """
-    if len({len(run) for run in runs}) != 1:
-        raise ValueError(f"runs of {sorted({len(run) for run in runs})} utterances cannot be resampled together")
-    parts = [Parts(np.asarray(run, dtype=float), METRICS[metric][1]) for run in runs]
-    return resample(parts, range(len(runs[0])), resamples=resamples, seed=seed).mean(0)
+    counts = [np.asarray(run, dtype=float) for run in runs]
+    lengths = sorted({len(run) for run in counts})
+    if len(lengths) != 1:
+        raise ValueError(f"runs of {lengths} utterances cannot be resampled together")
+    parts = [Parts(run, METRICS[metric][1]) for run in counts]
+    drawn: NDArray[np.float64] = resample(parts, range(lengths[0]), resamples=resamples, seed=seed).mean(0)
+    return drawn
 
 
 def spread(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and sample standard deviation over seeds; None for a single one."""
+    """Return mean and sample standard deviation over seeds; the latter is None for a single seed."""
     mean = sum(values) / len(values)
     if len(values) == 1:
         return mean, None
@@ -80,6 +87,6 @@ def _counts(metric: Metric, lines: Sequence[Hypothesis]) -> list[list[float]]:
     target = lines[0].target_language
     score = metric([line.hypothesis for line in lines], [line.references for line in lines], target)
     if score.parts is None:
-        raise ValueError(f"{metric} keeps no counts of utterances to draw from")
+        raise ValueError(f"{metric} has no counts per utterance to draw from")
     counts: list[list[float]] = score.parts.counts.tolist()
     return counts

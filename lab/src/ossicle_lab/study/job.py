@@ -1,23 +1,24 @@
-"""A piece of a study that one process does: a stage 1, a trial, a cell of the table, or the text-only bound.
+"""Describe the jobs of a study: a stage 1, a trial, a cell of the table, or the text-only bound.
 
-Each has its own folder. ``stamp.json`` says what decides its result; the record (``cell.json``) repeats it, is written
-last and appears whole or not at all. So what is on the disk tells what is done, and with which settings.
+Each job has its own folder. ``stamp.json`` holds everything that decides its result. The record (``cell.json``) repeats
+the stamp and is written last and atomically. The files therefore show which jobs are done, and with which settings.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from ossicle.errors import OssicleError
+from ossicle.files import write_json
 from ossicle.models.frozen import resolve
 from ossicle.train import recipe as config
-from ossicle.train.loop import differences
+from ossicle.train.run_folder import differences
 
 Kind = Literal["pretraining", "trial", "cell", "bound"]
 RECORDS: dict[Kind, str] = {
@@ -30,34 +31,34 @@ PRETRAINED = RECORDS["pretraining"]
 STAMP, HYPOTHESES, UTTERANCES, LOG = "stamp.json", "hypotheses.jsonl", "utterances.json", "log.txt"
 RUN, COST = "run", "cost.json"
 TRAINING = (RUN, COST, LOG)
-"""What training leaves in a job's folder; all else there is measured on its result."""
+"""Files in a job's folder that training writes; all others are measured on its result."""
 MEASURED = ("test", "alignment", "decoding")
-"""Keys of a stamp that training does not depend on: where only they change, what is trained stays."""
+"""Keys of a stamp that training does not depend on. If only they change, the trained model is kept."""
 HASH_AT_MOST_BYTES = 200_000_000
-"""Weights up to this size are told apart by their content, larger ones by their size."""
+"""Weights up to this size are identified by their content, larger ones by their size alone."""
 
 
-class StudyError(RuntimeError):
-    """A study cannot go on; the message names the folder and what to do."""
+class StudyError(OssicleError, RuntimeError):
+    """A study cannot continue; the message names the folder or the job and what to do."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What one process does, and where."""
+    """The work of one process, and its folder."""
 
     kind: Kind
     label: str
-    """For people, e.g. ``asr, 10%, seed 0``."""
+    """Name for messages, e.g. ``asr, 0.1 of the data, seed 0``."""
     folder: Path
     recipe: Path
     overrides: tuple[str, ...] = ()
     steps: int = 0
     cost_key: str = ""
-    """Jobs of one kind and key cost about the same a step."""
+    """Jobs of the same kind and key take about the same time per step."""
     start: Path | None = None
-    """Folder of the pretraining that must be done, and whose projector this one starts from."""
+    """Folder of the pretraining whose projector this job starts from; it must be done first."""
     test: tuple[str, ...] = ()
-    """Task manifests to decode and score."""
+    """Manifests of task lines to decode and score."""
     alignment: tuple[str, ...] = ()
     """Manifests on which to measure retrieval by layer."""
     cache: Path = Path("cache")
@@ -67,16 +68,16 @@ class Job:
 
     @property
     def record_path(self) -> Path:
-        """The file that says that it is done."""
+        """The file whose presence means that the job is done."""
         return self.folder / RECORDS[self.kind]
 
     @property
     def run_folder(self) -> Path:
-        """Of its training."""
+        """The folder of its training run."""
         return self.folder / RUN
 
     def settings(self) -> config.Config:
-        """The configuration of its training. Raises `ConfigError`."""
+        """Return the configuration of its training. Raises `ConfigError` if the recipe or an override is invalid."""
         start = () if self.start is None else (f"train.init_from={self.start / RUN}",)
         return config.load(
             self.recipe,
@@ -94,7 +95,7 @@ class Job:
         )
 
     def stamp(self) -> dict[str, Any]:
-        """Everything that decides its result, as plain values; paths do not count, the contents of manifests do."""
+        """Return everything that decides its result, as plain values: contents of manifests, but no paths."""
         settings = self.settings()
         tree = config.to_dict(settings)
         for name in ("name", "output_dir"):
@@ -114,22 +115,28 @@ class Job:
         }
 
     def is_done(self) -> bool:
-        """Whether its record is there."""
+        """Return True if its record exists."""
         return self.record_path.is_file()
 
     def record(self) -> dict[str, Any]:
-        """What it found."""
+        """Return its record. Raises `StudyError` if the file is damaged."""
         return read_record(self.record_path)
 
     def changes(self) -> list[str]:
-        """In what the settings that it was done with differ from those of today; empty if that cannot be told yet."""
+        """Return the differences between the settings that it was done with and the current ones.
+
+        The list is empty if the job is not done, or if the pretraining that it starts from is not.
+        """
         unknown = self.start is not None and not (self.start / PRETRAINED).is_file()
         if unknown or not self.is_done():
             return []
         return differences(self.record()["stamp"], _plain(self.stamp()))
 
     def prepare(self) -> None:
-        """Make the folder; what is there from other settings is deleted, but for training that they do not touch."""
+        """Create the folder and delete files from other settings in it.
+
+        Training is kept if only settings of the measurement changed.
+        """
         stamp, path = _plain(self.stamp()), self.folder / STAMP
         before = _read_or_none(path) if path.is_file() else None
         if self.folder.is_dir() and before != stamp:
@@ -141,31 +148,24 @@ class Job:
         write_json(path, stamp)
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write ``content`` so that a kill leaves the old file or the new one."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(path)
-
-
 def read_record(path: Path) -> dict[str, Any]:
-    """A record. Raises `StudyError` for one that a person damaged: jobs write theirs whole."""
+    """Return a record. Raises `StudyError` if the file is missing or damaged."""
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
-        raise StudyError(f"{path}: cannot be read ({error}); delete {path.parent} to have it done again") from error
+        raise StudyError(f"{path}: cannot be read ({error}); delete {path.parent} to repeat the job") from error
     return found
 
 
 @cache
 def digest(manifest: str) -> str:
-    """Hash of a manifest's content."""
+    """Return a hash of a manifest's content."""
     return hashlib.sha256(Path(manifest).read_bytes()).hexdigest()[:16]
 
 
 @cache
 def _weights(name: str, part: str) -> str:
-    """Identity of a model: of its files where it is a folder, else its name."""
+    """Return the identity of a model: a hash of its files if it is a folder, its name otherwise."""
     folder = Path(resolve(name, part))
     if not folder.is_dir():
         return name
@@ -183,7 +183,7 @@ def _hash(content: Any) -> str:
 
 
 def _trained(stamp: dict[str, Any]) -> dict[str, Any]:
-    """The part of a stamp that decides what training leaves."""
+    """Return the part of a stamp that decides the result of training."""
     return {key: value for key, value in stamp.items() if key not in MEASURED}
 
 
@@ -194,5 +194,5 @@ def _plain(content: Any) -> Any:
 def _read_or_none(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError:  # cut short by a kill: as if it were not there
+    except json.JSONDecodeError:  # truncated by a kill: treated as missing
         return None

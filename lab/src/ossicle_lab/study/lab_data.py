@@ -1,4 +1,4 @@
-"""The lab's corpus for a study: spoken once, its test with tasks that stage 2 lacks."""
+"""Create the lab's corpus for a study, whose test also has tasks that stage 2 lacks."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ossicle_lab.world.corpus import speak_passages, task_lines
 from ossicle_lab.world.passages import Passage, Split, sample_passages
 
 DEV_VOICE_EVERY = 3
-"""Of the held-out voices, every third speaks the development split and the others the test."""
+"""Every third held-out voice speaks the development split; the others speak the test."""
 QUESTIONS = "qa"
 
 
 def make_lab_data(folder: Path, data: StudyData, corpus: LabCorpus) -> StudyData:
-    """Speak what is missing and write the manifests below ``folder``; returns ``data`` with their paths.
+    """Synthesise missing audio, write the manifests below ``folder``, and return ``data`` with their paths.
 
-    Stage-2 lines are about the passages of stage 1 (not the extra ones), in the same recordings, as in the paper.
+    As in the paper, stage 2 uses the recordings of stage 1, without the extra ones.
     """
     held_out = test_voices()
     dev_voices = held_out[::DEV_VOICE_EVERY]
@@ -66,7 +66,7 @@ def _speak(folder: Path, split: Split, passages: list[Passage], voices: list[Voi
 
 
 def _write_tasks(path: Path, manifest: Path, passages: list[Passage], tasks: list[str], corpus: LabCorpus) -> Path:
-    """The task lines of the passages of ``manifest``, without questions about passages that are too short."""
+    """Write the task lines of the passages of ``manifest``, without questions about passages that are too short."""
     samples = read_manifest(manifest)
     sentences = {sample.audio: len(p.sentences) for sample, p in zip(samples, passages, strict=True)}
     asked = task_lines(samples, passages, tuple(tasks), corpus.seed)

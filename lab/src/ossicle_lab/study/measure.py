@@ -1,7 +1,8 @@
-"""What a projector scores on task lines, and how its layers align: with encoder frames from the cache."""
+"""Measure a projector: scores on task lines and alignment by layer, with encoder frames from the cache."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -22,15 +23,13 @@ from ossicle.train.tracking import spread
 
 ALIGNMENT_BATCH = 50
 LAYERS_SHOWN = 3
-
-
 Dataset = SpeechDataset | CachedDataset
 
 
 def cached(manifests: Sequence[str | Path], model: SpeechLLM, cache: Path) -> Dataset:
-    """The utterances of ``manifests`` with frames from ``cache``, which is filled where it lacks some.
+    """Return the utterances of ``manifests`` with frames from ``cache``, to which missing frames are added.
 
-    Where a part of the encoder trains, frames cannot be kept and the utterances come as waveforms.
+    If a part of the encoder is trained, frames cannot be cached and the utterances are waveforms.
     """
     samples = [sample for path in manifests for sample in read_manifest(path)]
     dataset = SpeechDataset(samples, max_duration_s=float("inf"))
@@ -42,7 +41,10 @@ def cached(manifests: Sequence[str | Path], model: SpeechLLM, cache: Path) -> Da
 
 
 def fill_frames(manifests: Sequence[str | Path], model: SpeechLLM, cache: Path) -> None:
-    """Encode what ``cache`` lacks of ``manifests``, each stretch of audio once; nothing where the encoder trains."""
+    """Add the missing frames of ``manifests`` to ``cache``, each stretch of audio once.
+
+    Do nothing if a part of the encoder is trained.
+    """
     if model.encoder.trains:
         return
     samples = [sample for path in manifests for sample in read_manifest(path)]
@@ -60,7 +62,7 @@ def decode_and_score(
     batch_size: int = 64,
     max_new_tokens: int = 80,
 ) -> list[dict[str, Any]]:
-    """Decode ``dataset`` into ``out``, continuing a killed call, and score it; rows as in the score file."""
+    """Decode ``dataset`` into ``out``, score it and return the rows of the score file. A killed call is continued."""
     collate = Collator(model.prompter())
     device = model.llm.model.device
     decode(
@@ -79,7 +81,10 @@ def decode_and_score(
 
 
 def align(model: SpeechLLM, dataset: Dataset, matrices: Path | None = None) -> list[dict[str, Any]]:
-    """Alignment per layer; the similarity matrices (layer, N, N) go to the ``.npy`` file ``matrices``, if given."""
+    """Return the alignment of each layer; values that cannot be computed are None.
+
+    If ``matrices`` is given, write the similarity matrices (layers, N, N) to this ``.npy`` file.
+    """
     states = _states(model, dataset)
     if matrices is not None:
         import numpy as np
@@ -87,17 +92,18 @@ def align(model: SpeechLLM, dataset: Dataset, matrices: Path | None = None) -> l
 
         similarities = [similarity_matrix(states.speech[layer], states.text[layer]) for layer in sorted(states.text)]
         np.save(matrices, torch.stack(similarities).numpy())
-    return [asdict(row) for row in alignment_report(states.text, states.speech, texts=states.transcripts)]
+    rows = alignment_report(states.text, states.speech, texts=states.transcripts)
+    return [{name: _finite(value) for name, value in asdict(row).items()} for row in rows]
 
 
 def token_plans(model: SpeechLLM, sample: Sample) -> dict[str, Any]:
-    """Which speech token of ``sample`` stands for which token of its transcript, by optimal transport, as plain values.
+    """Return the optimal-transport plan between the tokens of a transcript and its speech tokens, as plain values.
 
-    ``plans`` has, for an early, a middle and the last layer, N rows (text) of M shares (speech) that sum to 1.
+    ``plans`` has three layers from the first to the last: N rows (text) of M shares (speech) that sum to 1.
     """
     kept = KeptStates([sample.id], spread(list(range(model.llm.num_layers + 1)), LAYERS_SHOWN))
     batch = Collator(model.prompter())([SpeechDataset([sample], max_duration_s=float("inf"))[0]])
-    pooled_states(model, encoded(model, [batch.to(model.llm.model.device)]), watchers=[kept])
+    pooled_states(model, encoded(model, [batch.to(model.llm.model.device)]), observers=[kept])
     plans = kept.plans(sample.id).items()
     return {
         "text": sample.text,
@@ -105,6 +111,10 @@ def token_plans(model: SpeechLLM, sample: Sample) -> dict[str, Any]:
         "token_s": 1 / model.token_rate_hz,
         "plans": {str(layer): [[round(p, 3) for p in row] for row in plan.tolist()] for layer, plan in plans},
     }
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _states(model: SpeechLLM, dataset: Dataset) -> PooledStates:

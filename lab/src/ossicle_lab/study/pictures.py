@@ -1,21 +1,21 @@
-"""What the report draws of each pretraining's alignment: made once a study has run, and kept beside its projector."""
+"""Compute the token alignments that the report draws, once for each pretraining."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from ossicle.data.manifest import read_manifest
+from ossicle.files import write_json
 from ossicle_lab.study import measure
-from ossicle_lab.study.job import write_json
 from ossicle_lab.study.plan import Plan
 
 TOKENS = "tokens.json"
 
 
 def picture_tokens(plan: Plan) -> dict[str, str]:
-    """Row -> the file, in the study's folder, with the token alignment of its first seed on one test utterance.
+    """Return for each row the file, relative to the study's folder, with the token alignment of one test utterance.
 
-    The first of the alignment manifests, the same for all rows; what is there already stays.
+    The utterance is the first of the alignment manifests, read with the row's first seed. Existing files are kept.
     """
     from ossicle.models.speech_llm import SpeechLLM
     from ossicle.precision import CPU

@@ -1,4 +1,4 @@
-"""What a study consists of, and what of it can be done now: a function of its file and of what is on the disk."""
+"""Plan a study: derive its cells and the jobs that can be described now from its file and the files on disk."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ossicle_lab.study.describe import Description, Setting
 from ossicle_lab.study.job import PRETRAINED, Job, StudyError
 
 SAME_COST = 0.05
-"""Steps that take as long as those of ``compute_like`` to within this share need no run of their own."""
+"""If the time of a step differs from that of ``compute_like`` by less than this share, both modes share their runs."""
 
 
 class CellKey(NamedTuple):
@@ -26,7 +26,7 @@ class CellKey(NamedTuple):
 
 
 class Plan:
-    """The cells of a study and the jobs that lead to them. ``data`` has manifests, of the lab too (`make_lab_data`)."""
+    """The cells of a study and the jobs that lead to them. ``data`` has the paths of manifests (`prepare_data`)."""
 
     def __init__(self, config: StudyConfig, data: StudyData) -> None:
         self.config, self.data, self.folder = config, data, config.folder
@@ -34,7 +34,7 @@ class Plan:
         self.choices = Choices(self.describe)
 
     def cells(self) -> list[CellKey]:
-        """Every cell, in the order in which they should be done: the first seed of all rows comes first."""
+        """Return every cell in the order of execution: first the first seed of all rows, then the second."""
         names = list(self.config.pretraining)
         most = max(len(self.config.seeds_of(name)) for name in names)
         return [
@@ -47,14 +47,14 @@ class Plan:
         ]
 
     def jobs(self) -> list[Job]:
-        """All that can be described with what is known now, done or not, each once and after what it starts from."""
+        """Return all jobs that can be described now, done or not, each once and after the job that it starts from."""
         found: dict[Path, Job] = {}
         for job in self._in_order():
             found.setdefault(job.folder, job)
         return list(found.values())
 
     def cell(self, key: CellKey) -> Job | None:
-        """The job of a cell; None while its settings are still to be chosen."""
+        """Return the job of a cell, or None while its settings are not chosen."""
         setting = self.setting(key.mode, key.name)
         steps = self.choices.finetune_steps(key.name, key.fraction)
         if setting is None or steps is None:
@@ -62,24 +62,25 @@ class Plan:
         return self.describe.cell(key.name, setting, key.fraction, key.seed, steps)
 
     def setting(self, mode: Mode, name: str) -> Setting | None:
-        """What ``name`` is trained with under ``mode``; None while trials or measurements are missing."""
+        """Return the settings of ``name`` under ``mode``, or None while trials or time measurements are missing."""
         chosen = self.choices.setting(name, with_length=mode == "chosen")
         if chosen is None or mode != "compute" or self.config.pretraining[name].recipe is None:
             return chosen
-        own, like = self._cost(name), self._cost(self.config.compare.compute_like or "")
+        other = self.config.compare.compute_like or ""
+        own, like = self._cost(name), self._cost(other)
         if own is None or like is None:
             return None
         if abs(like / own - 1) < SAME_COST:
             return chosen
-        return replace(chosen, steps=max(1, round(self.config.stage1.steps * like / own)))
+        return replace(chosen, steps=max(1, round(self.config.stage1_steps(other) * like / own)))
 
     def start(self, mode: Mode, name: str, seed: int) -> Job | None:
-        """Stage 1 of a row under ``mode``; None where it has none, or while its settings are still to be chosen."""
+        """Return stage 1 of a row under ``mode``; None if it has none, or while its settings are not chosen."""
         setting = self.setting(mode, name)
         return None if setting is None else self.describe.pretraining(name, setting, seed)
 
     def first_start(self, name: str) -> Job | None:
-        """Stage 1 of the first seed, of the same steps: what is measured and shown."""
+        """Return stage 1 of the first seed at the same steps. Its time per step is measured and reported."""
         return self.start("steps", name, self.config.seeds_of(name)[0])
 
     def _in_order(self) -> Iterator[Job]:
@@ -90,7 +91,7 @@ class Plan:
                 yield from _present(self.describe.pretraining(name, setting, self.config.choose.seed))
                 yield trial
         for key in self.cells():
-            if key.mode == "compute":  # what is measured first
+            if key.mode == "compute":  # the time of a step must be measured first
                 for name in {key.name, self.config.compare.compute_like or key.name}:
                     yield from _present(self.first_start(name))
             cell = self.cell(key)
@@ -99,20 +100,20 @@ class Plan:
                 yield cell
 
     def _cost(self, name: str) -> float | None:
-        """Seconds of a step of stage 1, as the first seed measured; None while it has not run."""
+        """Return the seconds of a step of stage 1, measured on the first seed, or None while it has not run."""
         job = self.first_start(name)
         if job is None or not job.is_done():
             return None
         cost: float | None = job.record()["cost_s_per_step"]
         if cost is None:
             raise StudyError(
-                f"{job.record_path}: a kill left no time of a step; delete {job.folder} to measure it again"
+                f"{job.record_path}: the time of a step was lost in a kill; delete {job.folder} to measure it again"
             )
         return cost
 
 
 def is_ready(job: Job) -> bool:
-    """Whether what it starts from is done."""
+    """Return True if the job that it starts from is done."""
     return job.start is None or (job.start / PRETRAINED).is_file()
 
 

@@ -1,17 +1,18 @@
-"""``results.json``: the table of a study with its uncertainty, its settings, and what they cost."""
+"""Compute what ``results.json`` holds: the table of a study with its uncertainty, its settings and their cost."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ossicle.evaluate.bootstrap import interval as interval_of
-from ossicle.train.tracking import provenance
+from ossicle.evaluate.bootstrap import percentile_interval
+from ossicle.train.run_folder import provenance
+from ossicle.train.tracking import METRICS_FILE
 from ossicle_lab.study.claims import evaluate_claims
 from ossicle_lab.study.config import MODES, Mode, to_dict
 from ossicle_lab.study.interval import bootstrap, column_of, metrics_of, spread
@@ -19,48 +20,14 @@ from ossicle_lab.study.job import HYPOTHESES, UTTERANCES, Job
 from ossicle_lab.study.normalised import NORMALISED, normalised, references
 from ossicle_lab.study.pictures import picture_tokens
 from ossicle_lab.study.plan import CellKey, Plan
+from ossicle_lab.study.table import Figure, Row
 
 UNSEEN = "unseen"
-"""Column: the mean of the unseen tasks' first metrics."""
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A score with its uncertainty, in percent."""
-
-    mean: float
-    """Over seeds."""
-    sd: float | None
-    """Over seeds; None for a single one."""
-    low: float
-    """Of the 95% bootstrap interval over utterances, of the mean over seeds."""
-    high: float
-    values: list[float]
-    """One for each seed."""
-    draws: np.ndarray
-    """(R,) bootstrap scores of the mean; pairs with those of other figures of the same column. Not in the file."""
-
-    def plain(self) -> dict[str, Any]:
-        """Without the draws."""
-        return {name: value for name, value in vars(self).items() if name != "draws"}
-
-
-@dataclass(frozen=True)
-class Row:
-    """All seeds of one pretraining at one fraction, under one mode."""
-
-    mode: Mode
-    name: str
-    fraction: float
-    seeds: list[int]
-    figures: dict[str, Figure]
-    """Column -> figure."""
-    hypotheses: list[str]
-    """Files of the seeds."""
+"""Name of the column with the mean of the unseen tasks' first metrics."""
 
 
 def collect(plan: Plan) -> dict[str, Any]:
-    """Everything that is known so far; cells that are not done are counted, not guessed."""
+    """Return all results so far. Cells that are not done are missing from the table and counted."""
     bound = _figures(plan, [whole]) if (whole := plan.describe.bound()).is_done() else None
     rows, bound = with_normalised(table(plan), bound, plan)
     keys = plan.cells()
@@ -86,7 +53,7 @@ def collect(plan: Plan) -> dict[str, Any]:
 
 
 def table(plan: Plan) -> list[Row]:
-    """The rows of which at least one seed is done."""
+    """Return the rows of which at least one seed is done."""
     groups: dict[tuple[Mode, str, float], list[CellKey]] = {}
     for key in plan.cells():
         groups.setdefault((key.mode, key.name, key.fraction), []).append(key)
@@ -103,7 +70,7 @@ def table(plan: Plan) -> list[Row]:
 def with_normalised(
     rows: list[Row], bound: dict[str, Figure] | None, plan: Plan
 ) -> tuple[list[Row], dict[str, Figure] | None]:
-    """The rows and the bound with a column `NORMALISED` after the trained tasks, where its references are known."""
+    """Return rows and bound with the column `NORMALISED` after the trained tasks if its references are known."""
     zero = plan.config.normalise
     lower = next((row.figures for row in rows if (row.name, row.fraction) == (zero.lower, zero.fraction)), None)
     scales = references(lower, bound, plan.data.tasks)
@@ -118,7 +85,7 @@ def with_normalised(
 
 
 def columns(plan: Plan) -> list[str]:
-    """The columns of the table that single tasks and the unseen ones fill, in order."""
+    """Return the columns of the trained tasks, of the mean over unseen tasks, and of each unseen task."""
     tasks = [f"{task}:{metric}" for task in plan.data.tasks for metric in metrics_of(task)]
     unseen = [column_of(task) for task in plan.data.unseen]
     return [*tasks, *([UNSEEN] if unseen else []), *unseen]
@@ -139,23 +106,22 @@ def _figures(plan: Plan, jobs: Sequence[Job]) -> dict[str, Figure]:
     return {column: found[column] for column in columns(plan)}
 
 
-def _figure(values: list[float], draws: np.ndarray) -> Figure:
-    (mean, sd), interval = spread(values), interval_of(draws)
+def _figure(values: list[float], draws: NDArray[np.float64]) -> Figure:
+    (mean, sd), interval = spread(values), percentile_interval(draws)
     return Figure(mean, sd, interval.low, interval.high, values, draws)
 
 
 def _plain(figures: dict[str, Figure]) -> dict[str, Any]:
-    return {column: figure.plain() for column, figure in figures.items()}
+    return {column: figure.without_draws() for column, figure in figures.items()}
 
 
 def _settings(plan: Plan) -> dict[str, Any]:
-    """For each row: what was tried on the development split, what was used, and what a step cost."""
+    """Return for each row the trials on the development split, the settings used and the time of a step."""
     found: dict[str, Any] = {}
     for name in plan.config.pretraining:
         used = {mode: plan.setting(mode, name) for mode in MODES if plan.config.fractions(mode)}
         trials = [{**asdict(setting), "development_score": score} for setting, score in plan.choices.trials(name)]
         start = plan.first_start(name)
-        done = start is not None and start.is_done()
         found[name] = {
             "used": {mode: None if setting is None else asdict(setting) for mode, setting in used.items()},
             "trials": trials,
@@ -166,27 +132,32 @@ def _settings(plan: Plan) -> dict[str, Any]:
                 ]
                 for fraction in plan.config.pretraining[name].plateau
             },
-            "cost_s_per_step": start.record()["cost_s_per_step"] if start is not None and done else None,
+            "cost_s_per_step": start.record()["cost_s_per_step"] if start is not None and start.is_done() else None,
         }
     return found
 
 
 def _alignment(plan: Plan) -> dict[str, list[dict[str, Any]]]:
-    """Retrieval by layer after stage 1 of the same steps: the mean over the seeds that are done."""
+    """Return retrieval by layer after stage 1 of the same steps: the mean over the seeds that are done."""
     found = {}
     for name in plan.config.pretraining:
         jobs = [plan.start("steps", name, seed) for seed in plan.config.seeds_of(name)]
         runs = [job.record()["alignment"] for job in jobs if job is not None and job.alignment and job.is_done()]
         if runs:
             found[name] = [
-                {field: sum(row[field] for row in rows) / len(rows) for field in rows[0]}
-                for rows in zip(*runs, strict=True)
+                {field: _mean([row[field] for row in rows]) for field in rows[0]} for rows in zip(*runs, strict=True)
             ]
     return found
 
 
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Return the mean, or None if a value is None because it could not be measured."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if len(known) == len(values) else None
+
+
 def _curves(plan: Plan) -> dict[str, dict[str, str]]:
-    """The ``metrics.jsonl`` of the first seed: of each stage 1, and of stage 2 with the most data."""
+    """Return the ``metrics.jsonl`` of the first seed, for each stage 1 and for each stage 2 with the most data."""
     curves: dict[str, dict[str, str]] = {"stage 1": {}, "stage 2": {}}
     most = max(plan.config.fractions("steps"), default=None)
     for name in plan.config.pretraining:
@@ -194,11 +165,5 @@ def _curves(plan: Plan) -> dict[str, dict[str, str]]:
         cell = None if key is None else plan.cell(key)
         for stage, job in (("stage 1", plan.first_start(name)), ("stage 2", cell)):
             if job is not None and job.is_done():
-                curves[stage][name] = str(_metrics(job).relative_to(plan.folder))
+                curves[stage][name] = str((job.run_folder / METRICS_FILE).relative_to(plan.folder))
     return curves
-
-
-def _metrics(job: Job) -> Path:
-    from ossicle.train.tracking import METRICS_FILE
-
-    return job.run_folder / METRICS_FILE

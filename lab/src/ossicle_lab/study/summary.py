@@ -1,4 +1,4 @@
-"""What a study prints: its cells before it runs, its table and verdicts after."""
+"""Print the cells of a study before it runs, and its table and verdicts afterwards."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ossicle.evaluate.show import print_whole
+from ossicle.evaluate.tables import print_whole
 from ossicle_lab.study.config import MODE_NAMES, MODES, StudyConfig
 from ossicle_lab.study.interval import column_of
 from ossicle_lab.study.normalised import NORMALISED
@@ -17,7 +17,7 @@ VERDICT_STYLES = {"holds": "green", "partly": "yellow", "fails": "red", "not tes
 
 
 def describe(config: StudyConfig, console: Console) -> None:
-    """How many cells and pretrainings of each kind, with their steps."""
+    """Print the number of cells of each row and mode, and the steps of both stages."""
     table = Table(title=f"{config.name}, in {config.folder}", box=box.SIMPLE)
     table.add_column("pretraining", no_wrap=True)
     for title in ("seeds", *(f"cells, {MODE_NAMES[mode]}" for mode in MODES)):
@@ -30,11 +30,11 @@ def describe(config: StudyConfig, console: Console) -> None:
         table.add_row(name, str(seeds), *map(str, cells))
     print_whole(table, console)
     steps = ", ".join(f"{fraction:.3g} for {n} steps" for fraction, n in sorted(config.finetuning.steps.items()))
-    console.print(f"{total} cells at most; stage 1: {config.stage1.steps} steps; fractions of stage 2: {steps}")
+    console.print(f"at most {total} cells; stage 1: {config.stage1.steps} steps; stage 2 by fraction: {steps}")
 
 
 def print_results(record: dict[str, Any], console: Console) -> None:
-    """The table of each mode (the deciding metric of each task; the file has all), then the verdicts."""
+    """Print the table of each mode with the first metric of each task, then the verdicts."""
     tasks = record["config"]["data"]["tasks"]
     wanted = [*(column_of(task) for task in tasks), NORMALISED, "unseen"]
     columns = [column for column in record["columns"] if column in wanted]

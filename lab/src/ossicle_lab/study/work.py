@@ -1,4 +1,4 @@
-"""What a process of a study does: train (continuing what a kill left), decode, score, and write the record last."""
+"""Do one job of a study: train, resuming a killed run, decode, score, and write the record last."""
 
 from __future__ import annotations
 
@@ -11,33 +11,32 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ossicle_lab.study.job import COST, HYPOTHESES, LOG, STAMP, UTTERANCES, Job, read_record, write_json
+from ossicle.files import write_json
+from ossicle_lab.study.job import COST, HYPOTHESES, LOG, STAMP, UTTERANCES, Job, StudyError, read_record
 
 CHECKPOINTS_PER_RUN = 8
 LOGS_PER_RUN = 60
-ONE_THREAD = 1
 
 
 def run_job(job: Job) -> float:
-    """Do ``job`` with one thread; output goes to its ``log.txt``. Returns the seconds that it took, its training's too
-    where an earlier process did that.
+    """Do ``job`` with one thread, with its output in its ``log.txt``, and return the seconds that it took.
 
-    Raises:
-        RuntimeError: it failed or was interrupted; the message names the log.
+    The seconds include training by an earlier process. Raises `StudyError` if the job failed or was interrupted; the
+    message names the log.
     """
     if job.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     import torch
 
-    torch.set_num_threads(ONE_THREAD)
-    started, before = time.perf_counter(), _trained_before(job).get("seconds", 0.0)
+    torch.set_num_threads(1)
+    started, before = time.perf_counter(), float(_trained_before(job).get("seconds", 0.0))
     log = job.folder / LOG
     with log.open("a") as out, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
         try:
             found = _DO[job.kind](job)
         except Exception as error:
             traceback.print_exc()
-            raise RuntimeError(f"{job.label}: {error} (see {log})") from error
+            raise StudyError(f"{job.label}: {error} (see {log})") from error
     seconds = round(before + time.perf_counter() - started, 1)
     write_json(job.record_path, {"stamp": read_record(job.folder / STAMP), "seconds": seconds, **found})
     return seconds
@@ -60,7 +59,7 @@ def _cell(job: Job) -> dict[str, Any]:
 
 
 def _bound(job: Job) -> dict[str, Any]:
-    """What the LLM answers when it reads the transcripts: no speech result can be better."""
+    """Score the LLM on the transcripts, as an upper bound for speech."""
     device = _device(job)
     model = job.settings().model.build(device).eval()
     return _score(job, model.to(device), from_text=True)
@@ -70,15 +69,16 @@ _DO = {"pretraining": _pretraining, "cell": _cell, "trial": _cell, "bound": _bou
 
 
 def _train(job: Job) -> float | None:
-    """Train what is missing. Returns the seconds of a step (of this process on the CPU, on the wall elsewhere); None
-    where a kill left no time of it.
+    """Train, or finish training, and return the seconds of a step, or None if a kill left no measurement.
+
+    On the CPU the seconds are the process's own time, elsewhere wall time.
     """
-    from ossicle.models.speech_llm import CONFIG_FILE
+    from ossicle.models.saving import CONFIG_FILE
     from ossicle.train.checkpoint import CHECKPOINTS, latest
     from ossicle.train.loop import train
 
     settings = job.settings()
-    if (job.run_folder / CONFIG_FILE).is_file():  # by an earlier process: killed afterwards, or measured otherwise
+    if (job.run_folder / CONFIG_FILE).is_file():  # an earlier process trained it
         cost: float | None = _trained_before(job).get("s_per_step")
         return cost
     often = max(1, job.steps // CHECKPOINTS_PER_RUN)
@@ -90,10 +90,10 @@ def _train(job: Job) -> float | None:
     started, begun = clock(), time.perf_counter()
     train(settings, resume=checkpoint is not None)
     if not (job.run_folder / CONFIG_FILE).is_file():
-        raise RuntimeError("interrupted; the same command continues")
+        raise StudyError("interrupted; the same command continues")
     cost = (clock() - started) / (job.steps - first) if job.steps > first else None
     write_json(job.folder / COST, {"s_per_step": cost, "seconds": time.perf_counter() - begun})
-    shutil.rmtree(job.run_folder / CHECKPOINTS)  # the optimiser's state, of no use any more
+    shutil.rmtree(job.run_folder / CHECKPOINTS)  # large, and not needed after the last step
     return cost
 
 
@@ -103,7 +103,7 @@ def _trained_before(job: Job) -> dict[str, Any]:
 
 
 def _score(job: Job, model: Any, *, from_text: bool) -> dict[str, Any]:
-    from ossicle.evaluate.score import read_hypotheses
+    from ossicle.evaluate.hypotheses import read_hypotheses
     from ossicle.prompts import task_key
     from ossicle_lab.study import measure
     from ossicle_lab.study.interval import utterance_counts

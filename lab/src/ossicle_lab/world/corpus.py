@@ -1,4 +1,4 @@
-"""The demo's corpus: passages of the world in generated voices, and the tasks asked about them."""
+"""Make the demo's corpus: passages of the world in generated voices, and tasks about them."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from ossicle_lab.world.synthesise import synthesise
 from ossicle_lab.world.tasks import Task, ask
 
 FINETUNE_TASKS = ("asr", "st/de", "qa")
-"""Stage 2 sees these. Spanish it never sees: what the test set's Spanish scores, the LLM brought along."""
+"""Tasks of stage 2. Spanish is left out, so that the test set's Spanish measures what the LLM could do before."""
 TEST_TASKS = ("asr", "st/de", "st/es", "qa")
 VOICE = "voice"
-"""Of the paper's META, the attribute that the lab's LLM has words for: no transcript answers it."""
+"""Key of the task that asks who speaks, a man or a woman. No transcript answers it, as in the paper's META task."""
 _SPEAKERS = {"female": "the woman", "male": "the man"}
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Manifests. The stage-2 lines of training passages use the same recordings as stage 1, as the paper does."""
+    """Paths of the manifests. Stage 2 uses the recordings of stage 1, as in the paper."""
 
     pretrain: Path
     finetune: Path
@@ -32,9 +32,20 @@ class Corpus:
 
 
 def make_corpus(folder: Path, *, train: int, dev: int, test: int, seed: int = 0, max_sentences: int = 2) -> Corpus:
-    """Generate ``train`` passages in training voices, ``dev`` and ``test`` held-out ones in held-out voices.
+    """Generate the corpus in ``folder``, or reuse what is there, and return its manifests.
 
-    Development and test passages share no sentence with training. A second call continues or reuses.
+    Development and test passages share no sentence with training. Test passages are in held-out voices.
+
+    Args:
+        folder: output folder.
+        train: number of training passages.
+        dev: number of development passages.
+        test: number of test passages.
+        seed: seed of passages, voices and tasks.
+        max_sentences: largest number of sentences in a passage.
+
+    Raises:
+        VoiceError: espeak-ng is not installed.
     """
     counts: dict[Split, int] = {"train": train, "dev": dev, "test": test}
     passages = {split: sample_passages(split, n, seed=seed, max_sentences=max_sentences) for split, n in counts.items()}
@@ -57,13 +68,13 @@ def make_corpus(folder: Path, *, train: int, dev: int, test: int, seed: int = 0,
 
 
 def speak_passages(folder: Path, split: Split, passages: list[Passage], voices: list[Voice], seed: int) -> Path:
-    """Speak ``passages`` of ``split`` into ``folder``; returns the manifest, whose lines are in their order."""
+    """Speak ``passages`` of ``split`` into ``folder`` and return the manifest, with a line per passage in order."""
     items = [{"id": f"{split}-{i:05d}", "text": passage.text} for i, passage in enumerate(passages)]
     return synthesise(items, folder, voices=voices, seed=seed)
 
 
 def task_lines(samples: list[Sample], passages: list[Passage], tasks: tuple[str, ...], seed: int) -> list[Sample]:
-    """One line per passage and task (``asr``, ``st/de``, ``qa``, ``voice``, ...), where the task applies."""
+    """Return one line per passage and task (``asr``, ``st/de``, ``qa``, ``voice``, ...) for which the task applies."""
     rng = random.Random(f"tasks-{seed}")
     return [
         _line(sample, key, asked)
@@ -74,7 +85,7 @@ def task_lines(samples: list[Sample], passages: list[Passage], tasks: tuple[str,
 
 
 def _ask(sample: Sample, passage: Passage, key: str, rng: random.Random) -> Task | None:
-    if key == VOICE:  # draws nothing, so that the other tasks are the same with and without it
+    if key == VOICE:  # draws no random number, so that the other tasks are the same with and without it
         return Task(VOICE, "who said it", (_SPEAKERS[sample.extra["gender"]],))
     task, _, language = key.partition("/")
     return ask(passage, task, rng, "es" if language == "es" else "de")

@@ -1,9 +1,11 @@
-"""One sentence as content (who did what to what, for whom, where, when) and its text in three languages.
+"""Represent a sentence by its content (who did what, for whom, where, when) and render it in three languages.
 
 english  the old doctor gave a red book to anna in the park on monday
 german   der alte arzt hat am montag anna ein rotes buch im park gegeben
 spanish  el médico viejo dio un libro rojo a anna en el parque el lunes
 """
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +28,7 @@ _GERMAN_A_ADJECTIVE = {"m": "en", "f": "e", "n": "es"}
 
 @dataclass(frozen=True)
 class Phrase:
-    """A noun with its article and adjective; `swapped` says that the synonyms are used."""
+    """A noun with its article and adjective. ``swapped`` selects the synonyms."""
 
     noun: Noun
     adjective: Adjective | None = None
@@ -34,7 +36,7 @@ class Phrase:
     swapped: bool = False
 
     def english(self) -> str:
-        """The words as they are said: anna, the doctor, an old book."""
+        """Return the English words, e.g. ``anna``, ``the doctor`` or ``an old book``."""
         noun = _variant(self.noun.english, self.noun.synonym, self.swapped)
         if self.noun.is_name:
             return noun
@@ -45,7 +47,7 @@ class Phrase:
         return " ".join([article, *words])
 
     def german(self, case: str) -> str:
-        """The phrase in the nominative, accusative or dative; an indefinite one in the accusative only."""
+        """Return the German words in the nominative, accusative or dative. Indefinite phrases need the accusative."""
         if self.noun.is_name:
             return self.noun.german
         gender = self.noun.german_gender
@@ -59,7 +61,7 @@ class Phrase:
         return " ".join([article, *([self.adjective.german + ending] if self.adjective else []), noun])
 
     def spanish(self) -> str:
-        """The phrase with its adjective after the noun."""
+        """Return the Spanish words, with the adjective after the noun."""
         if self.noun.is_name:
             return self.noun.spanish
         feminine = self.noun.spanish_gender == "f"
@@ -72,19 +74,19 @@ class Phrase:
 
 @dataclass(frozen=True)
 class Where:
-    """A place with its preposition; `relation` is home (in the park, at the station), near or behind."""
+    """A place with its preposition. ``relation`` is ``home`` (in the park, at the station), ``near`` or ``behind``."""
 
     place: Place
     relation: str = "home"
     swapped: bool = False
 
     def english(self) -> str:
-        """In the park, near the park, behind the park."""
+        """Return the English words, e.g. ``in the park``, ``near the park`` or ``behind the park``."""
         preposition = self.place.english if self.relation == "home" else self.relation
         return f"{preposition} {Phrase(self.place.noun, swapped=self.swapped).english()}"
 
     def german(self) -> str:
-        """Im park, beim park, hinter dem park."""
+        """Return the German words, e.g. ``im park``, ``beim park`` or ``hinter dem park``."""
         noun, gender = self.place.noun.german, self.place.noun.german_gender
         if self.relation == "home":
             return f"{self.place.german} {noun}"
@@ -93,14 +95,14 @@ class Where:
         return f"hinter {_GERMAN_THE['dative'][gender]} {noun}"
 
     def spanish(self) -> str:
-        """En el parque, cerca del parque, detrás del parque."""
+        """Return the Spanish words, e.g. ``en el parque``, ``cerca del parque`` or ``detrás del parque``."""
         preposition = {"home": "en", "near": "cerca de", "behind": "detrás de"}[self.relation]
         return _contract(f"{preposition} {Phrase(self.place.noun).spanish()}")
 
 
 @dataclass(frozen=True)
 class Sentence:
-    """Subject, verb and object, the other parts if any; `connector` joins it to the sentence before."""
+    """A sentence with subject, verb, object and optional parts. ``connector`` joins it to the sentence before."""
 
     subject: Phrase
     verb: Verb
@@ -115,20 +117,20 @@ class Sentence:
     swapped: bool = False
 
     def text(self, language: Language = "en") -> str:
-        """The sentence, with its connector, in lower-case words."""
+        """Return the sentence with its connector, in lower-case words."""
         return {"en": self._english, "de": self._german, "es": self._spanish}[language]()
 
     def verb_form(self, form: int) -> str:
-        """English verb: 0 past, 1 present, 2 base, of the synonym where that is used."""
+        """Return a form of the English verb or of its synonym: 0 for past, 1 for present, 2 for the base form."""
         forms = self.verb.synonym if self.swapped and self.verb.synonym else self.verb.english
         return forms[form]
 
     def core(self) -> str:
-        """Who does what to what, free of synonyms and details: what decides the split."""
+        """Return who does what to what, without synonyms and details. It decides the split of the sentence."""
         return f"{self.subject.noun.english} {self.verb.english[2]} {self.object.noun.english}"
 
-    def with_synonyms(self) -> "Sentence":
-        """The same sentence with every word that has a synonym replaced by it, in both directions."""
+    def with_synonyms(self) -> Sentence:
+        """Return the sentence with synonyms and original words exchanged."""
         return replace(
             self,
             subject=replace(self.subject, swapped=not self.subject.swapped),
@@ -188,7 +190,7 @@ class Sentence:
 
 
 def render(sentences: Sequence[Sentence], language: Language = "en") -> str:
-    """All sentences of a passage, one after the other."""
+    """Return all sentences of a passage, joined by spaces."""
     return " ".join(sentence.text(language) for sentence in sentences)
 
 
@@ -201,6 +203,6 @@ def _join(*parts: str) -> str:
 
 
 def _contract(spanish: str) -> str:
-    """A el -> al, de el -> del, at the start of a phrase or after its preposition."""
+    """Contract ``a el`` to ``al`` and ``de el`` to ``del``."""
     words = f" {spanish} ".replace(" a el ", " al ").replace(" de el ", " del ")
     return words.strip()

@@ -1,4 +1,4 @@
-"""The words of the lab world in English, German and Spanish, read from `ossicle_lab.world.word_tables`."""
+"""Read the words of the lab's world in English, German and Spanish from `ossicle_lab.world.word_tables`."""
 
 from dataclasses import dataclass
 
@@ -7,20 +7,20 @@ from ossicle_lab.world import word_tables
 
 @dataclass(frozen=True)
 class Noun:
-    """A person, an animal, a thing or a place; `kind` is the letter by which verbs choose their objects."""
+    """A person, an animal, a thing or a place. Verbs choose their objects by the letter ``kind``."""
 
     english: str
     synonym: str
     german: str
     german_gender: str
-    """One of m, f, n."""
+    """Gender: ``m``, ``f`` or ``n``."""
     german_oblique: str
-    """Accusative and dative singular; differs from `german` for weak nouns (bär, bären)."""
+    """Accusative and dative singular, which differ from ``german`` for weak nouns (bär, bären)."""
     spanish: str
     spanish_gender: str
     kind: str
     is_name: bool = False
-    """A first name: no article, no adjective, the same in every language."""
+    """True for first names, which have no article and no adjective and are the same in every language."""
 
 
 @dataclass(frozen=True)
@@ -32,44 +32,44 @@ class Adjective:
     german: str
     """Stem to which the endings are added."""
     spanish: str
-    """Masculine; a final o becomes a in the feminine."""
+    """Masculine form; a final o becomes a in the feminine."""
 
 
 @dataclass(frozen=True)
 class Verb:
-    """A transitive verb; `objects` holds the noun kinds it takes, `gives` says whether it can have a recipient."""
+    """A transitive verb. ``objects`` lists the kinds of noun it takes; ``gives`` is True if it can have a recipient."""
 
     english: tuple[str, str, str]
-    """Past, present third person, base form."""
+    """Past, third person present, base form."""
     synonym: tuple[str, str, str] | None
     german: tuple[str, str]
-    """Participle (with hat), present third person."""
+    """Participle (with hat), third person present."""
     spanish: tuple[str, str]
-    """Preterite, present third person."""
+    """Preterite, third person present."""
     objects: str
     gives: bool
 
 
 @dataclass(frozen=True)
 class Place:
-    """A place and the prepositions that mean being there."""
+    """A place and its prepositions."""
 
     noun: Noun
     english: str
-    """Preposition: in, at or on; near and behind work for every place."""
+    """Preposition: in, at or on. The prepositions near and behind fit every place."""
     german: str
     """Preposition with article: im, am, auf der, ..."""
 
 
 @dataclass(frozen=True)
 class Time:
-    """A time as a whole phrase."""
+    """An expression of time, as a whole phrase."""
 
     english: str
     german: str
     spanish: str
     is_past: bool
-    """Only with a past tense (yesterday)."""
+    """True if it needs a past tense (yesterday)."""
 
 
 def _rows(table: str) -> list[list[str]]:
@@ -122,6 +122,6 @@ PLACES = tuple(
 )
 TIMES = tuple(Time(row[0], row[1], row[2], row[3:] == ["past"]) for row in _rows(word_tables.TIMES))
 
-# English -> (German, Spanish); after "dann" and "später" German puts the verb before the subject.
+# English: (German, Spanish). After "dann" and "später" the German verb precedes the subject.
 CONNECTORS = {"and": ("und", "y"), "but": ("aber", "pero"), "then": ("dann", "luego"), "later": ("später", "más tarde")}
 INVERTING = frozenset({"then", "later"})

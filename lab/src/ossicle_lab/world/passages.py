@@ -1,8 +1,7 @@
-"""Passages of one to three sentences, in disjoint seeded splits, and random word strings that are no sentences.
+"""Draw passages of one to three sentences in disjoint, seeded splits, and random word strings.
 
-A sentence belongs to the split that the hash of its core (who does what to what) falls into, so no core, and hence
-no sentence, is in two splits. Inside a passage no person, verb, object, place or time comes twice: every question
-about it has one answer.
+The hash of a sentence's core (who does what to what) decides its split, so no sentence is in two splits. No person,
+verb, object, place or time occurs twice in a passage, so every question about it has one answer.
 """
 
 import hashlib
@@ -48,22 +47,22 @@ Word = TypeVar("Word")
 
 @dataclass(frozen=True)
 class Passage:
-    """Sentences to be said one after the other, joined by the connectors they carry."""
+    """A sequence of sentences, joined by their connectors."""
 
     sentences: tuple[Sentence, ...]
 
     @property
     def text(self) -> str:
-        """The English words, lower-case, without punctuation."""
+        """Return the English words in lower case, without punctuation."""
         return render(self.sentences)
 
     def translation(self, language: Language) -> str:
-        """The passage in "de" or "es" (or "en": `text`)."""
+        """Return the passage in German, Spanish or English."""
         return render(self.sentences, language)
 
 
 def split_of(sentence: Sentence) -> Split:
-    """The split whose passages may hold this sentence: 80% train, 10% dev, 10% test of all cores."""
+    """Return the split of a sentence: 80% of all cores are in train, 10% in dev and 10% in test."""
     digest = hashlib.blake2s(sentence.core().encode(), digest_size=4).digest()
     bucket = int.from_bytes(digest, "big") % _BUCKETS
     if bucket >= _FIRST_TEST_BUCKET:
@@ -74,9 +73,16 @@ def split_of(sentence: Sentence) -> Split:
 def sample_passages(
     split: Split, count: int, *, seed: int = 0, max_sentences: int = 3, shares: Sequence[float] = ()
 ) -> list[Passage]:
-    """`count` different passages of one to `max_sentences` sentences, each length equally often or as `shares` has it.
+    """Return ``count`` different passages of one to ``max_sentences`` sentences.
 
-    The same arguments give the same passages, and a larger `count` extends the list of a smaller one.
+    The same arguments give the same passages, and a larger ``count`` extends the list of a smaller one.
+
+    Args:
+        split: the passages consist of sentences of this split.
+        count: number of passages.
+        seed: seed of the draw.
+        max_sentences: largest number of sentences in a passage.
+        shares: relative frequency of each number of sentences; by default all are equally frequent.
     """
     lengths = range(1, max_sentences + 1)
     rng = random.Random(f"{split}-{seed}-{max_sentences}")
@@ -89,7 +95,7 @@ def sample_passages(
 
 
 def random_passage(split: Split, sentences: int, rng: random.Random) -> Passage:
-    """One passage of so many sentences of the split, drawn with `rng`."""
+    """Draw a passage with ``sentences`` sentences of the split."""
     used: set[str] = set()
     drawn: list[Sentence] = []
     while len(drawn) < sentences:
@@ -104,7 +110,7 @@ def random_passage(split: Split, sentences: int, rng: random.Random) -> Passage:
 
 @cache
 def vocabulary() -> tuple[str, ...]:
-    """Every English word that a passage can hold, sorted: what the encoder has to spell."""
+    """Return every English word that a passage can contain, sorted. The encoder learns to spell these."""
     words = {"a", "an", "the", "to", "with", "near", "behind", *CONNECTORS}
     for noun in (*NAMES, *PEOPLE, *OBJECTS, *(place.noun for place in PLACES)):
         words |= {noun.english, noun.synonym}
@@ -120,14 +126,14 @@ def vocabulary() -> tuple[str, ...]:
 
 
 def word_strings(count: int, seed: int = 0, *, min_words: int = 3, max_words: int = 14) -> list[str]:
-    """Words of the vocabulary in random order, for training the encoder: no grammar, hence no task sentence."""
+    """Return ``count`` strings of random words, which train the encoder without any sentence of the tasks."""
     rng = random.Random(f"words-{seed}")
     words = vocabulary()
     return [" ".join(rng.choices(words, k=rng.randint(min_words, max_words))) for _ in range(count)]
 
 
 def _random_sentence(rng: random.Random, connector: str, used: set[str]) -> Sentence:
-    """A sentence with no content word of `used`; adds its own content words to `used`."""
+    """Draw a sentence without the content words in ``used``, and add its own content words to ``used``."""
     subject = _person(rng, used)
     verb = _fresh(rng, VERBS, used, lambda verb: verb.english[0])
     kinds = verb.objects + verb.objects.upper()
@@ -142,7 +148,7 @@ def _random_sentence(rng: random.Random, connector: str, used: set[str]) -> Sent
     companion = _person(rng, used) if recipient is None and rng.random() < _COMPANION_SHARE else None
     where = _where(rng, used) if rng.random() < _PLACE_SHARE else None
     when = _fresh(rng, TIMES, used, lambda time: time.english) if rng.random() < _TIME_SHARE else None
-    # "then yesterday tom saw" is no English: after such a connector the time stays at the end.
+    # "then yesterday tom saw" is not English: after such a connector the time stays at the end.
     time_first = when is not None and connector not in INVERTING and rng.random() < _TIME_FIRST_SHARE
     return Sentence(
         subject,
@@ -180,7 +186,7 @@ def _english(noun: Noun) -> str:
 
 
 def _fresh(rng: random.Random, words: Sequence[Word], used: set[str], key: Callable[[Word], str]) -> Word:
-    """A word whose key is not in `used`, which then holds it."""
+    """Draw a word whose key is not in ``used``, and add the key to ``used``."""
     while True:
         word = rng.choice(words)
         if key(word) not in used:

@@ -1,26 +1,23 @@
-"""From texts to a folder of spoken utterances with its manifest."""
+"""Speak texts into a folder of audio files with a manifest."""
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from ossicle.batch import Sample
 from ossicle.corpora.speak_file import SpeakJob, Spoken, speak_file
 from ossicle.corpora.voices import Voice
 from ossicle.data.manifest import read_manifest, write_manifest
 from ossicle.errors import VoiceError
+from ossicle.progress import Progress
+from ossicle_lab.jobs import cores, process_pool
 
 _PARALLEL_FROM = 64
-"""Fewer utterances than this are spoken sooner than new processes start."""
+"""Fewer utterances than this take less time than the start of new processes."""
 _SAMPLE_FIELDS = {field.name for field in fields(Sample)} - {"extra", "source"}
 
 
@@ -31,26 +28,28 @@ def synthesise(
     voices: Sequence[Voice],
     seed: int = 0,
     processes: int | None = None,
-    progress: bool | None = None,
+    progress: bool = True,
 ) -> Path:
     """Speak every item and write ``out_dir/audio/*.wav`` (16 kHz, 16 bit) and ``out_dir/manifest.jsonl``.
 
-    An item has an ``id`` and a ``text`` (lower-case words) and may carry any other field of `Sample`, or fields of its
-    own. Voice, rate, pitch and noise are drawn from the seed, the id and the text, not from the order of the items.
-    A file's name changes with what is said, by whom and with which seed, and what an earlier call spoke is not spoken
-    again. Every item is one utterance: for several tasks on one utterance, copy its lines of the manifest.
+    Voice, rate, pitch and noise depend on the seed, the id and the text, not on the order of the items. The name of an
+    audio file depends on its text, voice and seed, and files of an earlier call are used again. Each item is one
+    utterance: for several tasks on one utterance, copy its line of the manifest.
 
     Args:
-        items: the texts.
-        out_dir: made where it does not exist.
-        voices: the speakers, each drawn equally often.
-        seed: of everything that is drawn.
-        processes: how many to speak in parallel; ``None``: one per core.
-        progress: show a progress bar; ``None``: only on a terminal.
+        items: each has an ``id``, a ``text`` of lower-case words, and optionally other fields of `Sample` or its own.
+        out_dir: output folder, created if needed.
+        voices: the speakers, drawn with equal probability.
+        seed: seed of all random choices.
+        processes: number of processes; None for one per core.
+        progress: show the progress.
 
     Returns:
-        The path of the manifest, whose lines have also ``language``, ``speaker``, ``duration_s``, ``gender``,
+        The path of the manifest. Its lines also have ``language``, ``speaker``, ``duration_s``, ``gender``,
         ``rate_wpm`` and ``words`` (each word with its start and end in seconds).
+
+    Raises:
+        VoiceError: ``voices`` is empty, or espeak-ng is not installed.
     """
     items, out_dir = list(items), Path(out_dir)
     if not voices:
@@ -61,7 +60,7 @@ def synthesise(
     jobs = [_job(item, audio_dir, voices, seed) for item in items]
     spoken = _spoken_before(manifest)
     missing = [job for job in jobs if not (job.path.name in spoken and job.path.exists())]
-    new = _with_progress(_speak_all(missing, processes or os.cpu_count() or 1), len(missing), progress)
+    new = _with_progress(_speak_all(missing, processes or cores()), len(missing), enabled=progress)
     spoken |= {result.path.name: result for result in new}
     write_manifest(manifest, [_sample(item, job, spoken[job.path.name]) for item, job in zip(items, jobs, strict=True)])
     return manifest
@@ -74,7 +73,7 @@ def _job(item: Mapping[str, Any], audio_dir: Path, voices: Sequence[Voice], seed
 
 
 def _spoken_before(manifest: Path) -> dict[str, Spoken]:
-    """What an earlier, complete call wrote, by file name."""
+    """Return what an earlier, complete call wrote, by file name."""
     if not manifest.exists():
         return {}
     return {
@@ -92,31 +91,18 @@ def _speak_all(jobs: list[SpeakJob], processes: int) -> Iterator[Spoken]:
     if processes == 1 or len(jobs) < _PARALLEL_FROM:
         yield from map(speak_file, jobs)
         return
-    # Processes, as espeak-ng is one engine per process; spawned, as a fork of a process with threads can hang.
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        yield from pool.imap(speak_file, jobs, chunksize=16)
+    with process_pool(processes) as pool:  # espeak-ng has one engine per process, so threads would not help
+        yield from pool.map(speak_file, jobs, chunksize=16)
 
 
-def _with_progress(results: Iterator[Spoken], total: int, show: bool | None) -> list[Spoken]:
-    console = Console(stderr=True)
-    bar = Progress(
-        TextColumn("speaking"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[hours]:.2f} h of speech, {task.fields[rate]:.0f} x real time"),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not (console.is_terminal if show is None else show),
-    )
+def _with_progress(results: Iterator[Spoken], total: int, *, enabled: bool) -> list[Spoken]:
     done: list[Spoken] = []
     seconds = 0.0
-    with bar:
-        task = bar.add_task("speaking", total=total, hours=0.0, rate=0.0)
+    with Progress("Speaking", total, unit="utterances", enabled=enabled) as progress:
         for result in results:
             done.append(result)
             seconds += result.duration_s
-            elapsed = bar.tasks[task].elapsed or 1e-9
-            bar.update(task, advance=1, hours=seconds / 3600, rate=seconds / elapsed)
+            progress.advance(status=f"{seconds / 3600:.2f} h of speech")
     return done
 
 

@@ -1,6 +1,6 @@
-"""What one can ask about a passage: instruction and answer, both from its content.
+"""Ask tasks about a passage: instruction and answers are computed from its content.
 
-`asr`, `st` and `qa` are the tasks of the paper; the others give the LLM more to do with a passage than to copy it.
+``asr``, ``st`` and ``qa`` are tasks of the paper. The others train the LLM to do more with a passage than to copy it.
 """
 
 import random
@@ -18,7 +18,7 @@ _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eigh
 
 @dataclass(frozen=True)
 class Task:
-    """One item: the instruction follows the passage in the user turn, any of the answers is right."""
+    """An instruction, which follows the passage in the user turn, and its correct answers."""
 
     task: str
     instruction: str
@@ -27,28 +27,32 @@ class Task:
 
 
 def ask(passage: Passage, task: str, rng: random.Random, target_language: Language = "de") -> Task | None:
-    """The task `task` about the passage, or None where it does not apply (no time to put first, no synonym, ...).
+    """Return a task about the passage, or None where it does not apply (no time to put first, no synonym, ...).
 
-    `rng` chooses the wording and which sentence is meant; `target_language` is for `st` only.
+    Args:
+        passage: the passage.
+        task: one of `TASKS`.
+        rng: chooses the wording and the sentence that is asked about.
+        target_language: language of the answer of ``st``; ignored by other tasks.
     """
     if task == "st":
         wording = rng.choice(_TRANSLATE).format(_LANGUAGE_NAMES[target_language])
         return Task("st", wording, (passage.translation(target_language),), target_language)
     if task == "qa":
         items = questions(passage)
-        # First the kind, then the sentence: "who" can always be asked and would crowd out the others.
+        # Draw the kind first, then the sentence: "who" applies to every sentence and would dominate otherwise.
         kind = rng.choice(sorted({item.instruction.split()[0] for item in items}))
         return rng.choice([item for item in items if item.instruction.startswith(kind)])
     return _BUILDERS[task](passage, rng)
 
 
 def questions(passage: Passage) -> list[Task]:
-    """Every who, what, where and when question about the passage, each with its only answer."""
+    """Return every who, what, where and when question about the passage, each with its only answer."""
     return [Task("qa", question, (answer,)) for s in passage.sentences for question, answer in _sentence_questions(s)]
 
 
 def _sentence_questions(sentence: Sentence) -> Iterator[tuple[str, str]]:
-    """Questions name persons without their adjective, and things as "the"."""
+    """Yield questions with their answers. Questions name persons without adjectives, and things with "the"."""
     subject, target = _plain(sentence.subject), replace(sentence.object, definite=True).english()
     base = sentence.verb_form(2)
     yield f"who {sentence.verb_form(0)} {target}", sentence.subject.english()
@@ -69,7 +73,7 @@ def _repeat(passage: Passage, rng: random.Random) -> Task:
 
 
 def _echo(passage: Passage, rng: random.Random) -> Task:
-    """The one sentence about a subject: reading by key, with a long answer."""
+    """Ask for the sentence about a subject: a look-up by key with a long answer."""
     sentence = rng.choice(passage.sentences)
     key = rng.choice((_plain(sentence.subject), replace(sentence.object, adjective=None, definite=True).english()))
     return Task("echo", f"say the sentence about {key}", (replace(sentence, connector="").text(),))
@@ -114,13 +118,13 @@ def _paraphrase(passage: Passage, rng: random.Random) -> Task | None:
 
 
 def _rewritten(task: str, instruction: str, passage: Passage, sentences: list[Sentence]) -> Task | None:
-    """The rewritten text, or None if it is the passage itself."""
+    """Return the task with the rewritten text, or None if the text does not change."""
     text = render(sentences)
     return Task(task, instruction, (text,)) if text != passage.text else None
 
 
 def _people(passage: Passage) -> list[Phrase]:
-    """In the order in which the text names them."""
+    """Return the people in the order in which the text names them."""
     phrases: list[Phrase] = []
     for s in passage.sentences:
         phrases += [p for p in (s.subject, s.object, s.recipient, s.companion) if p and p.noun.kind == "p"]

@@ -1,11 +1,11 @@
-"""The words of the lab world in English, German and Spanish, as tables that a speaker of the three can check by eye.
+"""List the words of the lab's world in English, German and Spanish, as tables that are easy to check by eye.
 
-`word/synonym` gives an English word its paraphrase; both have the same translation. Several words only differ in
-spelling (flower/flour, sun/son, knight/night, red/read, plane/plain, deer/dear, pail/pale, week/weak, aunt/ant,
-maid/made): an encoder hears the same sound, and the context has to decide.
+`word/synonym` gives an English word and its paraphrase, which have the same translation. Several pairs of words differ
+in spelling only (flower/flour, sun/son, knight/night, red/read, plane/plain, deer/dear, pail/pale, week/weak, aunt/ant,
+maid/made): they sound the same, and the context has to decide.
 """
 
-# Things t, animals a, food f, texts x, views v; an upper-case letter marks nouns that only take "the" (flour, the sun).
+# Kinds: t thing, a animal, f food, x text, v view. An upper-case letter marks nouns that only take "the" (the sun).
 NOUNS = """
 car | auto n | coche m | t
 bike/bicycle | fahrrad n | bicicleta f | t
