@@ -190,3 +190,26 @@ def test_import_of_a_folder_of_textgrids(tmp_path: Path) -> None:
     (grids / "3.TextGrid").unlink()
     with pytest.raises(WordFileError, match=r"'c' has no TextGrid c\.TextGrid or 3\.TextGrid below"):
         import_words(manifest, out, grids)
+
+
+def test_audio_of_the_same_name_in_two_folders_has_its_own_words(tmp_path: Path) -> None:
+    """The texts are equal, so that only the folder tells which file belongs to which recording."""
+    names = ("spk1/000", "spk2/000", "spk3/000")
+    samples = [Sample(id=f"u{i}", audio=tmp_path / f"wav/{name}.wav", text="hi") for i, name in enumerate(names)]
+    samples.append(Sample(id="spk2/000", audio=tmp_path / "copy.wav", text="hi"))
+    manifest = manifest_of(tmp_path, *samples)
+    grids, out = tmp_path / "grids", tmp_path / "out.jsonl"
+    for i, name in enumerate(names[:2]):
+        (grids / name).parent.mkdir(parents=True, exist_ok=True)
+        (grids / f"{name}.TextGrid").write_text(short(tier("words", (i, i + 1, "hi"))))
+    report = import_words(manifest, out, grids, skip_broken=True)
+    assert [(sample.id, words_of(sample)[0].start_s) for sample in report.samples] == [
+        ("u0", 0.0), ("u1", 1.0), ("spk2/000", 1.0),
+    ]  # fmt: skip
+    assert "'u2' skipped: has 2 TextGrids" in report.summary()
+    (grids / "spk2/000.TextGrid").unlink()
+    with pytest.raises(WordFileError, match=r"'u1' shares the file name 000\.wav with other audio"):
+        import_words(manifest, out, grids)
+    (tmp_path / "all.ctm").write_text("000 1 0.5 0.5 hi\n")
+    with pytest.raises(WordFileError, match=r"'u0' shares the file name 000\.wav with other audio; name it by its id"):
+        import_words(manifest, out, tmp_path / "all.ctm")

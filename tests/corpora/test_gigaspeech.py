@@ -102,7 +102,7 @@ def test_another_folder_or_a_broken_index_is_refused(giga, refused):
     index.write_text(content[:-40])
     assert 'GigaSpeech.json: is cut off within "audios"' in refused("gigaspeech", giga)
     index.write_text(content.replace('"sid"', '"id"'))
-    assert "GigaSpeech.json: recording 1 (AUD1) has no 'sid'" in refused("gigaspeech", giga)
+    assert "GigaSpeech.json: recording 1 (AUD1): has no field 'sid'" in refused("gigaspeech", giga)
     index.write_text('{"words": []}')
     assert 'has no array "audios" near its start' in refused("gigaspeech", giga)
     assert "has no subset 'HUGE'; choose from XS, S, M, L, XL, DEV, TEST" in refused(

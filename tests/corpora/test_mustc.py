@@ -95,8 +95,12 @@ def test_a_segment_after_the_end_of_its_talk_is_left_out(mustc, prepared):
         ("train.de", "Danke.\n", "train.yaml:2: train.en, train.de and this file differ in length"),
         ("train.yaml", "wav: a\n" * 3, "train.yaml:1: is not a segment; expected - {duration: .."),
         ("train.yaml", "- {wav: a, offset: 1, speaker_id: b}\n" * 3, "train.yaml:1: has no 'duration'"),
-        ("train.yaml", INDEX.replace("0.250000", "soon"), "train.yaml:1: could not convert string to float: 'soon'"),
-        ("train.yaml", "- {\n", "train.yaml:1: is not YAML"),
+        (
+            "train.yaml",
+            INDEX.replace("offset: ", "offset: soon"),
+            "train.yaml:1: could not convert string to float: 'soon0.250000'",
+        ),
+        ("train.yaml", "- {\n" * 3, "train.yaml:1: is not YAML"),
     ],
 )
 def test_a_broken_file_is_named_with_its_line(mustc, refused, file, content, message):
@@ -105,9 +109,21 @@ def test_a_broken_file_is_named_with_its_line(mustc, refused, file, content, mes
     assert message in refused("mustc", mustc / "en-de", splits=("train",))
 
 
-def test_text_in_another_encoding_is_named(mustc, refused):
-    (mustc / "en-de/data/train/txt/train.en").write_bytes("Danke sch\u00f6n\n\n\n".encode("latin-1"))
-    assert "train.en:1: is not UTF-8 text" in refused("mustc", mustc / "en-de", splits=("train",))
+def test_text_in_another_encoding_is_left_out(mustc, prepared):
+    (mustc / "en-de/data/train/txt/train.en").write_bytes("sch\u00f6n\nYes.\nAnd?\n".encode("latin-1"))
+    lines, _ = prepared("mustc", mustc / "en-de", splits=("train",))
+    assert [line["id"] for line in lines["train"]] == ["ted_1-0002", "ted_7-0001"]
+    assert [line["id"] for line in lines["dropped"]] == ["ted_1-0001", "ted_1-0001-de"]
+    assert lines["dropped"][0]["reason"] == "not UTF-8"
+    assert lines["dropped"][0]["detail"].endswith('train.yaml:1: "text" is not UTF-8; save names and texts as UTF-8')
+
+
+def test_an_invalid_row_does_not_stop_the_others(mustc, prepared):
+    rows = [INDEX.splitlines()[0], "- {wav: [", INDEX.splitlines()[2].replace("spk.7", "7")]
+    text(mustc / "en-de/data/train/txt/train.yaml", "\n".join(rows) + "\n")
+    lines, _ = prepared("mustc", mustc / "en-de", splits=("train",))
+    assert [(line["id"], line["speaker"]) for line in lines["train"]] == [("ted_1-0001", "spk.1"), ("ted_7-0001", "7")]
+    assert [(line["id"], line["reason"]) for line in lines["dropped"]] == [("train.yaml:2", "invalid row")]
 
 
 def test_another_folder_is_refused_with_what_was_expected(tmp_path, refused):

@@ -57,7 +57,7 @@ def test_audio_bytes_are_written_unchanged(tmp_path, prepared):
         "audio cannot be used": 1,
         "no audio in the row": 1,
     }
-    assert "4: is not WAV, FLAC, Ogg or MP3" in report.dropped["audio cannot be used"].first
+    assert "4: is not WAV, FLAC, Ogg, MP3 or AIFF" in report.dropped["audio cannot be used"].first
 
 
 def test_the_layout_of_the_papers_code(tmp_path, prepared):

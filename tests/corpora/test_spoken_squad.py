@@ -93,5 +93,7 @@ def test_another_layout_is_refused(squad, refused, tmp_path):
     assert "dev_wav: contains no file such as 0_0_0.wav" in refused("spoken-squad", squad)
     tone(squad / "dev_wav/0_0_0.wav")
     text(squad / "spoken_test-v1.1.json", '{"data": [{"paragraphs": [{"qas": [1]}]}]}')
-    assert "spoken_test-v1.1.json: does not have the layout of SQuAD" in refused("spoken-squad", squad)
+    assert "spoken_test-v1.1.json: passage test-0_0: does not have the layout of SQuAD" in refused(
+        "spoken-squad", squad
+    )
     assert "has no spoken_train-v1.1.json or spoken_test-v1.1.json" in refused("spoken-squad", tmp_path)

@@ -45,7 +45,7 @@ def cuts(tmp_path: Path) -> Path:
 
 def test_each_supervision_of_a_cut_is_an_utterance(cuts, prepared):
     entries = [
-        cut("c1", (0.0, 1.0, "one"), (1.0, 4.0, "two"), start=1.5),  # the second reaches beyond the cut
+        cut("c1", (0.0, 1.0, "one"), (1.0, 4.0, "two"), (1.0, 2.0, "three"), start=1.5),  # the cut divides the second
         cut("c2", (0.0, 1.0, "")),
         cut("c3"),
         cut("c4", (0.0, 1.0, "x"), sources=[{"type": "file", "channels": [0, 1], "source": "audio/rec.wav"}]),
@@ -60,10 +60,11 @@ def test_each_supervision_of_a_cut_is_an_utterance(cuts, prepared):
     assert lines["train"] == [
         {"id": "c1-0", "audio": str(cuts / "audio/rec.wav"), "text": "one", "language": "en", "speaker": "anna",
          "task": "asr", "duration_s": 1.0, "start_s": 1.5, "end_s": 2.5},
-        {"id": "c1-1", "audio": str(cuts / "audio/rec.wav"), "text": "two", "language": "en", "speaker": "anna",
+        {"id": "c1-2", "audio": str(cuts / "audio/rec.wav"), "text": "three", "language": "en", "speaker": "anna",
          "task": "asr", "duration_s": 2.0, "start_s": 2.5, "end_s": 4.5},
     ]  # fmt: skip
     assert {name: reason.count for name, reason in report.dropped.items()} == {
+        "supervision that its cut divides": 1,
         "no transcript": 1,
         "cut without a supervision": 1,
         "recording with several channels": 1,
@@ -98,11 +99,11 @@ def test_nemo(tmp_path, prepared):
     lines, report = prepared("jsonl", tmp_path / "nemo")
     wav = str(tmp_path / "nemo/wav/a.wav")
     assert lines["train"] == [
-        {"id": "a", "audio": wav, "text": "whole", "task": "asr", "duration_s": 2.0},
-        {"id": "a-1", "audio": wav, "text": "part", "language": "en", "task": "asr", "duration_s": 0.5,
+        {"id": "wav/a", "audio": wav, "text": "whole", "task": "asr", "duration_s": 2.0},
+        {"id": "wav/a-1", "audio": wav, "text": "part", "language": "en", "task": "asr", "duration_s": 0.5,
          "start_s": 1.0, "end_s": 1.5},
     ]  # fmt: skip
-    assert [(line["id"], line["answer"]) for line in lines["train.st-de"]] == [("a-1.5-de", "Teil")]
+    assert [(line["id"], line["answer"]) for line in lines["train.st-de"]] == [("wav/a-1.5-de", "Teil")]
     assert report.dropped["duration differs from the stated one"].first.endswith(
         "lasts 2.00 s, the corpus states 5.00 s"
     )
@@ -145,8 +146,8 @@ def test_other_names_of_fields(tmp_path, prepared):
 def test_manifests_broken(tmp_path, refused):
     path = jsonl(tmp_path / "a.jsonl", {"words": "x"})
     assert "a.jsonl:1: names no audio file (audio_filepath, source, ...);" in refused("jsonl", path)
-    text(path, '{"audio_filepath": "a.wav", "text": "x"}\nnot json\n')
-    assert "a.jsonl:2: is not JSON" in refused("jsonl", path)
+    text(path, "not json\n")
+    assert "a.jsonl:1: is not JSON" in refused("jsonl", path)
     text(path, "[1]\n")
     assert "a.jsonl:1: is not a JSON object; expected a .jsonl" in refused("jsonl", path)
     jsonl(path, {"audio_filepath": "a.wav", "text": "x", "duration": "long"})

@@ -155,12 +155,12 @@ def test_the_corpus_is_read_at_most_one_window_ahead(speech, tmp_path, monkeypat
     assert writer.WINDOW - 2 <= max(ahead) <= writer.WINDOW
 
 
-def test_a_repeated_id_is_kept_once_per_manifest(speech, tmp_path):
+def test_a_repeated_line_is_kept_once_per_manifest(speech, tmp_path):
     line = Sample(id="a", audio=speech, text="x")
     twice = [Recording((("one", line), ("two", line))), Recording((("one", line),))]
     report = run(tmp_path / "out", iter(twice))
     assert ids(tmp_path / "out", "one") == ids(tmp_path / "out", "two") == ["a"]
-    assert report.dropped["repeated id"].first == "a: in one.jsonl; the first line is kept"
+    assert report.dropped["repeated line"].first == "a: in one.jsonl; the first line is kept"
 
 
 def test_several_lines_about_a_recording_count_its_hours_once(speech, tmp_path):
@@ -219,6 +219,8 @@ def test_the_report_prints_counts_and_reasons(speech, tmp_path, capsys):
             Dropped("c", "no text"),
         ]),
     )  # fmt: skip
+    report.print(Path("[/red]"))  # not markup
+    assert "manifests in [/red]" in capsys.readouterr().out
     report.print(Path("out"))
     said = capsys.readouterr().out
     assert ["all.jsonl", "1", "1", "0.00"] in [line.split() for line in said.splitlines()]

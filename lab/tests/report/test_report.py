@@ -12,9 +12,11 @@ import pytest
 import soundfile
 
 from ossicle.cli.main import app
+from ossicle.errors import DataError
 from ossicle_lab.report.failing import Failing
 from ossicle_lab.report.names import column_title, percent
 from ossicle_lab.report.page import write_report
+from ossicle_lab.report.recordings import recordings
 from ossicle_lab.report.study_view import StudyView
 from ossicle_lab.study.config import load
 from ossicle_lab.study.run import run_study
@@ -84,7 +86,12 @@ def study(finished, study_file, tmp_path) -> Path:
 
 
 def test_the_page_of_a_study_needs_no_other_file(study, tmp_path):
-    page = Page(write_report([study], tmp_path / "page.html", recordings=2).read_text())
+    outside = Page(write_report([study], tmp_path / "page.html", recordings=2).read_text())
+    assert outside.audio == []  # the study is a copy, and its audio is where it was made
+    assert outside.text.count("The audio is outside the folder of the report; name its folder with") == 2
+    page = Page(
+        write_report([study], tmp_path / "page.html", recordings=2, audio_folders=[tmp_path.parent]).read_text()
+    )
     assert page.open == []
     assert page.outside == []
     assert page.targets <= page.ids
@@ -121,8 +128,8 @@ def test_a_recording_that_is_gone_and_an_evil_hypothesis_do_no_harm(study, tmp_p
     for path in study.rglob("hypotheses.jsonl"):
         lines = [json.loads(line) | evil for line in path.open()]
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    text = write_report([study], tmp_path / "page.html").read_text()
-    assert "The audio file was not found." in text
+    text = write_report([study], tmp_path / "page.html", audio_folders=[tmp_path]).read_text()
+    assert "The audio file was not found or cannot be read." in text
     assert "<script" not in text and "&lt;script&gt;" in text
 
 
@@ -179,13 +186,60 @@ def test_the_page_of_a_run(recipe, task_manifest, tmp_path):
     path = recipe(objective={"name": "next_token"}, data={"train": [str(task_manifest)]}, train={"steps": 3})
     folder = Path(ossicle("train", path).strip())
     ossicle("evaluate", folder, task_manifest, "--max-new-tokens", "3")
-    page = Page(Path(ossicle("report", folder, "--audio", "1").strip()).read_text())
+    corpus = task_manifest.parent
+    page = Page(Path(ossicle("report", folder, "--audio", "1", "--audio-folder", corpus).strip()).read_text())
     assert page.outside == [] and len(page.audio) == 1
     for word in ("Learning curve", "bleu", "wer", "objective:"):
         assert word in page.text
     shutil.rmtree(folder)
     with pytest.raises(ValueError, match=r"holds neither results\.json .* nor config\.yaml"):
         write_report([folder], tmp_path / "page.html")
+
+
+def test_a_page_contains_no_audio_from_elsewhere(tmp_path):
+    """A file of hypotheses names any file of the computer: by its path, through a link, or with two dots."""
+    run, elsewhere = tmp_path / "run", tmp_path / "private"
+    for path in (run / "audio/a.wav", elsewhere / "b.wav"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, [0.1] * 16_000, 16_000)
+    (run / "link.wav").symlink_to(elsewhere / "b.wav")
+    (run / "loop.wav").symlink_to(run / "loop.wav")
+    paths = ["audio/a.wav", "link.wav", "loop.wav", "../private/b.wav", "null\0.wav"]
+    lines = [
+        {"id": str(i), "hypothesis": "x", "references": ["x"], "audio": f"{run}/{path}"} for i, path in enumerate(paths)
+    ]
+    file = run / "eval/test.jsonl"
+    file.parent.mkdir()
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = recordings({"run": file}, 9, [], [run])
+    assert sum(recording.audio is not None for recording in found) == 1
+    assert len(found) == len(paths)
+    assert sum(recording.missing.startswith("The audio is outside") for recording in found) == 2
+    assert sum(r.audio is not None for r in recordings({"run": file}, 9, [], [run, elsewhere])) == 3
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf"), None])
+def test_a_run_without_a_finite_loss(tmp_path, loss):
+    (tmp_path / "config.yaml").write_text("train: {}\n")
+    records = [{"split": "train", "step": step, "loss": loss} for step in (1, 2)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    page = Page(write_report([tmp_path], tmp_path / "page.html").read_text())
+    assert page.open == [] and "Loss: none of the 2 recorded values is finite." in page.text
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"split": "train", "step": 3, "loss": 2.0}\n')
+    assert "<figure" in write_report([tmp_path], tmp_path / "page.html").read_text()
+
+
+@pytest.mark.parametrize("name", ["results.json", "versions.json", "eval/a.scores.json"])
+@pytest.mark.parametrize("content", ["", "[]", "{", "{}", "\0"])
+def test_a_damaged_file_is_named(tmp_path, name, content):
+    if (name, content) == ("versions.json", "{}"):
+        return
+    (tmp_path / "eval").mkdir()
+    (tmp_path / "config.yaml").write_text("train: {}\n")
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=re.escape(str(tmp_path / name))):
+        write_report([tmp_path], tmp_path / "page.html")
 
 
 def test_names_of_columns():

@@ -24,7 +24,8 @@ from ossicle.data.words import WordTime, spoken_words, without_punctuation
 from ossicle.errors import ModelError
 from ossicle.models.encoder import CONV_FAMILIES, FAMILIES, Encoder
 from ossicle.models.front_ends import ConvFront
-from ossicle.models.frozen import LAB, fingerprint, freeze, quiet_loading, refuse_missing, resolve
+from ossicle.models.frozen import LAB, fingerprint, freeze, resolve
+from ossicle.models.loading import loading_model, refuse_missing
 
 MAX_MARGIN_S = 0.1
 """Largest distance between a word's outer peak and its boundary. Time beyond it is a pause."""
@@ -118,19 +119,19 @@ class Aligner:
         from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForCTC, AutoTokenizer, Wav2Vec2CTCTokenizer
 
         folder = resolve(name, "encoder")
-        family = AutoConfig.from_pretrained(folder).model_type
-        if family not in CONV_FAMILIES:
-            raise ModelError(
-                f"--model {name}: '{family}' cannot align; use a CTC model of {', '.join(CONV_FAMILIES)}, such as "
-                "facebook/hubert-large-ls960-ft"
-            )
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        if not isinstance(tokenizer, Wav2Vec2CTCTokenizer):
-            raise ModelError(
-                f"--model {name}: its tokenizer does not spell with characters; use a fine-tuned CTC model"
-            )
-        normalise = bool(AutoFeatureExtractor.from_pretrained(folder).do_normalize)
-        with quiet_loading(folder):
+        with loading_model("--model", folder):
+            family = AutoConfig.from_pretrained(folder).model_type
+            if family not in CONV_FAMILIES:
+                raise ModelError(
+                    f"--model {name}: '{family}' cannot align; use a CTC model of {', '.join(CONV_FAMILIES)}, such as "
+                    "facebook/hubert-large-ls960-ft"
+                )
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+            if not isinstance(tokenizer, Wav2Vec2CTCTokenizer):
+                raise ModelError(
+                    f"--model {name}: its tokenizer does not spell with characters; use a fine-tuned CTC model"
+                )
+            normalise = bool(AutoFeatureExtractor.from_pretrained(folder).do_normalize)
             model, report = AutoModelForCTC.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
         refuse_missing(f"--model {name}", report)
         model = model.to("cuda" if torch.cuda.is_available() else "cpu")

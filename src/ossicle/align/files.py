@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
@@ -107,16 +108,18 @@ def import_words(manifest: Path, out: Path, source: Path, *, skip_broken: bool =
 
     ``source`` is a folder of TextGrids or a CTM file. An entry whose name is the id of a line has times from the start
     of the utterance. An entry whose name is that of the audio file has times from the start of that file; each segment
-    of the file gets the words within it.
+    of the file gets the words within it. Where several audio files have one name, the folder or the speaker decides.
 
     Raises:
         WordFileError: a file is invalid; or an utterance has no entry or other words (left out with ``skip_broken``).
     """
     _check_out(manifest, out)
-    find = _textgrids(source) if source.is_dir() else _ctm(source)
+    samples = read_manifest(manifest)
+    shared = _shared_names(samples)
+    find = _textgrids(source, shared) if source.is_dir() else _ctm(source, shared)
     words_from = "textgrid" if source.is_dir() else "ctm"
     report = AlignReport()
-    for sample in track(read_manifest(manifest), "importing", unit="utterances"):
+    for sample in track(samples, "importing", unit="utterances"):
         try:
             words = _matched(sample, _within_segment(sample, *find(sample)))
         except _Unmatched as error:
@@ -196,35 +199,59 @@ Found = tuple[Sequence[WordTime], bool]
 """Words, and True if their times count from the start of the audio file instead of the utterance."""
 
 
-def _textgrids(folder: Path) -> Callable[[Sample], Found]:
+def _textgrids(folder: Path, shared: frozenset[str]) -> Callable[[Sample], Found]:
     by_name: dict[str, list[Path]] = {}
     for path in sorted(folder.rglob("*.[tT]ext[gG]rid")):
         by_name.setdefault(path.stem, []).append(path)
 
     def find(sample: Sample) -> Found:
-        name = sample.id if sample.id in by_name else sample.audio.stem
-        paths = by_name.get(name, [])
-        if len(paths) > 1:  # aligners write one folder per speaker
-            paths = [path for path in paths if path.parent.name == sample.speaker] or paths
+        of_line = _at_place(by_name.get(sample.id.rpartition("/")[2], []), sample.id)
+        name = sample.id if of_line or sample.id in by_name else sample.audio.stem
+        paths = of_line or by_name.get(name, [])
+        if len(paths) > 1 or (name != sample.id and name in shared):  # aligners write one folder per speaker
+            beside = _at_place(paths, "/".join(sample.audio.with_suffix("").parts[-2:]))
+            paths = [path for path in paths if path.parent.name == sample.speaker] or beside or paths
         if len(paths) > 1:
             raise _Unmatched(f"has {len(paths)} TextGrids: {paths[0]}, {paths[1]}")
         if not paths:
             raise _Unmatched(f"has no TextGrid {sample.id}.TextGrid or {sample.audio.stem}.TextGrid below {folder}")
+        if (
+            name != sample.id
+            and name in shared
+            and paths[0].parent.name not in (sample.speaker, sample.audio.parent.name)
+        ):
+            raise _Unmatched(
+                f"shares the file name {sample.audio.name} with other audio, so {paths[0]} may not be its own"
+            )
         return read_textgrid(paths[0], speaker=sample.speaker), name != sample.id
 
     return find
 
 
-def _ctm(path: Path) -> Callable[[Sample], Found]:
+def _at_place(paths: Sequence[Path], place: str) -> list[Path]:
+    """Return the paths that end with the folders and the name in ``place``, without their suffix."""
+    parts = tuple(place.split("/"))
+    return [path for path in paths if len(parts) > 1 and path.with_suffix("").parts[-len(parts) :] == parts]
+
+
+def _ctm(path: Path, shared: frozenset[str]) -> Callable[[Sample], Found]:
     recordings = read_ctm(path)
 
     def find(sample: Sample) -> Found:
         name = sample.id if sample.id in recordings else sample.audio.stem
         if name not in recordings:
             raise _Unmatched(f"has no recording {sample.id} or {sample.audio.stem} in {path}")
+        if name != sample.id and name in shared:
+            raise _Unmatched(f"shares the file name {sample.audio.name} with other audio; name it by its id in {path}")
         return recordings[name], name != sample.id
 
     return find
+
+
+def _shared_names(samples: Sequence[Sample]) -> frozenset[str]:
+    """Return the names without suffix that audio files in different places have."""
+    audio = {sample.audio for sample in samples}
+    return frozenset(name for name, count in Counter(path.stem for path in audio).items() if count > 1)
 
 
 def _within_segment(sample: Sample, words: Sequence[WordTime], of_file: bool) -> list[WordTime]:

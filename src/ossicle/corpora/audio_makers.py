@@ -11,7 +11,18 @@ import numpy as np
 import soundfile
 
 from ossicle.audio import SAMPLE_RATE_HZ, read_audio
-from ossicle.errors import AudioError
+from ossicle.errors import AudioError, CorpusError
+
+SIGNATURES = (
+    (b"RIFF", b"WAVE", ".wav"),
+    (b"RF64", b"WAVE", ".wav"),
+    (b"FORM", b"AIFF", ".aiff"),
+    (b"FORM", b"AIFC", ".aiff"),
+    (b"fLaC", b"", ".flac"),
+    (b"OggS", b"", ".ogg"),
+    (b"ID3", b"", ".mp3"),
+)
+"""First bytes, bytes 8 to 12, and suffix of the formats that a table may contain."""
 
 
 @dataclass(frozen=True)
@@ -21,9 +32,12 @@ class Joined:
     parts: tuple[Path, ...]
 
     def __call__(self, path: Path) -> Mapping[str, Any]:
-        """Write ``path``. Raises `AudioError` if a part cannot be read."""
+        """Write ``path``. Raises `AudioError` if a part cannot be read, and `CorpusError` if the disk is full."""
         waveform = np.concatenate([read_audio(part) for part in self.parts])  # (S,)
-        soundfile.write(path, waveform, SAMPLE_RATE_HZ, subtype="PCM_16", format="FLAC")
+        try:
+            soundfile.write(path, waveform, SAMPLE_RATE_HZ, subtype="PCM_16", format="FLAC")
+        except soundfile.LibsndfileError as error:
+            raise CorpusError(f"{path}: cannot be written ({error.error_string}); check the disk") from error
         return {}
 
 
@@ -41,11 +55,9 @@ class Embedded:
     def suffix(self) -> str:
         """Return the file name suffix for the first bytes. Raises `AudioError` for other formats."""
         head = self.content[:12]
-        if head[:4] == b"RIFF" and head[8:] == b"WAVE":
-            return ".wav"
-        for magic, suffix in ((b"fLaC", ".flac"), (b"OggS", ".ogg"), (b"ID3", ".mp3")):
-            if head.startswith(magic):
+        for magic, kind, suffix in SIGNATURES:
+            if head.startswith(magic) and head[12 - len(kind) :] == kind:
                 return suffix
         if head[:1] == b"\xff" and head[1:2] and head[1] & 0xE0 == 0xE0:  # the sync word of an MPEG frame
             return ".mp3"
-        raise AudioError(f"is not WAV, FLAC, Ogg or MP3: it begins with {head!r}")
+        raise AudioError(f"is not WAV, FLAC, Ogg, MP3 or AIFF: it begins with {head!r}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 from ossicle.batch import Sample
@@ -13,12 +13,15 @@ from ossicle.corpora.items import (
     Options,
     Reached,
     Recording,
+    Row,
     asr_line,
+    bad_row,
     clean,
     layout_error,
     read_tsv,
     select,
 )
+from ossicle.corpora.paths import AUDIO_SUFFIXES
 
 SPLITS = ("train", "dev", "test", "validated", "other", "invalidated")
 DEFAULT_SPLITS = SPLITS[:3]
@@ -47,22 +50,28 @@ def read(source: Path, options: Options) -> Iterator[Item]:
         ]
     for done, (folder, split) in enumerate(parts):
         for row, fraction in read_tsv(folder / f"{split}.tsv", "path", "sentence", "client_id"):
-            sample = clip(folder, row, options.language if single else folder.name)
-            if sample.text:
+            sample = row if isinstance(row, Dropped) else clip(folder, row, options.language if single else folder.name)
+            if isinstance(sample, Dropped):
+                yield sample
+            elif sample.text:
                 yield Recording(((f"{sample.language}.{split}", asr_line(sample, options)),))
             else:
                 yield Dropped(sample.id, "no transcript")
             yield Reached((done + fraction) / len(parts))
 
 
-def clip(folder: Path, row: Mapping[str, str], language: str | None) -> Sample:
+def clip(folder: Path, row: Row, language: str | None) -> Sample | Dropped:
     """Return the recording of a row. Without ``language``, its language is the locale of the row or of the folder."""
-    name = row["path"] if row["path"].endswith(".mp3") else f"{row['path']}.mp3"
+    cells = row.cells
+    if not cells["path"].strip():
+        return bad_row(row.where, "names no clip; complete the column path")
+    name = cells["path"] if cells["path"].lower().endswith(AUDIO_SUFFIXES) else f"{cells['path']}.mp3"
     return Sample(
         id=name.removesuffix(".mp3"),
         audio=folder / "clips" / name,
-        text=clean(row["sentence"]) or None,
-        language=language or row.get("locale") or folder.name,
-        speaker=row["client_id"],
-        extra={key: row[key] for key in EXTRA_FIELDS if row.get(key)},
+        text=clean(cells["sentence"]) or None,
+        language=language or cells.get("locale") or folder.name,
+        speaker=cells["client_id"] or None,
+        extra={key: cells[key] for key in EXTRA_FIELDS if cells.get(key)},
+        source=row.where,
     )

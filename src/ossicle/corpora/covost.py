@@ -21,6 +21,7 @@ from ossicle.corpora.items import (
     Reached,
     Recording,
     asr_line,
+    bad_row,
     clean,
     layout_error,
     read_tsv,
@@ -52,13 +53,20 @@ def read(source: Path, options: Options) -> Iterator[Item]:
     translations = DiskDict()
     tables = [table for target in targets for table in _tables(source, language, target)]
     for done, (path, target, split) in enumerate(tables):
-        for fraction in _store(path, target, split, translations):
-            yield Reached((done + fraction) / len(tables) / 2)
-    for row, fraction in read_tsv(sentences, "path", "sentence", "client_id"):
-        sample = clip(source, row, language)
-        found = {target: translations.get(f"{target}\n{sample.id}") for target in targets}
-        yield from _clip(sample, found, splits, options)
+        for item in _store(path, target, split, translations):
+            yield Reached((done + item.fraction) / len(tables) / 2) if isinstance(item, Reached) else item
+    for row, fraction in read_tsv(sentences, "path", "sentence", "client_id", escaped=True):
+        sample = row if isinstance(row, Dropped) else clip(source, row, language)
+        if isinstance(sample, Dropped):
+            yield sample
+        else:
+            found = {target: translations.take(f"{target}\n{sample.id}") for target in targets}
+            yield from _clip(sample, found, splits, options)
         yield Reached(0.5 + fraction / 2)
+    for key, entry in translations.items():
+        target, _, name = key.partition("\n")
+        if entry.partition("\n")[0] in splits:
+            yield Dropped(f"{name}-{target}", "no sentence in validated.tsv", str(sentences))
 
 
 def _tables(source: Path, language: str, target: str) -> list[tuple[Path, str, str | None]]:
@@ -70,12 +78,23 @@ def _tables(source: Path, language: str, target: str) -> list[tuple[Path, str, s
     return [(path, target, split) for path, split in parts if path.is_file()]
 
 
-def _store(path: Path, target: str, split: str | None, translations: DiskDict) -> Iterator[float]:
-    """Store ``SPLIT<newline>translation`` by target and clip, and yield the share of the file that is read."""
-    for row, fraction in read_tsv(path, "path", "translation", *(() if split else ("split",))):
-        clip_id = row["path"].removesuffix(".mp3")
-        translations.add(f"{target}\n{clip_id}", f"{split or row['split']}\n{clean(row['translation'])}")
-        yield fraction
+def _store(path: Path, target: str, split: str | None, translations: DiskDict) -> Iterator[Dropped | Reached]:
+    """Store ``SPLIT<newline>translation`` by target and clip, and yield the rows that are left out.
+
+    As in the script of the corpus, a backslash escapes the next character, and ``train_covost`` belongs to train.
+    """
+    for row, fraction in read_tsv(path, "path", "translation", *(() if split else ("split",)), escaped=True):
+        if isinstance(row, Dropped):
+            yield row
+        else:
+            clip_id = row.cells["path"].removesuffix(".mp3")
+            name = split or row.cells["split"].removesuffix("_covost")
+            text = clean(row.cells["translation"])
+            if name not in SPLITS:
+                yield bad_row(row.where, f"has the unknown split {name!r}; expected {', '.join(SPLITS)}")
+            elif not translations.add(f"{target}\n{clip_id}", f"{name}\n{text}"):
+                yield bad_row(row.where, f"translates the clip {clip_id} again; the first translation is kept")
+        yield Reached(fraction)
 
 
 def _clip(sample: Sample, found: dict[str, str | None], splits: list[str], options: Options) -> Iterator[Item]:
@@ -91,5 +110,7 @@ def _clip(sample: Sample, found: dict[str, str | None], splits: list[str], optio
             lines.append((f"{sample.language}.{split}.st-{target}", st_line(sample, target, translation, options)))
         elif options.wants("st"):
             yield Dropped(f"{sample.id}-{target}", "no translation")
+        elif not sample.text:
+            yield Dropped(sample.id, "no transcript")
     if lines:
         yield Recording(tuple(lines))

@@ -25,16 +25,41 @@ class DiskDict:
         self._database = sqlite3.connect("")  # the empty name makes a temporary database
         self._database.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
         self._database.execute("PRAGMA journal_mode = OFF")
-        self._database.execute("CREATE TABLE items (key TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID")
+        self._database.execute("CREATE TABLE items (key BLOB PRIMARY KEY, value BLOB) WITHOUT ROWID")
 
     def add(self, key: str, value: str = "") -> bool:
         """Store ``value`` and return True, or return False if the key has a value."""
-        return self._database.execute("INSERT OR IGNORE INTO items VALUES (?, ?)", (key, value)).rowcount == 1
+        query = "INSERT OR IGNORE INTO items VALUES (?, ?)"
+        return self._database.execute(query, (_encode(key), _encode(value))).rowcount == 1
+
+    def put(self, key: str, value: str) -> None:
+        """Store ``value``, and replace the one that the key has."""
+        self._database.execute("INSERT OR REPLACE INTO items VALUES (?, ?)", (_encode(key), _encode(value)))
 
     def get(self, key: str) -> str | None:
         """Return the value of ``key``, or None."""
-        row = self._database.execute("SELECT value FROM items WHERE key = ?", (key,)).fetchone()
-        return None if row is None else row[0]
+        row = self._database.execute("SELECT value FROM items WHERE key = ?", (_encode(key),)).fetchone()
+        return None if row is None else _decode(row[0])
+
+    def take(self, key: str) -> str | None:
+        """Return the value of ``key`` and remove it, or return None."""
+        found = self.get(key)
+        if found is not None:
+            self._database.execute("DELETE FROM items WHERE key = ?", (_encode(key),))
+        return found
+
+    def items(self) -> Iterator[tuple[str, str]]:
+        """Yield the keys and values, sorted by key."""
+        for key, value in self._database.execute("SELECT key, value FROM items ORDER BY key"):
+            yield _decode(key), _decode(value)
+
+
+def _encode(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")  # bytes of the source that are not UTF-8 are lone surrogates
+
+
+def _decode(stored: bytes) -> str:
+    return stored.decode("utf-8", "surrogatepass")
 
 
 def read_json_array(path: Path, key: str) -> Iterator[tuple[Any, float]]:
@@ -45,7 +70,7 @@ def read_json_array(path: Path, key: str) -> Iterator[tuple[Any, float]]:
     """
     decoder = json.JSONDecoder()
     size = max(path.stat().st_size, 1)
-    with path.open("rb") as raw, io.TextIOWrapper(raw, encoding="utf-8") as file:
+    with path.open("rb") as raw, io.TextIOWrapper(raw, encoding="utf-8", errors="surrogateescape") as file:
         buffer = file.read(CHUNK_CHARACTERS)
         start = re.search(rf'"{re.escape(key)}"\s*:\s*\[', buffer)
         if start is None:

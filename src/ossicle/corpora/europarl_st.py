@@ -19,14 +19,15 @@ from ossicle.corpora.items import (
     Reached,
     Recording,
     asr_line,
+    bad_row,
     clean,
-    find_audio,
     layout_error,
     read_lines,
     select,
     st_line,
     within_part,
 )
+from ossicle.corpora.paths import find_audio
 from ossicle.errors import CorpusError
 
 SPLITS = ("train", "dev", "test", "train-noisy")
@@ -63,7 +64,7 @@ def read(source: Path, options: Options) -> Iterator[Item]:
 
 
 def _check_audio(folder: Path) -> None:
-    suffixes = {path.suffix for path, _ in zip(folder.iterdir(), range(1000), strict=False)}
+    suffixes = {path.suffix.lower() for path, _ in zip(folder.iterdir(), range(1000), strict=False)}
     if suffixes == {".m4a"}:
         raise CorpusError(
             f"{folder}: contains .m4a files, which cannot be read; convert them in that folder: {CONVERT}"
@@ -83,22 +84,30 @@ def _read_split(folder: Path, language: str, target: str, seen: DiskDict, option
                 f"{index}:{number}: {spoken.name}, {foreign.name} and this file differ in length; download them again"
             )
         (number, entry, fraction), (_, text, _), (_, translation, _) = rows
-        try:
-            name, start_s, end_s = (cast(cell) for cast, cell in zip((str, float, float), entry.split(), strict=True))
-        except ValueError as error:
-            raise CorpusError(
-                f"{index}:{number}: {entry!r} is invalid; expected the name of a recording, start and end in seconds"
-            ) from error
-        sample = Sample(
-            id=f"{name}-{start_s:.2f}-{end_s:.2f}",
-            audio=find_audio(audios / name) or audios / f"{name}.flac",
-            text=clean(text) or None,
-            language=language,
-            start_s=start_s,
-            end_s=end_s,
-        )
-        yield _item(sample, f"{language}.{folder.name}", target, translation, seen, options)
+        sample = _sample(entry, text, language, audios, f"{index}:{number}")
+        if isinstance(sample, Dropped):
+            yield sample
+        else:
+            yield _item(sample, f"{language}.{folder.name}", target, translation, seen, options)
         yield Reached(fraction)
+
+
+def _sample(entry: str, text: str, language: str, audios: Path, where: str) -> Sample | Dropped:
+    """Return the segment of an entry ``NAME START END`` of the index."""
+    try:
+        name, start_s, end_s = (cast(cell) for cast, cell in zip((str, float, float), entry.split(), strict=True))
+    except ValueError:
+        problem = f"{entry[:60]!r} is invalid; expected the name of a recording, start and end in seconds"
+        return bad_row(where, problem)
+    return Sample(
+        id=f"{name}-{start_s:.2f}-{end_s:.2f}",
+        audio=find_audio(audios / name) or audios / f"{name}.flac",
+        text=clean(text) or None,
+        language=language,
+        start_s=start_s,
+        end_s=end_s,
+        source=where,
+    )
 
 
 def _item(sample: Sample, name: str, target: str, translation: str, seen: DiskDict, options: Options) -> Item:
@@ -107,7 +116,9 @@ def _item(sample: Sample, name: str, target: str, translation: str, seen: DiskDi
     if sample.end_s is None or sample.end_s <= sample.start_s:
         return Dropped(sample.id, "empty segment")
     lines = []
-    if options.wants("asr") and seen.add(f"{name}\n{sample.id}"):
+    # Each pair of languages lists the segment. Its id has rounded times, which two segments may share.
+    place = f"{name}\n{sample.audio}\n{sample.start_s!r}\n{sample.end_s!r}"
+    if options.wants("asr") and seen.add(place):
         lines.append((name, asr_line(sample, options)))
     if options.wants("st") and clean(translation):
         lines.append((f"{name}.st-{target}", st_line(sample, target, translation, options)))

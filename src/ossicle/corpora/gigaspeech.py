@@ -10,8 +10,20 @@ from typing import Any
 from ossicle.batch import Sample
 from ossicle.corpora import CORPORA
 from ossicle.corpora.disk import read_json_array
-from ossicle.corpora.items import Dropped, Item, Options, Reached, Recording, asr_line, clean, layout_error, select
-from ossicle.errors import CorpusError
+from ossicle.corpora.items import (
+    BAD_ROW,
+    Dropped,
+    Item,
+    Options,
+    Reached,
+    Recording,
+    asr_line,
+    bad_row,
+    clean,
+    label,
+    layout_error,
+    select,
+)
 
 SUBSETS = ("XS", "S", "M", "L", "XL", "DEV", "TEST")
 DEFAULT_SUBSETS = ("M", "DEV", "TEST")
@@ -29,36 +41,42 @@ def read(source: Path, options: Options) -> Iterator[Item]:
     subsets = select(options.subsets, list(SUBSETS), "subset", source) if options.subsets else list(DEFAULT_SUBSETS)
     for number, (audio, fraction) in enumerate(read_json_array(index, "audios"), start=1):
         yield Reached(fraction)
-        try:
-            yield from _segments(audio, source, subsets, options)
-        except KeyError as error:
-            raise CorpusError(
-                f"{index}: recording {number} ({audio.get('aid')}) has no {error}; download the file again"
-            ) from error
+        where = f"{index}: recording {number}"
+        if not isinstance(audio, dict) or not isinstance(audio.get("segments"), list):
+            yield bad_row(where, "is not an object with segments; download the file again", f"recording-{number}")
+            continue
+        where += f" ({audio.get('aid')})"
+        for segment in audio["segments"]:
+            try:
+                item = _segment(segment, audio, source, subsets, options)
+            except BAD_ROW as error:
+                item = bad_row(where, error, f"recording-{number}")
+            if item is not None:
+                yield item
 
 
-def _segments(audio: dict[str, Any], source: Path, subsets: list[str], options: Options) -> Iterator[Item]:
-    for segment in audio["segments"]:
-        names = {name.strip("{}") for name in segment["subsets"]}
-        manifests = [name for name in subsets if name in names]
-        if not manifests:
-            continue
-        text = plain_text(segment["text_tn"])
-        if isinstance(text, Dropped):
-            yield Dropped(segment["sid"], text.reason, text.detail)
-            continue
-        speaker = segment.get("speaker", "N/A")
-        sample = Sample(
-            id=segment["sid"],
-            audio=source / audio["path"],
-            text=text,
-            language="en",
-            speaker=None if speaker == "N/A" else speaker,
-            start_s=float(segment["begin_time"]),
-            end_s=float(segment["end_time"]),
-            extra={"domain": audio["source"]} if "source" in audio else {},
-        )
-        yield Recording(tuple((name, asr_line(sample, options)) for name in manifests))
+def _segment(
+    segment: dict[str, Any], audio: dict[str, Any], source: Path, subsets: list[str], options: Options
+) -> Item | None:
+    """Return the lines of a segment, or None if no subset contains it."""
+    names = {name.strip("{}") for name in segment["subsets"]}
+    manifests = [name for name in subsets if name in names]
+    if not manifests:
+        return None
+    text, speaker = plain_text(segment["text_tn"]), label(segment.get("speaker"), "speaker")
+    if isinstance(text, Dropped):
+        return Dropped(str(segment["sid"]), text.reason, text.detail)
+    sample = Sample(
+        id=segment["sid"],
+        audio=source / audio["path"],
+        text=text,
+        language="en",
+        speaker=None if speaker == "N/A" else speaker,
+        start_s=float(segment["begin_time"]),
+        end_s=float(segment["end_time"]),
+        extra={"domain": audio["source"]} if "source" in audio else {},
+    )
+    return Recording(tuple((name, asr_line(sample, options)) for name in manifests))
 
 
 def plain_text(tagged: str) -> str | Dropped:

@@ -13,8 +13,8 @@ does so in parallel.
 
 from __future__ import annotations
 
+import csv
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,7 +25,12 @@ from ossicle.corpora import Corpus
 from ossicle.errors import CorpusError
 from ossicle.prompts import LANGUAGE_NAMES, TRANSLATE_INSTRUCTION
 
-AUDIO_SUFFIXES = (".flac", ".wav", ".opus", ".ogg", ".mp3")
+OTHER_FILE = "file that is not read"
+"""Reason for files in the folder of a corpus that are neither audio nor transcripts."""
+MAX_DETAIL = 400
+"""Number of characters of an id or a description in the list of left out utterances."""
+BAD_ROW = (AttributeError, KeyError, IndexError, TypeError, ValueError, OverflowError, RecursionError)
+"""Errors that a row with values of other types or with missing fields causes. `CorpusError` is among them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,11 +110,6 @@ def layout_error(corpus: Corpus, path: Path, problem: str) -> CorpusError:
     return CorpusError(f"{path}: {problem}; expected {corpus.layout}")
 
 
-def subfolder(source: Path, name: str) -> Path:
-    """Return ``source/name``, or ``source`` if it is that folder itself."""
-    return source if source.name == name and not (source / name).is_dir() else source / name
-
-
 def select(wanted: tuple[str, ...], available: list[str], what: str, source: Path) -> list[str]:
     """Return the ``wanted`` names in their order, or all available names if none are wanted.
 
@@ -121,16 +121,53 @@ def select(wanted: tuple[str, ...], available: list[str], what: str, source: Pat
     return list(wanted) or available
 
 
+def bad_row(where: str, error: object, name: str = "") -> Dropped:
+    """Return the entry for a row that is left out.
+
+    Args:
+        where: ``file:line`` of the row.
+        error: what is wrong with it; a text, or an exception in `BAD_ROW`.
+        name: id of the row; by default, the name of the file and the line.
+    """
+    problem = f"has no field {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
+    detail = problem if problem.startswith(where) else f"{where}: {problem}"
+    return Dropped(name or Path(where).name, "invalid row", detail)
+
+
+def printable(text: str) -> str:
+    """Return the text as valid Unicode without control characters. The middle of a long text is left out."""
+    text = text.encode("utf-8", "backslashreplace").decode()
+    text = "".join(character if character.isprintable() else " " for character in text)
+    return text if len(text) <= MAX_DETAIL else f"{text[: MAX_DETAIL // 2]}…{text[1 - MAX_DETAIL // 2 :]}"
+
+
 def clean(text: str | None) -> str:
-    """Return the text with single spaces instead of other white space, or an empty string for None."""
+    """Return the text with single spaces instead of other white space, or an empty string for None.
+
+    Raises `TypeError` if the value is not a text.
+    """
+    if text is not None and not isinstance(text, str):
+        raise TypeError(f"{str(text)[:60]!r} is of type {type(text).__name__}, not a text")
     return " ".join((text or "").split())
+
+
+def label(value: Any, name: str) -> str | None:
+    """Return an id, a speaker or a language as a text, or None if it is empty. Tables may hold numbers.
+
+    Raises `TypeError` with ``name`` for other types.
+    """
+    if value is None or value == "" or (isinstance(value, float) and value != value):
+        return None
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise TypeError(f'"{name}" is {str(value)[:60]!r}, which is not a text')
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
 def parse_record(line: str, where: str, wanted: str) -> dict[str, Any]:
     """Return the JSON object on a line. Raises `CorpusError` with ``where`` (file:line) and the ``wanted`` format."""
     try:
         record = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits, and deep nesting
         raise CorpusError(f"{where}: is not JSON ({error}); expected {wanted}") from error
     if not isinstance(record, dict):
         raise CorpusError(f"{where}: is not a JSON object; expected {wanted}")
@@ -140,7 +177,8 @@ def parse_record(line: str, where: str, wanted: str) -> dict[str, Any]:
 def read_lines(path: Path) -> Iterator[tuple[int, str, float]]:
     """Yield number, text and the share of the file that is read, for each line.
 
-    Raises `CorpusError` if the file does not exist or is not UTF-8.
+    Bytes that are not UTF-8 become lone surrogates. The writer leaves out utterances that contain one. Raises
+    `CorpusError` if the file does not exist.
     """
     if not path.is_file():
         raise CorpusError(f"{path}: there is no such file; check that the corpus is complete")
@@ -148,34 +186,51 @@ def read_lines(path: Path) -> Iterator[tuple[int, str, float]]:
     with path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
             done += len(raw)
-            try:
-                text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise CorpusError(f"{path}:{number}: is not UTF-8 text ({error.reason}); save it as UTF-8") from error
+            text = raw.decode("utf-8-sig" if number == 1 else "utf-8", "surrogateescape")
             yield number, text.rstrip("\r\n"), done / size
 
 
-def read_tsv(path: Path, *columns: str) -> Iterator[tuple[dict[str, str], float]]:
-    """Yield the rows by column name, each with the share of the file that is read.
+@dataclass(frozen=True)
+class Row:
+    """A row of a table, and its place."""
+
+    cells: dict[str, str]
+    """Cells by the name of their column."""
+    where: str
+    """``file:line``."""
+
+
+def read_tsv(path: Path, *columns: str, escaped: bool = False) -> Iterator[tuple[Row | Dropped, float]]:
+    """Yield the rows, each with the share of the file that is read. A row with missing or extra cells is `Dropped`.
 
     Tabs separate the cells, and quotation marks are plain characters, as in Common Voice, whose sentences may start
-    with one. Raises `CorpusError` if a column or a cell is missing.
+    with one. With ``escaped``, a backslash is removed and the next character is kept. Raises `CorpusError` if a column
+    is missing.
     """
     names: list[str] = []
     for number, line, fraction in read_lines(path):
-        cells = line.split("\t")
+        cells = _split_escaped(line) if escaped else line.split("\t")
+        where = f"{path}:{number}"
         if not names:
             names = cells
             missing = [name for name in columns if name not in names]
             if missing:
-                raise CorpusError(f"{path}:1: has no column {missing[0]!r}; its columns are {', '.join(names)}")
-            continue
-        if line and len(cells) != len(names):
-            raise CorpusError(
-                f"{path}:{number}: has {len(cells)} cells, line 1 has {len(names)}; check for a missing or extra tab"
-            )
-        if line:
-            yield dict(zip(names, cells, strict=True)), fraction
+                raise CorpusError(
+                    f"{path}:1: has no column {missing[0]!r}; its columns are {printable(', '.join(names))}"
+                )
+        elif line and len(cells) != len(names):
+            problem = f"has {len(cells)} cells, line 1 has {len(names)}; check for a missing or extra tab"
+            yield bad_row(where, problem), fraction
+        elif line:
+            yield Row(dict(zip(names, cells, strict=True)), where), fraction
+
+
+def _split_escaped(line: str) -> list[str]:
+    """Return the cells of a line, or none if it has bare line ends or a cell of more than 128 KiB."""
+    try:
+        return next(csv.reader([line], delimiter="\t", quoting=csv.QUOTE_NONE, escapechar="\\"), [])
+    except csv.Error:
+        return []
 
 
 def asr_line(sample: Sample, options: Options) -> Sample:
@@ -194,30 +249,3 @@ def st_line(sample: Sample, target: str, translation: str, options: Options) -> 
         answers=(clean(translation),),
         target_language=target,
     )
-
-
-def files_below(folder: Path, suffixes: tuple[str, ...]) -> Iterator[tuple[Path, float]]:
-    """Yield the files with one of the suffixes at any depth, each with the share of the folders that is read.
-
-    The files of each folder are sorted by name. Memory holds the names in the current folder and those above it.
-    """
-    entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    for index, entry in enumerate(entries):
-        if entry.is_dir():
-            for path, fraction in files_below(Path(entry.path), suffixes):
-                yield path, (index + fraction) / len(entries)
-        elif entry.name.lower().endswith(suffixes):
-            yield Path(entry.path), (index + 1) / len(entries)
-
-
-def resolve_audio(folder: Path, path: str) -> Path:
-    """Resolve a path relative to ``folder`` or, if it exists only there, to the working directory."""
-    below = folder / path
-    return Path(path) if not below.exists() and Path(path).exists() else below
-
-
-def find_audio(stem: Path) -> Path | None:
-    """Return the audio file with this path and any suffix, or None."""
-    # Path.with_suffix would cut names such as en.20080901.22.1-097.
-    candidates = (stem.with_name(stem.name + suffix) for suffix in AUDIO_SUFFIXES)
-    return next((path for path in candidates if path.is_file()), None)

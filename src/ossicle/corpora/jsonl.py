@@ -13,17 +13,20 @@ from typing import Any
 
 from ossicle.corpora import CORPORA
 from ossicle.corpora.items import (
+    BAD_ROW,
     Dropped,
     Item,
     Options,
     Reached,
     Recording,
+    bad_row,
+    label,
     layout_error,
     parse_record,
     read_lines,
-    resolve_audio,
 )
-from ossicle.corpora.records import fields_of, lines_of, sample_of
+from ossicle.corpora.paths import resolve_audio
+from ossicle.corpora.records import check_columns, fields_of, lines_of, sample_of
 from ossicle.errors import CorpusError
 
 
@@ -32,26 +35,33 @@ def read(source: Path, options: Options) -> Iterator[Item]:
     files = [source] if source.is_file() else sorted((*source.glob("*.jsonl"), *source.glob("*.json")))
     if not files:
         raise layout_error(CORPORA["jsonl"], source, "contains no .jsonl or .json file")
+    check_columns(options)
     for done, path in enumerate(files):
         for number, line, fraction in read_lines(path):
             if line.strip():
-                yield _item(parse_record(line, f"{path}:{number}", CORPORA["jsonl"].layout), path, number, options)
+                where = f"{path}:{number}"
+                try:
+                    yield _item(parse_record(line, where, CORPORA["jsonl"].layout), path, where, options)
+                except BAD_ROW as error:
+                    yield bad_row(where, error)
             yield Reached((done + fraction) / len(files))
 
 
-def _item(record: dict[str, Any], path: Path, number: int, options: Options) -> Item:
+def _item(record: dict[str, Any], path: Path, where: str, options: Options) -> Item:
     record = _move_answer(record)
-    fields = fields_of(record, options, f"{path}:{number}")
-    if "audio" not in fields or not isinstance(record[fields["audio"]], str):
+    fields = fields_of(record, options, where)
+    if "audio" not in fields or not isinstance(record[fields["audio"]], str) or not record[fields["audio"]]:
         problem = "names no audio file (audio_filepath, source, ...); name its key with --column audio=KEY"
-        raise CorpusError(f"{path}:{number}: {problem}; the keys are {', '.join(record)}")
+        raise CorpusError(f"{where}: {problem}; the keys are {', '.join(record)}")
     audio = resolve_audio(path.parent, record[fields["audio"]])
-    name = f"{Path(record[fields['audio']]).stem}"
+    # A stem alone would not be an id: folders of speakers contain files of the same name.
+    place = audio.relative_to(path.parent) if audio.is_relative_to(path.parent) else audio
+    name = "/".join(part for part in place.with_suffix("").parts if part not in (audio.anchor, ".."))
     try:
-        sample = sample_of(record, fields, name, audio, options)
-    except (TypeError, ValueError) as error:
-        raise CorpusError(f"{path}:{number}: {error}; write duration and offset in seconds") from error
-    if sample.start_s and "id" not in fields:  # several segments of one file
+        sample = sample_of(record, fields, name, audio, options, where)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise CorpusError(f"{where}: {error}; write duration and offset in seconds, and names as texts") from error
+    if sample.start_s and label(record.get(fields.get("id", "")), "id") is None:  # several segments of one file
         sample = replace(sample, id=f"{name}-{sample.start_s:g}")
     lines = lines_of(record, fields, sample, path.stem, options)
     return lines if isinstance(lines, Dropped) else Recording(lines)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,17 +11,24 @@ from typing import Any
 from ossicle.batch import Sample
 from ossicle.corpora import CORPORA
 from ossicle.corpora.items import (
+    BAD_ROW,
     Dropped,
     Item,
     Options,
     Reached,
     Recording,
     asr_line,
+    bad_row,
     clean,
+    label,
     layout_error,
-    resolve_audio,
+    parse_record,
 )
+from ossicle.corpora.paths import resolve_audio
 from ossicle.errors import CorpusError
+
+WINDOW_TOLERANCE_S = 0.01
+"""Seconds by which a supervision may reach beyond its cut. Rounding causes such differences."""
 
 
 def read(source: Path, options: Options) -> Iterator[Item]:
@@ -34,14 +40,7 @@ def read(source: Path, options: Options) -> Iterator[Item]:
     for done, path in enumerate(files):
         manifest = path.name.removesuffix(".gz").removesuffix(".jsonl")
         for number, line, fraction in _lines(path):
-            where = f"{path}:{number}"
-            try:
-                cut = json.loads(line)
-                yield from _cut(cut, path.parent, manifest, options)
-            except json.JSONDecodeError as error:
-                raise CorpusError(f"{where}: is not JSON ({error}); expected {CORPORA['lhotse'].layout}") from error
-            except (KeyError, TypeError) as error:
-                raise CorpusError(f"{where}: is not a cut ({error!r}); write the cuts with CutSet.to_file") from error
+            yield from _cut(line, f"{path}:{number}", path.parent, manifest, options)
             yield Reached((done + fraction) / len(files))
 
 
@@ -53,61 +52,81 @@ def _lines(path: Path) -> Iterator[tuple[int, str, float]]:
         try:
             for number, line in enumerate(file, start=1):
                 if line.strip():
-                    yield number, line.decode(), min(raw.tell() / size, 1.0)
-        except (EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError) as error:
+                    yield number, line.decode("utf-8", "surrogateescape"), min(raw.tell() / size, 1.0)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise CorpusError(f"{path}: is damaged ({error}); download it again") from error
 
 
-def _cut(cut: dict[str, Any], folder: Path, manifest: str, options: Options) -> Iterator[Item]:
-    name, kind = cut["id"], cut.get("type", "MonoCut")
-    if kind != "MonoCut":
-        yield Dropped(name, f"{kind}, not a MonoCut")
+def _cut(line: str, where: str, folder: Path, manifest: str, options: Options) -> Iterator[Item]:
+    """Yield the supervisions of the cut on a line, or why it is left out."""
+    try:
+        cut = parse_record(line, where, CORPORA["lhotse"].layout)
+        name = label(cut["id"], "id") or where
+        problem, detail = _problem(cut)
+        if problem:
+            yield Dropped(name, problem, f"{where}: {detail}" if detail else "")
+            return
+        audio = resolve_audio(folder, cut["recording"]["sources"][0]["source"])
+        supervisions = list(cut.get("supervisions") or [])
+    except BAD_ROW as error:
+        yield bad_row(where, f"is not a cut ({_text_of(error)}); write the cuts with CutSet.to_file")
         return
-    recording = cut.get("recording")
-    if recording is None:
-        yield Dropped(name, "cut without a recording", "it has features only; Ossicle needs the audio")
-        return
-    if problem := _problem(recording):
-        yield Dropped(name, problem)
-        return
-    audio = resolve_audio(folder, recording["sources"][0]["source"])
-    supervisions = cut.get("supervisions") or []
     if not supervisions:
         yield Dropped(name, "cut without a supervision")
     for supervision in supervisions:
-        yield _supervision(supervision, cut, audio, manifest, options)
+        try:
+            yield _supervision(supervision, cut, audio, manifest, where, options)
+        except BAD_ROW as error:
+            yield bad_row(where, f"has an invalid supervision ({_text_of(error)})", name)
 
 
-def _problem(recording: dict[str, Any]) -> str:
-    """Return why the recording cannot be used, or an empty string."""
+def _text_of(error: Exception) -> str:
+    return str(error) if isinstance(error, CorpusError) else repr(error)
+
+
+def _problem(cut: dict[str, Any]) -> tuple[str, str]:
+    """Return why the cut cannot be used, and a description; or two empty strings."""
+    kind, recording = cut.get("type", "MonoCut"), cut.get("recording")
+    if kind != "MonoCut":
+        return f"{str(kind)[:40]}, not a MonoCut", ""
+    if recording is None:
+        return "cut without a recording", "it has features only; Ossicle needs the audio"
     sources = recording["sources"]
     if len(sources) != 1 or sources[0]["type"] != "file":
-        return f"recording from {', '.join(source['type'] for source in sources)}, not from one file"
+        return f"recording from {', '.join(str(source['type'])[:40] for source in sources)}, not from one file", ""
     if len(sources[0]["channels"]) != 1:
-        return "recording with several channels"  # a cut has one channel, and Ossicle would average all
+        return "recording with several channels", ""  # a cut has one channel, and Ossicle would average all
     if recording.get("transforms"):
-        return "recording with transforms"  # such as speed, which the file does not contain
-    return ""
+        return "recording with transforms", ""  # such as speed, which the file does not contain
+    return "", ""
 
 
 def _supervision(
-    supervision: dict[str, Any], cut: dict[str, Any], audio: Path, manifest: str, options: Options
+    supervision: dict[str, Any], cut: dict[str, Any], audio: Path, manifest: str, where: str, options: Options
 ) -> Item:
-    """Return the part of a supervision that is inside its cut. Its times are relative to the start of the cut."""
-    start_s = cut["start"] + max(supervision["start"], 0.0)
-    end_s = cut["start"] + min(supervision["start"] + supervision["duration"], cut["duration"])
-    name = supervision["id"]
-    if not clean(supervision.get("text")):
+    """Return a supervision, if its cut contains all of it. Its times are relative to the start of the cut."""
+    begin_s, stop_s = float(supervision["start"]), float(supervision["start"]) + float(supervision["duration"])
+    name = label(supervision["id"], "id")
+    if not name:
+        return bad_row(where, "has a supervision without an id; write the cuts with CutSet.to_file")
+    text = clean(supervision.get("text"))
+    if not text:
         return Dropped(name, "no transcript")
-    if end_s <= start_s:
+    if stop_s <= begin_s:
         return Dropped(name, "empty segment")
+    if begin_s < -WINDOW_TOLERANCE_S or stop_s > cut["duration"] + WINDOW_TOLERANCE_S:
+        detail = f"{where}: {begin_s:g}-{stop_s:g} s of a cut of {cut['duration']:g} s; its words are not all in it"
+        return Dropped(name, "supervision that its cut divides", detail)
+    start_s = cut["start"] + max(begin_s, 0.0)
+    end_s = cut["start"] + min(stop_s, cut["duration"])
     sample = Sample(
         id=name,
         audio=audio,
-        text=supervision["text"],
-        language=options.language or supervision.get("language"),
-        speaker=supervision.get("speaker"),
+        text=text,
+        language=options.language or label(supervision.get("language"), "language"),
+        speaker=label(supervision.get("speaker"), "speaker"),
         start_s=round(start_s, 6),
         end_s=round(end_s, 6),
+        source=where,
     )
     return Recording(((manifest, asr_line(sample, options)),))

@@ -14,13 +14,12 @@ from ossicle.corpora.items import (
     Reached,
     Recording,
     asr_line,
-    find_audio,
+    bad_row,
     layout_error,
     read_lines,
     select,
-    subfolder,
 )
-from ossicle.errors import CorpusError
+from ossicle.corpora.paths import find_audio, subfolder
 
 FULL = ("train-clean-100", "train-clean-360", "train-other-500", "dev-clean", "dev-other", "test-clean", "test-other")
 MINI = ("train-clean-5", "dev-clean-2")
@@ -37,7 +36,7 @@ def read(source: Path, options: Options) -> Iterator[Item]:
     genders = _genders(source / "SPEAKERS.TXT")
     splits = select(options.splits, available, "split", source)
     for done, split in enumerate(splits):
-        chapters = sorted((source / split).glob("*/*"))
+        chapters = sorted(path for path in (source / split).glob("*/*") if path.is_dir())
         if not chapters:
             raise layout_error(CORPORA["librispeech"], source / split, "contains no chapters")
         for number, chapter in enumerate(chapters, start=1):
@@ -53,9 +52,9 @@ def _chapter(folder: Path, split: str, genders: dict[str, str], options: Options
     for number, line, _ in read_lines(transcripts):
         name, _, text = line.partition(" ")
         if not name.startswith(f"{speaker}-{folder.name}-"):
-            raise CorpusError(
-                f"{transcripts}:{number}: begins with {name!r}; expected an id such as {speaker}-{folder.name}-0000"
-            )
+            problem = f"begins with {name[:60]!r}; expected an id such as {speaker}-{folder.name}-0000"
+            yield bad_row(f"{transcripts}:{number}", problem)
+            continue
         if not text.strip():
             yield Dropped(name, "no transcript")
             continue
@@ -66,6 +65,7 @@ def _chapter(folder: Path, split: str, genders: dict[str, str], options: Options
             language="en",
             speaker=speaker,
             extra={"gender": genders[speaker]} if speaker in genders else {},
+            source=f"{transcripts}:{number}",
         )
         yield Recording(((split, asr_line(sample, options)),))
 

@@ -14,14 +14,14 @@ from ossicle.corpora.items import (
     Reached,
     Recording,
     asr_line,
+    bad_row,
     clean,
-    find_audio,
     layout_error,
     read_lines,
     select,
     within_part,
 )
-from ossicle.errors import CorpusError
+from ossicle.corpora.paths import find_audio
 
 LANGUAGES = {
     "dutch": "nl",
@@ -74,11 +74,13 @@ def _read_split(folder: Path, language: str, options: Options) -> Iterator[Item]
         name, tab, text = line.partition("\t")
         parts = name.split("_")
         if not tab or len(parts) != 3:
-            raise CorpusError(f"{transcripts}:{number}: is invalid; expected SPEAKER_BOOK_NUMBER, a tab and the text")
-        if clean(text):
+            problem = "is invalid; expected SPEAKER_BOOK_NUMBER, a tab and the text"
+            yield bad_row(f"{transcripts}:{number}", problem)
+        elif clean(text):
+            where = f"{transcripts}:{number}"
             stem = folder / "audio" / parts[0] / parts[1] / name
             audio = find_audio(stem) or stem.with_suffix(".flac")
-            sample = Sample(id=name, audio=audio, text=text, language=language, speaker=parts[0])
+            sample = Sample(id=name, audio=audio, text=text, language=language, speaker=parts[0], source=where)
             yield Recording(((f"{language}.{folder.name}", asr_line(sample, options)),))
         else:
             yield Dropped(name, "no transcript")

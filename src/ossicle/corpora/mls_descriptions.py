@@ -15,8 +15,21 @@ from ossicle.batch import Sample
 from ossicle.corpora import CORPORA
 from ossicle.corpora import DESCRIPTION_ATTRIBUTES as ATTRIBUTES
 from ossicle.corpora.disk import DiskDict
-from ossicle.corpora.items import Dropped, Item, Options, Reached, Recording, clean, layout_error, select, within_part
-from ossicle.corpora.tables import audio_of, columns_of, parquet_files, rows
+from ossicle.corpora.items import (
+    BAD_ROW,
+    Dropped,
+    Item,
+    Options,
+    Reached,
+    Recording,
+    bad_row,
+    clean,
+    label,
+    layout_error,
+    select,
+    within_part,
+)
+from ossicle.corpora.tables import TableRow, audio_of, columns_of, parquet_files, rows
 from ossicle.errors import CorpusError
 
 INSTRUCTION = (
@@ -54,7 +67,7 @@ def _read_split(files: list[Path], split: str, names: list[str], options: Option
     if audio in names and options.audio is None:
         wanted = [audio, *ATTRIBUTES, *(name for name in (*TEXT_COLUMNS, "speaker_id", "id") if name in names)]
         for number, (row, fraction) in enumerate(rows(files, wanted)):
-            yield _item(row, row, audio, split, number, files[0].parent)
+            yield _item(row.cells, row, audio, split, number)
             yield Reached(fraction)
         return
     if options.audio is None:
@@ -73,43 +86,63 @@ def _joined(files: list[Path], split: str, folder: Path) -> Iterator[Item]:
         )
     described = DiskDict()
     for row, fraction in rows(files, [*JOIN_KEY, *ATTRIBUTES]):
-        described.add(_place(row), "\n".join(clean(str(row[name] or "")) for name in ATTRIBUTES))
+        try:
+            values = "\n".join(clean(label(row.cells[name], name)) for name in ATTRIBUTES)
+            if not described.add(_place(row.cells), values):
+                yield bad_row(row.where, "describes a position again; the first description is kept")
+        except BAD_ROW as error:
+            yield bad_row(row.where, error)
         yield Reached(fraction / 10)
     names = columns_of(speech[split][0])
     wanted = ["audio", *JOIN_KEY, *(name for name in (*TEXT_COLUMNS, "speaker_id", "id") if name in names)]
     for number, (row, fraction) in enumerate(rows(speech[split], wanted)):
-        found = described.get(_place(row))
+        try:
+            place = _place(row.cells)
+        except BAD_ROW as error:
+            yield bad_row(row.where, error)
+            continue
+        found = described.get(place)
         if found is None:
-            yield Dropped(f"{split}-{number:08d}", "no description", _place(row))
+            yield Dropped(f"{split}-{number:08d}", "no description", place)
         else:
             about = dict(zip(ATTRIBUTES, found.split("\n"), strict=True))
-            yield _item(about, row, "audio", split, number, speech[split][0].parent)
+            yield _item(about, row, "audio", split, number)
         yield Reached(0.1 + 0.9 * fraction)
 
 
 def _place(row: Mapping[str, Any]) -> str:
-    return f"{row[JOIN_KEY[0]]} {float(row[JOIN_KEY[1]]):.3f}"
+    """Return what identifies the utterance in both data sets. Raises `ValueError` if the row does not name it."""
+    path, begin_s = (row[name] for name in JOIN_KEY)
+    if not path or not float(begin_s) >= 0:
+        raise ValueError(f"{JOIN_KEY[0]} is {path!r} and {JOIN_KEY[1]} is {begin_s!r}; expected a path and seconds")
+    return f"{path} {float(begin_s):.3f}"
 
 
-def _item(about: Mapping[str, Any], row: Mapping[str, Any], audio: str, split: str, number: int, folder: Path) -> Item:
+def _item(about: Mapping[str, Any], row: TableRow, audio: str, split: str, number: int) -> Item:
     """Return the recording of an utterance with the attributes in ``about`` and the column ``audio`` of ``row``."""
-    values = [clean(str(about[attribute] or "")) for attribute in ATTRIBUTES]
-    name = str(row.get("id") or f"{split}-{number:08d}")
+    cells = row.cells
+    try:
+        values = [clean(label(about[attribute], attribute)) for attribute in ATTRIBUTES]
+        name = label(cells.get("id"), "id") or f"{split}-{number:08d}"
+        speaker = label(cells.get("speaker_id"), "speaker_id")
+    except BAD_ROW as error:
+        return bad_row(row.where, error)
     if not all(values):
         return Dropped(name, "attribute missing", ATTRIBUTES[values.index("")])
-    found = audio_of(row[audio], name, split, folder)
+    found = audio_of(cells[audio], name, split, row.folder)
     if isinstance(found, Dropped):
         return found
     path, make = found
-    text = next((row[column] for column in TEXT_COLUMNS if isinstance(row.get(column), str)), None)
+    text = next((cells[column] for column in TEXT_COLUMNS if isinstance(cells.get(column), str)), None)
     sample = Sample(
         id=name,
         audio=path,
         text=clean(text) or None,
         language="en",
-        speaker=None if row.get("speaker_id") is None else str(row["speaker_id"]),
+        speaker=speaker,
         task="meta",
         instruction=INSTRUCTION,
         answers=(", ".join(values),),
+        source=row.where,
     )
     return Recording(((f"{split}.meta", sample),), make)

@@ -18,13 +18,16 @@ import yaml
 from ossicle.batch import Sample
 from ossicle.corpora import CORPORA
 from ossicle.corpora.items import (
+    BAD_ROW,
     Dropped,
     Item,
     Options,
     Reached,
     Recording,
     asr_line,
+    bad_row,
     clean,
+    label,
     layout_error,
     read_lines,
     select,
@@ -84,20 +87,29 @@ def _read_split(folder: Path, target: str, names: dict[str, str], options: Optio
                 f"{index}:{number}: {english.name}, {foreign.name} and this file differ in length; download them again"
             )
         (number, entry, fraction), (_, text, _), (_, translation, _) = rows
-        segment = _segment(entry, f"{index}:{number}")
-        talk = Path(segment["wav"]).stem
-        counts[talk] += 1
-        sample = Sample(
-            id=f"{talk}-{counts[talk]:04d}",
-            audio=folder / "wav" / segment["wav"],
-            text=text,
-            language="en",
-            speaker=segment["speaker_id"],
-            start_s=segment["offset"],
-            end_s=round(segment["offset"] + segment["duration"], 6),
-        )
-        yield _item(sample, target, translation, names, options)
+        where = f"{index}:{number}"
+        try:
+            sample = _sample(_segment(entry, where), text, folder / "wav", counts, where)
+        except BAD_ROW as error:
+            yield bad_row(where, error)
+        else:
+            yield _item(sample, target, translation, names, options)
         yield Reached(fraction)
+
+
+def _sample(segment: dict[str, Any], text: str, folder: Path, counts: Counter[str], where: str) -> Sample:
+    talk = Path(segment["wav"]).stem
+    counts[talk] += 1
+    return Sample(
+        id=f"{talk}-{counts[talk]:04d}",
+        audio=folder / segment["wav"],
+        text=text,
+        language="en",
+        speaker=label(segment["speaker_id"], "speaker_id"),
+        start_s=segment["offset"],
+        end_s=round(segment["offset"] + segment["duration"], 6),
+        source=where,
+    )
 
 
 def _item(sample: Sample, target: str, translation: str, names: dict[str, str], options: Options) -> Item:
@@ -118,7 +130,7 @@ def _segment(entry: str, where: str) -> dict[str, Any]:
     """
     try:
         found = yaml.load(entry, Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise CorpusError(f"{where}: is not YAML; download the file again") from error
     if not (isinstance(found, list) and len(found) == 1 and isinstance(found[0], dict)):
         raise CorpusError(
@@ -129,6 +141,6 @@ def _segment(entry: str, where: str) -> dict[str, Any]:
         raise CorpusError(f"{where}: has no {missing[0]!r}; a segment has {', '.join(FIELDS)}")
     try:
         seconds = {name: float(found[0][name]) for name in ("duration", "offset")}
-    except ValueError as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise CorpusError(f"{where}: {error}; write duration and offset in seconds") from error
     return found[0] | seconds

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from ossicle.corpora import CORPORA
-from ossicle.corpora.items import Dropped, Item, Options, Reached, Recording, layout_error, select
+from ossicle.corpora.items import BAD_ROW, Dropped, Item, Options, Reached, Recording, bad_row, layout_error, select
 from ossicle.corpora.records import fields_of, lines_of, sample_of
-from ossicle.corpora.tables import audio_of, columns_of, parquet_files, rows
+from ossicle.corpora.tables import TableRow, audio_of, columns_of, parquet_files, rows
 from ossicle.errors import CorpusError
 
 
@@ -27,23 +26,20 @@ def read(source: Path, options: Options) -> Iterator[Item]:
             raise CorpusError(
                 f"{files[split][0]}: has no known audio column; name it: --column audio=COLUMN; the columns are {has}"
             )
-        folder = files[split][0].parent
         for number, (row, fraction) in enumerate(rows(files[split], list(dict.fromkeys(fields.values())))):
-            yield _item(row, fields, f"{split}-{number:08d}", split, options, folder)
+            try:
+                yield _item(row, fields, f"{split}-{number:08d}", split, options)
+            except BAD_ROW as error:
+                yield bad_row(row.where, error, f"{split}-{number:08d}")
             yield Reached((done + fraction) / len(splits))
 
 
-def _item(
-    row: dict[str, Any], fields: Mapping[str, str], name: str, split: str, options: Options, folder: Path
-) -> Item:
-    try:
-        sample = sample_of(row, fields, name, folder, options)
-    except (TypeError, ValueError) as error:
-        return Dropped(name, "invalid number", str(error))
-    lines = lines_of(row, fields, sample, split, options)
+def _item(row: TableRow, fields: Mapping[str, str], name: str, split: str, options: Options) -> Item:
+    sample = sample_of(row.cells, fields, name, row.folder, options, row.where)
+    lines = lines_of(row.cells, fields, sample, split, options)
     if isinstance(lines, Dropped):
         return lines
-    audio = audio_of(row[fields["audio"]], sample.id, split, folder)
+    audio = audio_of(row.cells[fields["audio"]], sample.id, split, row.folder)
     if isinstance(audio, Dropped):
         return audio
     path, make = audio

@@ -12,6 +12,8 @@ from typing import Any
 
 from ossicle.corpora import CORPORA
 from ossicle.corpora.items import Item, Options
+from ossicle.corpora.manifests import locked
+from ossicle.corpora.naming import plain_path
 from ossicle.corpora.report import REPORT_NAME, Report
 from ossicle.corpora.writer import JOURNAL_NAME, Limits, progress_of, write
 from ossicle.errors import CorpusError
@@ -51,19 +53,20 @@ def prepare(
 
     Raises:
         CorpusError: the name or an option is unknown, ``source`` does not have the layout of the corpus, or ``out``
-            contains something else.
+            contains something else, or another process is writing it.
     """
     options = options or Options()
     if isinstance(corpus, str):
         read, name = _reader(corpus, source, options), corpus
     else:
         read, name = corpus, f"{corpus.__module__}.{corpus.__qualname__}"
-    about = {"corpus": name, "source": str(source.resolve()), "options": non_defaults(options, Options())}
-    finished = load_report(out, about)
-    if finished is not None:
-        return finished
-    with progress_of(name, enabled=show) as progress, ThreadPoolExecutor(jobs) as pool:
-        return write(read(source, options), out, about, Limits.of(options), pool, progress=progress)
+    about = {"corpus": name, "source": plain_path(source), "options": non_defaults(options, Options())}
+    with locked(out):
+        finished = load_report(out, about)
+        if finished is not None:
+            return finished
+        with progress_of(name, enabled=show) as progress, ThreadPoolExecutor(jobs) as pool:
+            return write(read(source, options), out, about, Limits.of(options), pool, progress=progress)
 
 
 def _reader(name: str, source: Path, options: Options) -> Reader:

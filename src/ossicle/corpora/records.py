@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ossicle.batch import Sample
-from ossicle.corpora.items import Dropped, Options, asr_line, clean, st_line
+from ossicle.corpora.items import Dropped, Options, asr_line, clean, label, st_line
 from ossicle.errors import CorpusError
 
 FIELD_NAMES = {
@@ -26,14 +26,19 @@ FIELD_NAMES = {
 """Common names of each field of Ossicle, in order of preference."""
 
 
+def check_columns(options: Options) -> None:
+    """Raise `CorpusError` if the user names an unknown field."""
+    unknown = options.columns.keys() - FIELD_NAMES.keys()
+    if unknown:
+        raise CorpusError(f"--column {sorted(unknown)[0]}=...: is not a field; choose one of {', '.join(FIELD_NAMES)}")
+
+
 def fields_of(names: Collection[str], options: Options, where: object) -> dict[str, str]:
     """Return the column of each field of Ossicle: the user's choice, or else the first common name that exists.
 
     Raises `CorpusError` if the user names an unknown field or a column that does not exist.
     """
-    unknown = options.columns.keys() - FIELD_NAMES.keys()
-    if unknown:
-        raise CorpusError(f"--column {sorted(unknown)[0]}=...: is not a field; choose one of {', '.join(FIELD_NAMES)}")
+    check_columns(options)
     for ours, theirs in options.columns.items():
         if theirs not in names:
             raise CorpusError(f"{where}: has no column {theirs!r} for {ours}; choose one of {', '.join(names)}")
@@ -42,23 +47,29 @@ def fields_of(names: Collection[str], options: Options, where: object) -> dict[s
     return {ours: theirs for ours, theirs in found.items() if theirs is not None}
 
 
-def sample_of(record: Mapping[str, Any], fields: Mapping[str, str], name: str, audio: Path, options: Options) -> Sample:
-    """Return the speech of a record, with the id ``name`` if it has none. Raises `ValueError` for invalid numbers."""
+def sample_of(
+    record: Mapping[str, Any], fields: Mapping[str, str], name: str, audio: Path, options: Options, where: str
+) -> Sample:
+    """Return the speech of the record at ``where``, with the id ``name`` if it has none.
+
+    Raises `TypeError` or `ValueError` for a value of another type.
+    """
 
     def value(field: str) -> Any:
         return record.get(fields[field]) if field in fields else None
 
-    start_s, duration_s = (None if (v := value(f)) is None else float(v) for f in ("start_s", "duration_s"))
+    start_s, duration_s = (_seconds(value(field), field) for field in ("start_s", "duration_s"))
     is_segment = start_s is not None and duration_s is not None
     return Sample(
-        id=str(value("id") or name),
+        id=label(value("id"), "id") or name,
         audio=audio,
         text=clean(_text(value("text"))) or None,
-        language=options.language or value("language"),
-        speaker=None if value("speaker") is None else str(value("speaker")),
+        language=options.language or label(value("language"), "language"),
+        speaker=label(value("speaker"), "speaker"),
         start_s=start_s or 0.0,
         end_s=round((start_s or 0.0) + duration_s, 6) if is_segment and duration_s is not None else None,
         duration_s=duration_s,
+        source=where,
     )
 
 
@@ -68,14 +79,16 @@ def lines_of(
     """Return the lines of a record for ``SPLIT`` (transcript), ``SPLIT.st-TARGET`` (translation) or ``SPLIT.TASK``.
 
     An answer is a translation if the record or the user names a target language. Otherwise it answers the instruction
-    of the record, and its task is ``qa`` or the one that the user names.
+    of the record, and its task is ``qa`` or the one that the user names. Raises `TypeError` for a value of another
+    type.
     """
     lines: list[tuple[str, Sample]] = []
     if sample.text and options.wants("asr"):
         lines.append((split, asr_line(sample, options)))
     answers = tuple(filter(None, map(clean, _texts(record.get(fields.get("answer", ""))))))
     instruction = clean(_text(record.get(fields.get("instruction", "")))).replace("<audio>", "").strip()
-    target = record.get(fields.get("target_language", "")) or (options.targets[0] if options.targets else None)
+    target = label(record.get(fields.get("target_language", "")), "target_language")
+    target = target or (options.targets[0] if options.targets else None)
     other = [task for task in options.tasks if task not in ("asr", "st")]
     if answers and target and options.wants("st"):
         lines.append((f"{split}.st-{target}", st_line(sample, target, answers[0], options)))
@@ -86,17 +99,35 @@ def lines_of(
     if lines:
         return tuple(lines)
     has = ", ".join(f"{ours}: {theirs}" for ours, theirs in sorted(fields.items()))
-    return Dropped(sample.id, "no text for these tasks", f"fields {has}")
+    return Dropped(sample.id, "no text for these tasks", f"{sample.source}: fields {has}")
 
 
 def _texts(value: Any) -> list[str]:
-    """Return the texts in a string, a list, or the answers of SQuAD on the Hugging Face hub, ``{"text": [...]}``."""
+    """Return the texts in a string, a list, or the answers of SQuAD on the Hugging Face hub, ``{"text": [...]}``.
+
+    Raises `TypeError` if something else is among them.
+    """
     if isinstance(value, Mapping):
         value = value.get("text")
-    if value is None:
-        return []
-    return [str(text) for text in value] if isinstance(value, list) else [str(value)]
+    if isinstance(value, list):
+        texts = [text.get("text") if isinstance(text, Mapping) else text for text in value]
+    else:
+        texts = [value]
+    return [clean(label(text, "answer")) for text in texts]
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) else ""
+    """Return the text, or an empty one for None and the number that tables have instead (NaN)."""
+    if value is None or value != value:
+        return ""
+    return clean(value)
+
+
+def _seconds(value: Any, field: str) -> float | None:
+    """Return the value of ``field`` as seconds. Raises `ValueError` if it is not a number from 0 up."""
+    if value is None or value == "":
+        return None
+    seconds = -1.0 if isinstance(value, bool) else float(value)
+    if not 0 <= seconds < float("inf"):
+        raise ValueError(f'"{field}" is {value!r}; write seconds, a number from 0 up')
+    return seconds

@@ -9,9 +9,11 @@ from typing import Any, Self
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ossicle.corpora.items import Dropped
+from ossicle.errors import CorpusError
 from ossicle.files import write_json
 
 REPORT_NAME = "prepare.json"
@@ -77,19 +79,22 @@ class Report:
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Load the report that `save` wrote."""
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return cls(
-            content["about"],
-            {name: Count(**count) for name, count in content["manifests"].items()},
-            {name: Reason(**reason) for name, reason in content["dropped"].items()},
-            already_done=True,
-        )
+        """Load the report that `save` wrote. Raises `CorpusError` if the file is damaged."""
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            return cls(
+                content["about"],
+                {name: Count(**count) for name, count in content["manifests"].items()},
+                {name: Reason(**reason) for name, reason in content["dropped"].items()},
+                already_done=True,
+            )
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise CorpusError(f"{path}: is damaged ({error!r}); remove it to prepare the corpus again") from error
 
     def print(self, out: Path, console: Console | None = None) -> None:
         """Print a table of the manifests, then the number of utterances that were left out for each reason."""
         console = console or Console()
-        table = Table(f"manifests in {out}", box=box.SIMPLE)
+        table = Table(escape(f"manifests in {out}"), box=box.SIMPLE)
         for column in ("lines", "recordings", "hours"):
             table.add_column(column, justify="right")
         for name, count in sorted(self.manifests.items()):

@@ -9,15 +9,31 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ossicle.batch import Sample
 from ossicle.corpora import CORPORA
 from ossicle.corpora.audio_makers import Joined
-from ossicle.corpora.items import Dropped, Item, Options, Reached, Recording, clean, layout_error, select, within_part
+from ossicle.corpora.items import (
+    BAD_ROW,
+    Dropped,
+    Item,
+    Options,
+    Reached,
+    Recording,
+    bad_row,
+    clean,
+    label,
+    layout_error,
+    printable,
+    select,
+    within_part,
+)
 from ossicle.errors import CorpusError
 
 SPLITS = {"train": ("spoken_train-v1.1.json", "train_wav"), "test": ("spoken_test-v1.1.json", "dev_wav")}
@@ -25,6 +41,8 @@ SPLITS = {"train": ("spoken_train-v1.1.json", "train_wav"), "test": ("spoken_tes
 
 UNPACKED = "Spoken-SQuAD_audio"
 """The folder in which the audio archive puts the two audio folders."""
+SENTENCE = re.compile(r"(0|[1-9][0-9]{0,8})_(0|[1-9][0-9]{0,8})_(0|[1-9][0-9]{0,8})\.wav")
+"""Name of the audio of a sentence: ARTICLE_PARAGRAPH_SENTENCE.wav."""
 
 
 def read(source: Path, options: Options) -> Iterator[Item]:
@@ -53,45 +71,69 @@ def _read_split(source: Path, split: str) -> Iterator[Item]:
             for place, paragraph in enumerate(article["paragraphs"]):
                 numbers = sentences.get((number, place), [])
                 parts = tuple(folder / f"{number}_{place}_{sentence}.wav" for sentence in range(len(numbers)))
-                yield _passage(f"{split}-{number}_{place}", split, paragraph, parts, numbers)
+                name = f"{split}-{number}_{place}"
+                try:
+                    yield from _passage(name, split, paragraph, parts, numbers)
+                except BAD_ROW as error:
+                    yield bad_row(f"{index}: passage {name}", f"does not have the layout of SQuAD ({error!r})", name)
             yield Reached((number + 1) / len(articles))
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise CorpusError(
-            f"{index}: does not have the layout of SQuAD ({error!r}); expected data, paragraphs, context, qas"
-        ) from error
+    except BAD_ROW as error:
+        problem = f"does not have the layout of SQuAD ({printable(repr(error))})"
+        raise CorpusError(f"{index}: {problem}; expected data, paragraphs, context, qas") from error
 
 
-def _passage(name: str, split: str, paragraph: dict[str, Any], parts: tuple[Path, ...], numbers: list[int]) -> Item:
+def _passage(
+    name: str, split: str, paragraph: dict[str, Any], parts: tuple[Path, ...], numbers: list[int]
+) -> Iterator[Item]:
+    """Yield the recording of a passage with its questions, and the questions that are left out."""
     questions = paragraph["qas"]
     if not questions:
-        return Dropped(name, "passage without a question")
+        yield Dropped(name, "passage without a question")
+        return
     if not parts:
-        return Dropped(name, "passage without audio")
+        yield Dropped(name, "passage without audio")
+        return
     if numbers != list(range(len(numbers))):
         missing = min(set(range(max(numbers))) - set(numbers))
-        return Dropped(name, "passage with a sentence missing", f"{parts[0].parent}: no file for sentence {missing}")
-    lines = [
-        Sample(
-            id=question["id"],
-            audio=Path("audio") / split / f"{name.removeprefix(f'{split}-')}.flac",
-            text=clean(paragraph["context"]) or None,
-            language="en",
-            task="qa",
-            instruction=clean(question["question"]),
-            answers=tuple(dict.fromkeys(clean(answer["text"]) for answer in question["answers"])),
-            extra={"passage": name},
-        )
-        for question in questions
-    ]
-    return Recording(tuple((f"{split}.qa", line) for line in lines), Joined(parts))
+        detail = f"{parts[0].parent}: no file for sentence {missing}"
+        yield Dropped(name, "passage with a sentence missing", detail)
+        return
+    passage = Sample(
+        id=name,
+        audio=Path("audio") / split / f"{name.removeprefix(f'{split}-')}.flac",
+        text=clean(paragraph["context"]) or None,
+        language="en",
+        task="qa",
+        extra={"passage": name},
+    )
+    lines = []
+    for number, question in enumerate(questions):
+        try:
+            found = _question(passage, question, f"{name}-{number}")
+        except BAD_ROW as error:
+            found = Dropped(f"{name}-{number}", "invalid question", repr(error))
+        if isinstance(found, Dropped):
+            yield found
+        else:
+            lines.append((f"{split}.qa", found))
+    if lines:
+        yield Recording(tuple(lines), Joined(parts))
+
+
+def _question(passage: Sample, question: dict[str, Any], name: str) -> Sample | Dropped:
+    name = label(question.get("id"), "id") or name
+    answers = tuple(dict.fromkeys(filter(None, (clean(answer["text"]) for answer in question["answers"]))))
+    asked = clean(question["question"])
+    if not answers or not asked:
+        return Dropped(name, "question without an answer" if asked else "no question")
+    return replace(passage, id=name, instruction=asked, answers=answers)
 
 
 def _sentences(folder: Path) -> dict[tuple[int, int], list[int]]:
     """Return the numbers of the available sentences by article and paragraph, about 100,000 in all."""
     found: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
     for entry in os.scandir(folder):
-        numbers = entry.name.removesuffix(".wav").split("_")
-        if len(numbers) == 3 and all(number.isdecimal() for number in numbers):
-            article, paragraph, sentence = map(int, numbers)
+        if match := SENTENCE.fullmatch(entry.name):
+            article, paragraph, sentence = map(int, match.groups())
             found[article, paragraph].append(sentence)
     return {place: sorted(numbers) for place, numbers in found.items()}

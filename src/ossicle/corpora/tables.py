@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ossicle.corpora.audio_makers import Embedded
-from ossicle.corpora.items import Dropped
+from ossicle.corpora.items import Dropped, printable
+from ossicle.corpora.naming import safe_name
+from ossicle.corpora.paths import resolve_audio
 from ossicle.errors import AudioError, CorpusError, MissingPackageError
 
 BATCH_ROWS = 32
@@ -31,10 +34,22 @@ def columns_of(path: Path) -> list[str]:
     return list(_open(path).schema_arrow.names)
 
 
-def rows(files: Sequence[Path], columns: Sequence[str]) -> Iterator[tuple[dict[str, Any], float]]:
+@dataclass(frozen=True)
+class TableRow:
+    """A row of a parquet file."""
+
+    cells: dict[str, Any]
+    """Cells by the name of their column."""
+    folder: Path
+    """Folder of the file, where relative paths of audio start."""
+    where: str
+    """``file:number`` of the row, from 1."""
+
+
+def rows(files: Sequence[Path], columns: Sequence[str]) -> Iterator[tuple[TableRow, float]]:
     """Yield the rows of all files with these columns, each with the share of the rows that is read.
 
-    Raises `CorpusError` if a file is not parquet or lacks a column.
+    Raises `CorpusError` if a file is not parquet, is damaged or lacks a column.
     """
     opened = [_open(path) for path in files]
     total = max(sum(file.metadata.num_rows for file in opened), 1)
@@ -44,10 +59,25 @@ def rows(files: Sequence[Path], columns: Sequence[str]) -> Iterator[tuple[dict[s
         missing = [name for name in columns if name not in names]
         if missing:
             raise CorpusError(f"{path}: has no column {missing[0]!r}; the columns are {', '.join(names)}")
-        for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=list(columns)):
-            for row in batch.to_pylist():
-                done += 1
-                yield row, done / total
+        number = 0
+        for row in _rows_of(path, file, columns):
+            number, done = number + 1, done + 1
+            yield TableRow(row, path.parent, f"{path}:{number}"), done / total
+
+
+def _rows_of(path: Path, file: Any, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    from pyarrow import ArrowException
+
+    batches = file.iter_batches(batch_size=BATCH_ROWS, columns=list(columns))
+    while True:
+        try:
+            batch = next(batches, None)
+            found = [] if batch is None else batch.to_pylist()
+        except (ArrowException, OSError, UnicodeDecodeError) as error:
+            raise CorpusError(f"{path}: is damaged ({printable(str(error))}); download it again") from error
+        if batch is None:
+            return
+        yield from found
 
 
 def audio_of(cell: Any, name: str, split: str, folder: Path) -> tuple[Path, Embedded | None] | Dropped:
@@ -55,22 +85,18 @@ def audio_of(cell: Any, name: str, split: str, folder: Path) -> tuple[Path, Embe
 
     With bytes, the path is relative to the output folder. Without, it is relative to ``folder``.
     """
-    if isinstance(cell, str):
-        cell = {"path": cell}
-    if not isinstance(cell, dict) or not (cell.get("bytes") or cell.get("path")):
+    if isinstance(cell, str | bytes):
+        cell = {"path" if isinstance(cell, str) else "bytes": cell}
+    content, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (None, None)
+    if not content and path and isinstance(path, str):
+        return resolve_audio(folder, path), None
+    if not content or not isinstance(content, bytes):
         return Dropped(name, "no audio in the row")
-    if not cell.get("bytes"):
-        return folder / cell["path"], None
-    audio = Embedded(cell["bytes"])
+    audio = Embedded(content)
     try:
         return Path("audio") / split / f"{safe_name(name)}{audio.suffix()}", audio
     except AudioError as error:
         return Dropped(name, "audio cannot be used", str(error))
-
-
-def safe_name(name: str) -> str:
-    """Return an id as a file name, with underscores for special characters."""
-    return re.sub(r"[^\w.-]", "_", name)
 
 
 def _split(path: Path) -> str:
@@ -89,4 +115,4 @@ def _open(path: Path) -> Any:
     try:
         return ParquetFile(path)
     except (ArrowInvalid, OSError) as error:
-        raise CorpusError(f"{path}: is not a parquet file ({error}); download it again") from error
+        raise CorpusError(f"{path}: is not a parquet file ({printable(str(error))}); download it again") from error

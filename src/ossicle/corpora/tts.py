@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from ossicle.batch import Sample
 from ossicle.corpora.items import (
+    BAD_ROW,
     Dropped,
     Item,
     Make,
@@ -28,14 +29,18 @@ from ossicle.corpora.items import (
     Reached,
     Recording,
     asr_line,
+    bad_row,
     clean,
+    label,
     parse_record,
+    printable,
     read_lines,
     st_line,
 )
+from ossicle.corpora.manifests import locked
+from ossicle.corpora.naming import plain_path, safe_name
 from ossicle.corpora.prepare import load_report, non_defaults
 from ossicle.corpora.report import Report
-from ossicle.corpora.tables import safe_name
 from ossicle.corpora.tts_engines import CommandMaker, EspeakMaker, espeak_voices, fill
 from ossicle.corpora.voices import espeak
 from ossicle.corpora.writer import Limits, progress_of, write
@@ -89,15 +94,16 @@ def prepare_tts(
     if not texts.is_file():
         raise CorpusError(f"{texts}: there is no such file; expected {EXPECTED}")
     _check_engine(options)
-    about = {"corpus": "tts", "source": str(texts.resolve()), "options": non_defaults(options, TtsOptions())}
-    finished = load_report(out, about)
-    if finished is not None:
-        return finished
-    items = _limited(_read(texts, options), options.limit)
-    first = list(islice(items, 2 * PARALLEL_FROM))  # every second item is a `Reached`
-    limits, few = Limits(options.min_s, options.max_s), len(first) < 2 * PARALLEL_FROM
-    with progress_of("speaking", enabled=show) as progress, _pool(options, few, jobs) as pool:
-        return write(chain(first, items), out, about, limits, pool, progress=progress)
+    about = {"corpus": "tts", "source": plain_path(texts), "options": non_defaults(options, TtsOptions())}
+    with locked(out):
+        finished = load_report(out, about)
+        if finished is not None:
+            return finished
+        items = _limited(_read(texts, options), options.limit)
+        first = list(islice(items, 2 * PARALLEL_FROM))  # every second item is a `Reached`
+        limits, few = Limits(options.min_s, options.max_s), len(first) < 2 * PARALLEL_FROM
+        with progress_of("speaking", enabled=show) as progress, _pool(options, few, jobs) as pool:
+            return write(chain(first, items), out, about, limits, pool, progress=progress)
 
 
 def _check_engine(options: TtsOptions) -> None:
@@ -137,17 +143,32 @@ def _read(texts: Path, options: TtsOptions) -> Iterator[Item]:
         yield from _squad(texts, options)
         return
     records = _records(texts)
-    for _, group in groupby(records, key=lambda found: found[1].get("context", found[0])):
+    for _, group in groupby(records, key=_group):
         found = list(group)  # all questions about a passage, or one text
         number, record, fraction = found[0]
-        if "context" in record:
-            yield _passage(record, [record for _, record, _ in found], f"{texts.stem}-{number:06d}", texts, options)
-        else:
-            yield _utterance(record, f"{texts.stem}-{number:06d}", texts, options)
+        where, name = f"{texts}:{number}", f"{texts.stem}-{number:06d}"
+        try:
+            if isinstance(record, Dropped):
+                yield record
+            elif "context" in record:
+                questions = [question for _, question, _ in found if not isinstance(question, Dropped)]
+                yield from _passage(record, questions, name, where, texts.stem, options)
+            else:
+                yield _utterance(record, name, where, texts.stem, options)
+        except BAD_ROW as error:
+            yield bad_row(where, error, name)
         yield Reached(fraction)
 
 
-def _records(texts: Path) -> Iterator[tuple[int, dict[str, Any], float]]:
+def _group(found: tuple[int, dict[str, Any] | Dropped, float]) -> tuple[Any, ...]:
+    """Return a key that consecutive lines about one passage share, and other lines do not."""
+    number, record, _ = found
+    if isinstance(record, Dropped) or "context" not in record:
+        return (number,)
+    return ("passage", record["context"], record.get("language"))
+
+
+def _records(texts: Path) -> Iterator[tuple[int, dict[str, Any] | Dropped, float]]:
     """Yield line number, record and the share of the file that is read."""
     is_json = texts.suffix == ".jsonl"
     for number, line, fraction in read_lines(texts):
@@ -156,53 +177,67 @@ def _records(texts: Path) -> Iterator[tuple[int, dict[str, Any], float]]:
         if not is_json:
             yield number, {"text": line}, fraction
             continue
-        yield number, parse_record(line, f"{texts}:{number}", EXPECTED), fraction
+        try:
+            yield number, parse_record(line, f"{texts}:{number}", EXPECTED), fraction
+        except CorpusError as error:
+            yield number, bad_row(f"{texts}:{number}", error), fraction
 
 
-def _utterance(record: dict[str, Any], name: str, texts: Path, options: TtsOptions) -> Item:
+def _utterance(record: dict[str, Any], name: str, where: str, stem: str, options: TtsOptions) -> Item:
     """Return the recording of a text with its translations."""
     spoken = record.get(options.language, record.get("text"))
-    name = str(record.get("id", name))
+    name = label(record.get("id"), "id") or name
     if spoken is None:
-        raise CorpusError(f"{texts}: {name!r} has no text in {options.language!r}; its keys are {', '.join(record)}")
+        keys = ", ".join(record)
+        raise CorpusError(f"{where}: {name!r} has no text in {options.language!r}; its keys are {keys}")
     if not clean(spoken):
         return Dropped(name, "no text")
     others = LANGUAGE_NAMES.keys() - {options.language, "id"}  # "id" is the id of the line; Indonesian must be selected
     codes = options.targets or tuple(code for code in record if code in others)
-    sample, make = _spoken(name, clean(spoken), options.language, options)
+    sample, make = _spoken(name, clean(spoken), options.language, where, options)
     plain = Options(lower=options.lower)
-    lines = [(texts.stem, asr_line(sample, plain))]
+    lines = [(stem, asr_line(sample, plain))]
     for code in codes:
         if isinstance(record.get(code), str) and clean(record[code]):
-            lines.append((f"{texts.stem}.st-{code}", st_line(sample, code, record[code], plain)))
+            lines.append((f"{stem}.st-{code}", st_line(sample, code, record[code], plain)))
     return Recording(tuple(lines), make)
 
 
 def _passage(
-    passage: dict[str, Any], questions: list[dict[str, Any]], name: str, texts: Path, options: TtsOptions
-) -> Item:
-    """Return the recording of a passage with its questions: ``question``, ``answers`` and an optional ``id``."""
-    name = str(passage.get("id", name))
+    passage: dict[str, Any], questions: list[dict[str, Any]], name: str, where: str, stem: str, options: TtsOptions
+) -> Iterator[Item]:
+    """Yield the recording of a passage with its questions (``question``, ``answers``, ``id``), and those left out."""
+    name = label(passage.get("id"), "id") or name
     text = clean(passage["context"])
     if not text:
-        return Dropped(name, "no text")
-    sample, make = _spoken(name, text, str(passage.get("language", options.language)), options)
+        yield Dropped(name, "no text")
+        return
+    language = label(passage.get("language"), "language") or options.language
+    sample, make = _spoken(name, text, language, where, options)
     transcript = asr_line(sample, Options(lower=options.lower))
-    lines = [(texts.stem, transcript)]
+    lines = [(stem, transcript)]
     for number, question in enumerate(questions):
-        answers = tuple(dict.fromkeys(filter(None, map(clean, _answers(question)))))
-        if not clean(question.get("question")) or not answers:
+        question_id = f"{name}-{number}"
+        try:
+            question_id = label(question.get("id"), "id") or question_id
+            answers = tuple(dict.fromkeys(filter(None, map(clean, _answers(question)))))
+            asked = clean(question.get("question"))
+        except BAD_ROW as error:
+            yield bad_row(where, error, question_id)
             continue
-        question_id = f"{question.get('id', f'{name}-{number}')}-qa"
-        asked = replace(transcript, id=question_id, task="qa", instruction=clean(question["question"]), answers=answers)
-        lines.append((f"{texts.stem}.qa", asked))
-    return Recording(tuple(lines), make)
+        if asked and answers:
+            line = replace(transcript, id=f"{question_id}-qa", task="qa", instruction=asked, answers=answers)
+            lines.append((f"{stem}.qa", line))
+        elif asked or answers:
+            yield Dropped(question_id, "question without an answer" if asked else "answer without a question")
+    yield Recording(tuple(lines), make)
 
 
 def _answers(question: dict[str, Any]) -> list[str]:
     """Return ``answer`` if there is one, then ``answers``: texts, or SQuAD's ``{"text": ...}``."""
     found = [question["answer"]] if "answer" in question else []
-    return found + [answer["text"] if isinstance(answer, dict) else answer for answer in question.get("answers", [])]
+    found += question.get("answers") or []
+    return [label(answer["text"] if isinstance(answer, dict) else answer, "answer") or "" for answer in found]
 
 
 def _squad(texts: Path, options: TtsOptions) -> Iterator[Item]:
@@ -210,17 +245,20 @@ def _squad(texts: Path, options: TtsOptions) -> Iterator[Item]:
         articles = json.loads(texts.read_text(encoding="utf-8"))["data"]
         for number, article in enumerate(articles):
             for place, paragraph in enumerate(article["paragraphs"]):
-                yield _passage(paragraph, paragraph["qas"], f"{texts.stem}-{number}_{place}", texts, options)
+                name = f"{texts.stem}-{number}_{place}"
+                try:
+                    yield from _passage(paragraph, paragraph["qas"], name, f"{texts}", texts.stem, options)
+                except BAD_ROW as error:
+                    yield bad_row(f"{texts}: passage {name}", f"does not have the layout of SQuAD ({error!r})", name)
             yield Reached((number + 1) / len(articles))
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise CorpusError(
-            f"{texts}: does not have the layout of SQuAD ({error!r}); expected data, paragraphs, context, qas"
-        ) from error
+    except BAD_ROW as error:
+        problem = f"does not have the layout of SQuAD ({printable(repr(error))})"
+        raise CorpusError(f"{texts}: {problem}; expected data, paragraphs, context, qas") from error
 
 
-def _spoken(name: str, text: str, language: str, options: TtsOptions) -> tuple[Sample, Make]:
+def _spoken(name: str, text: str, language: str, where: str, options: TtsOptions) -> tuple[Sample, Make]:
     """Return the utterance and what speaks it. The voice depends on seed and id, not on the order of the lines."""
-    draw = zlib.crc32(f"{options.seed} {name}".encode())
+    draw = zlib.crc32(f"{options.seed} {name}".encode(errors="surrogatepass"))
     make: Make
     if options.command is None:
         voices = espeak_voices(language, options.kind)
@@ -230,4 +268,4 @@ def _spoken(name: str, text: str, language: str, options: TtsOptions) -> tuple[S
         speaker = options.voices[draw % len(options.voices)] if options.voices else ""
         make = CommandMaker(options.command, text, speaker, language)
     audio = Path("audio") / f"{safe_name(name)}.wav"
-    return Sample(id=name, audio=audio, text=text, language=language, speaker=speaker or None), make
+    return Sample(id=name, audio=audio, text=text, language=language, speaker=speaker or None, source=where), make

@@ -61,8 +61,19 @@ class CommandMaker:
             words = fill(self.template, values | {"text_file": str(text_file), "out": str(path)})
             try:
                 done = subprocess.run(
-                    words, input=self.text, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+                    words,
+                    input=self.text,
+                    capture_output=True,
+                    encoding="utf-8",
+                    errors="replace",
+                    timeout=TIMEOUT_S,
+                    check=False,
                 )
+            except (
+                OSError,
+                ValueError,
+            ) as error:  # a text that is too long for a command, or contains a null character
+                raise MakeError(f"{words[0]} cannot run: {error}") from error
             except subprocess.TimeoutExpired as error:
                 raise MakeError(f"{words[0]} ran for more than {TIMEOUT_S:.0f} s") from error
         if done.returncode or not path.is_file():
@@ -74,8 +85,16 @@ class CommandMaker:
 
 
 def fill(template: str, values: Mapping[str, str]) -> list[str]:
-    """Return the words of the command with the names in ``values`` replaced. Other braces are not changed."""
-    return [PLACEHOLDER.sub(lambda match: values.get(match[1], match[0]), word) for word in shlex.split(template)]
+    """Return the words of the command with the names in ``values`` replaced. Other braces are not changed.
+
+    A value that would begin a word with a hyphen gets a space before it, so that the command does not read a text
+    such as ``-5 degrees`` as an option.
+    """
+    words = []
+    for word in shlex.split(template):
+        filled = PLACEHOLDER.sub(lambda match: values.get(match[1], match[0]), word)
+        words.append(f" {filled}" if filled.startswith("-") and not word.startswith("-") else filled)
+    return words
 
 
 def espeak_voices(language: str, kind: str) -> list[Voice]:

@@ -1,27 +1,30 @@
 """Write the items of a corpus to manifests, with parallel audio work and a journal for resuming.
 
 Each item first becomes one line of the journal, in the order of the corpus. A later call skips the items whose lines
-exist. At the end the journal is split into the manifests, ``dropped.jsonl`` and ``prepare.json``. Memory does not
-grow with the corpus: the writer holds a window of items, and keeps the set of ids on disk.
+exist. At the end `ossicle.corpora.manifests` splits the journal. Memory does not grow with the corpus: the writer
+holds a window of items, and keeps the set of ids on disk.
 """
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from ossicle.audio import TOLERANCE_S, audio_duration_s
-from ossicle.corpora.disk import DiskDict
-from ossicle.corpora.items import Dropped, Item, Make, Options, Reached, Recording
-from ossicle.corpora.report import REPORT_NAME, Report
+from ossicle.corpora.items import OTHER_FILE, Dropped, Item, Make, Options, Reached, Recording, printable
+from ossicle.corpora.manifests import split
+from ossicle.corpora.naming import Names
+from ossicle.corpora.report import Report
 from ossicle.data.manifest import manifest_line
 from ossicle.errors import AudioError, CorpusError, MakeError
 from ossicle.files import atomic
@@ -36,6 +39,10 @@ GIVE_UP_AFTER = 1000
 """Number of items after which the writer stops if it could use none: the folder is then the wrong one."""
 STATED_DURATION_TOLERANCE_S = 0.5
 """Largest difference between the duration in the corpus and that of the file; equal to the tolerance of datasets."""
+
+FILE_ERRORS = frozenset((errno.EACCES, errno.EINVAL, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT,
+                         errno.ENOTDIR, errno.EPERM))  # fmt: skip
+"""Errors of one file. Others, such as a full disk, stop the preparation, which can resume."""
 
 Result = Recording | Dropped
 
@@ -82,18 +89,21 @@ def write(
         if not journal.stat().st_size:
             file.write(json.dumps(about) + "\n")
         kept, flushed = done > 0, time.monotonic()
-        with closing(_in_order(_remaining(items, done, last, journal), pool, work)) as results:
-            for number, result in enumerate(_show(results, done, progress)):
+        left = _remaining(Names(out).apply(items), done, last, journal)
+        tried = 0
+        with closing(_in_order(left, pool, work)) as results:
+            for result in _show(results, done, progress):
                 file.write(_entry(result, out) + "\n")
                 if time.monotonic() - flushed > FLUSH_EVERY_S:
                     file.flush()
                     flushed = time.monotonic()
                 kept = kept or isinstance(result, Recording)
-                if number + 1 == GIVE_UP_AFTER and not kept:
+                tried += not (isinstance(result, Dropped) and result.reason == OTHER_FILE)
+                if tried == GIVE_UP_AFTER and not kept:
                     journal.unlink()
-                    why = f"the first {number + 1} are all left out: {_why(result)}"
+                    why = f"the first {tried} are all left out: {_why(result)}"
                     raise CorpusError(f"{out}: nothing written, {why}; check the folder of the corpus")
-    return _split(journal, out, about)
+    return split(journal, out, about)
 
 
 @dataclass(frozen=True)
@@ -113,13 +123,21 @@ class _Worker:
         except MakeError as error:
             return Dropped(sample.id, "audio cannot be made", str(error))
         except AudioError as error:
-            missing = recording.make is None and not sample.audio.is_file()
+            missing = recording.make is None and not os.path.isfile(sample.audio)  # noqa: PTH113 - Path.is_file fails for long names
             return Dropped(sample.id, "no such audio file" if missing else "audio cannot be used", str(error))
+        except OSError as error:
+            if error.errno not in FILE_ERRORS:
+                raise CorpusError(
+                    f"{sample.audio}: {error.strerror}; correct this and run the command again"
+                ) from error
+            return Dropped(sample.id, "audio cannot be used", f"{sample.audio}: {error.strerror}")
         end_s = file_s if sample.end_s is None else sample.end_s
         duration_s = round(end_s - sample.start_s, 4)
         if sample.start_s >= file_s or end_s > file_s + TOLERANCE_S:
             detail = f"{sample.audio}: {sample.start_s}-{end_s} s of {file_s:.2f} s"
             return Dropped(sample.id, "segment outside its recording", detail)
+        if duration_s <= 0:
+            return Dropped(sample.id, "empty segment", f"{sample.audio}: {sample.start_s}-{end_s} s")
         stated_s = duration_s if sample.duration_s is None else sample.duration_s
         if abs(stated_s - duration_s) > STATED_DURATION_TOLERANCE_S:
             detail = f"{sample.audio}: lasts {duration_s:.2f} s, the corpus states {stated_s:.2f} s"
@@ -152,9 +170,13 @@ def _read_journal(journal: Path, about: Mapping[str, Any]) -> tuple[int, str]:
         for raw in file:
             if not raw.endswith(b"\n"):
                 break
-            entry = json.loads(raw)
+            try:
+                entry = json.loads(raw)
+                last = entry.get("id", "")
+            except (AttributeError, ValueError) as error:
+                raise CorpusError(f"{journal}:{entries + 1}: is damaged; remove the file to start again") from error
             head = head or entry
-            entries, last, good = entries + 1, entry.get("id", ""), good + len(raw)
+            entries, good = entries + 1, good + len(raw)
         if head != dict(about) and entries > 1:
             raise CorpusError(
                 f"{journal}: is an unfinished preparation of another corpus or of other options; finish or remove it"
@@ -223,70 +245,13 @@ def _id(item: Result) -> str:
 
 
 def _why(result: Result) -> str:
-    return f"{result.reason} ({result.detail or result.id})" if isinstance(result, Dropped) else ""
+    return f"{result.reason} ({printable(result.detail or result.id)})" if isinstance(result, Dropped) else ""
 
 
 def _entry(result: Result, out: Path) -> str:
     if isinstance(result, Dropped):
-        entry: dict[str, Any] = {"id": result.id, "dropped": result.reason, "detail": result.detail}
+        entry: dict[str, Any] = {"id": result.id, "dropped": result.reason, "detail": printable(result.detail)}
     else:
-        lines = [[name, line.id, manifest_line(line, out)] for name, line in result.lines]
+        lines = [[name, manifest_line(line, out)] for name, line in result.lines]
         entry = {"id": _id(result), "duration_s": result.lines[0][1].duration_s, "lines": lines}
     return json.dumps(entry, ensure_ascii=False)
-
-
-def _split(journal: Path, out: Path, about: Mapping[str, Any]) -> Report:
-    """Write the manifests from the journal, then the report, and remove the journal."""
-    report = Report(dict(about))
-    try:
-        with ExitStack() as stack:  # an error removes all partial manifests
-            _distribute(journal, report, _Manifests(out, stack))
-            if not report.manifests:
-                why = report.main_reason()
-                raise CorpusError(f"{out}: nothing written, because no utterance can be used: {why}")
-    except CorpusError:
-        journal.unlink()
-        raise
-    report.save(out / REPORT_NAME)
-    journal.unlink()
-    return report
-
-
-def _distribute(journal: Path, report: Report, manifests: _Manifests) -> None:
-    """Write each line of the journal to its manifest, and count it. A repeated id in a manifest is left out."""
-    seen = DiskDict()
-
-    def drop(dropped: Dropped) -> None:
-        report.drop(dropped)
-        entry = {"id": dropped.id, "reason": dropped.reason, "detail": dropped.detail}
-        manifests.add("dropped", json.dumps(entry, ensure_ascii=False))
-
-    with journal.open(encoding="utf-8", newline="\n") as entries:
-        next(entries)  # the first line describes the corpus
-        for entry in map(json.loads, entries):
-            if "dropped" in entry:
-                drop(Dropped(entry["id"], entry["dropped"], entry["detail"]))
-                continue
-            counted = set()
-            for name, line_id, line in entry["lines"]:
-                if not seen.add(f"{name}\n{line_id}"):
-                    drop(Dropped(line_id, "repeated id", f"in {name}.jsonl; the first line is kept"))
-                    continue
-                manifests.add(name, line)
-                report.count(name, entry["duration_s"] if name not in counted else None)
-                counted.add(name)
-
-
-class _Manifests:
-    """JSONL files by name, which get their names when ``stack`` closes without an error."""
-
-    def __init__(self, out: Path, stack: ExitStack) -> None:
-        self._out, self._stack = out, stack
-        self._files: dict[str, TextIO] = {}
-
-    def add(self, name: str, line: str) -> None:
-        """Write a line to ``name.jsonl``."""
-        if name not in self._files:
-            partial = self._stack.enter_context(atomic(self._out / f"{name}.jsonl"))
-            self._files[name] = self._stack.enter_context(partial.open("w", encoding="utf-8", newline="\n"))
-        self._files[name].write(line + "\n")

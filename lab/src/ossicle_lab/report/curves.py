@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,22 +27,32 @@ class LossCurve:
 
 
 def loss_chart(title: str, curves: Sequence[LossCurve]) -> Markup | None:
-    """Draw running means of the loss, in nats, by optimiser step. Return None if no file has a loss."""
-    lines = [Line(curve.name, curve.look, thin_points(_losses(curve))) for curve in curves]
+    """Draw running means of the finite losses, in nats, by optimiser step. Return None if no file has a loss."""
+    found = [_losses(curve) for curve in curves]
+    lines = [
+        Line(curve.name, curve.look, thin_points(points)) for curve, (points, _) in zip(curves, found, strict=True)
+    ]
     if not any(line.points for line in lines):
-        return None
+        steps = sum(left_out for _, left_out in found)
+        text = '<p class="soft">{}: none of the {} recorded values is finite.</p>'
+        return Markup(text).format(title, steps) if steps else None
     return line_chart(lines, ChartStyle(title, "optimiser step", markers=False, note="nats"))
 
 
-def _losses(curve: LossCurve) -> list[Point]:
+def _losses(curve: LossCurve) -> tuple[list[Point], int]:
+    """Return the points of a curve, and the number of records without a finite loss."""
     if not curve.path.is_file():
-        return []
+        return [], 0
     records = [r for r in read_metrics(curve.path) if r["split"] == curve.split and "loss" in r]
-    reach = 0 if curve.split != "train" else round(SMOOTHING_SHARE * len(records) / 2)
-    values = [record["loss"] for record in records]
+    kept = [(record["step"], float(record["loss"])) for record in records if _is_finite(record["loss"])]
+    reach = 0 if curve.split != "train" else round(SMOOTHING_SHARE * len(kept) / 2)
     points = []
-    for i, record in enumerate(records):
-        near = min(reach, i, len(records) - 1 - i)
-        window = values[i - near : i + near + 1]
-        points.append(Point(record["step"], sum(window) / len(window)))
-    return points
+    for i, (step, _) in enumerate(kept):
+        near = min(reach, i, len(kept) - 1 - i)
+        window = [loss for _, loss in kept[i - near : i + near + 1]]
+        points.append(Point(step, sum(window) / len(window)))
+    return points, len(records) - len(kept)
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)

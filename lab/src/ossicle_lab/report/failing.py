@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ossicle.evaluate.hypotheses import read_hypotheses
+from ossicle_lab.report.json_files import read_object
 
 EXAMPLES_SHOWN = 3
 """Number of examples for each failure, from different runs if possible."""
@@ -62,7 +62,7 @@ def _failures(hypotheses: Path) -> list[dict[str, Any]]:
     scores = hypotheses.with_suffix(".scores.json")
     if not hypotheses.is_file() or not scores.is_file():
         return []
-    rows = json.loads(scores.read_text(encoding="utf-8"))["rows"]
+    rows = read_object(scores, "rows")["rows"]
     return [failure for row in rows for failure in row.get("failures", [])]
 
 

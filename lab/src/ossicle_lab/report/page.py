@@ -21,12 +21,16 @@ from ossicle_lab.report.run_view import RunView
 from ossicle_lab.report.study_view import RESULTS, StudyView
 
 
-def write_report(folders: Sequence[Path], out: Path, *, recordings: int = 6) -> Path:
+def write_report(
+    folders: Sequence[Path], out: Path, *, recordings: int = 6, audio_folders: Sequence[Path] = ()
+) -> Path:
     """Write the page about ``folders`` to ``out``, studies before runs, and return ``out``.
+
+    The page contains audio below ``folders`` and ``audio_folders`` only.
 
     Raises `DataError` if a folder is neither a study nor a run.
     """
-    views = [_view(folder, recordings, f"s{i}") for i, folder in enumerate(folders, 1)]
+    views = [_view(folder, recordings, f"s{i}", [*folders, *audio_folders]) for i, folder in enumerate(folders, 1)]
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, render(views))
     return out
@@ -53,11 +57,11 @@ def render(views: Sequence[StudyView | RunView]) -> str:
     )
 
 
-def _view(folder: Path, count: int, prefix: str) -> StudyView | RunView:
+def _view(folder: Path, count: int, prefix: str, audio_folders: Sequence[Path]) -> StudyView | RunView:
     if (folder / RESULTS).is_file():
-        return StudyView(folder, count=count, prefix=prefix)
+        return StudyView(folder, count=count, prefix=prefix, audio_folders=audio_folders)
     if (folder / CONFIG_FILE).is_file():
-        return RunView(folder, count=count)
+        return RunView(folder, count=count, audio_folders=audio_folders)
     raise DataError(
         f"{folder}: holds neither {RESULTS} (of a study) nor {CONFIG_FILE} (of a run); give the folder of one of them"
     )

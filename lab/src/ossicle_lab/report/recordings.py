@@ -10,7 +10,7 @@ from pathlib import Path
 
 import soundfile
 
-from ossicle.audio import SAMPLE_RATE_HZ, read_audio
+from ossicle.audio import SAMPLE_RATE_HZ, audio_duration_s, read_audio
 from ossicle.errors import AudioError
 from ossicle.evaluate.hypotheses import Hypothesis, read_hypotheses
 from ossicle.prompts import task_key
@@ -45,36 +45,48 @@ class Recording:
     """A recording and all instructions about it."""
 
     audio: str | None
-    """Data URI; None if the file cannot be read."""
+    """Data URI, or None if the page does not contain the audio."""
+    missing: str
+    """Why the page does not contain the audio, or an empty text."""
     asked: list[Asked]
 
 
-def recordings(files: Mapping[str, Path], count: int, tasks: Sequence[str]) -> list[Recording]:
+def recordings(files: Mapping[str, Path], count: int, tasks: Sequence[str], folders: Sequence[Path]) -> list[Recording]:
     """Return ``count`` recordings, evenly spread over those that all hypotheses files contain.
 
     Args:
         files: the hypotheses file of each run; missing files are left out.
         count: number of recordings.
         tasks: the order of the instructions.
+        folders: the folders whose audio the page may contain. A file of hypotheses can name any file of the computer,
+            and the page may be published.
     """
     runs = {name: _by_audio(path) for name, path in files.items() if path.is_file()}
     if not runs or count < 1:
         return []
     common = sorted(set.intersection(*(set(run) for run in runs.values())))
     chosen = common[:: max(1, len(common) // count)][:count]
-    return [Recording(data_uri(Path(audio)), _asked(audio, runs, tasks)) for audio in chosen]
+    return [Recording(*_audio(Path(audio), folders), _asked(audio, runs, tasks)) for audio in chosen]
 
 
-def data_uri(path: Path) -> str | None:
-    """Return the first 30 s of a recording as MP3 in a data URI, or None if the file cannot be read."""
+def _audio(path: Path, folders: Sequence[Path]) -> tuple[str | None, str]:
+    """Return the data URI of a recording, or None and the reason."""
     try:
-        waveform = read_audio(path)
-    except AudioError:
-        return None
+        real = path.resolve()  # a link below a folder may lead out of it
+        if not any(real.is_relative_to(folder.resolve()) for folder in folders):
+            return None, "The audio is outside the folder of the report; name its folder with --audio-folder."
+        return data_uri(real), ""
+    except (AudioError, OSError, RuntimeError, ValueError):  # also a loop of links, or a null character in the path
+        return None, "The audio file was not found or cannot be read."
+
+
+def data_uri(path: Path) -> str:
+    """Return the first 30 s of a recording as MP3 in a data URI. Raises `AudioError` if the file cannot be read."""
+    waveform = read_audio(path, end_s=None if audio_duration_s(path) <= LONGEST_S else LONGEST_S)
     buffer = io.BytesIO()
     soundfile.write(
         buffer,
-        waveform[: round(LONGEST_S * SAMPLE_RATE_HZ)],
+        waveform,
         SAMPLE_RATE_HZ,
         format="MP3",
         subtype="MPEG_LAYER_III",

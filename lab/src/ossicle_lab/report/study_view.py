@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
-from ossicle.errors import DataError
 from ossicle_lab.report import score_table
 from ossicle_lab.report.curves import LossCurve, loss_chart
 from ossicle_lab.report.failing import Failing
 from ossicle_lab.report.figures import COLOURS, WIDE, ChartStyle, Line, Point, glyph, line_chart
+from ossicle_lab.report.json_files import read_object
 from ossicle_lab.report.names import column_title, lower_is_better, number, percent
 from ossicle_lab.report.recordings import Recording, recordings
 from ossicle_lab.report.token_map import token_map
@@ -31,17 +30,17 @@ LAYER_TICKS = 9
 class StudyView:
     """A study's results, arranged for the template. Raises `DataError` if the file is not the result of a study."""
 
-    def __init__(self, folder: Path, *, count: int, prefix: str = "s1") -> None:
+    def __init__(self, folder: Path, *, count: int, prefix: str = "s1", audio_folders: Sequence[Path] = ()) -> None:
         path = folder / RESULTS
         self.folder, self.prefix = folder, prefix
-        self.record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if not {"rows", "columns", "claims"} <= self.record.keys():
-            raise DataError(f"{path}: is not the result of a study; give the folder that `ossicle study` wrote")
+        self.record: dict[str, Any] = read_object(path, "rows", "columns", "claims", "study", "config")
         self.title: str = self.record["study"]
         self.columns: list[str] = self.record["columns"]
         self.config: dict[str, Any] = self.record["config"]
         self.names = list(dict.fromkeys(row["name"] for row in self.record["rows"]))
-        self.recordings: list[Recording] = recordings(self._shown_files(), count, self._tasks())
+        self.recordings: list[Recording] = recordings(
+            self._shown_files(), count, self._tasks(), [folder, *audio_folders]
+        )
         self.verdicts: Verdicts = arrange(self.record["claims"], self.config["claim"]["contrastive"], prefix)
 
     @property
@@ -116,7 +115,7 @@ class StudyView:
     def tokens(self) -> tuple[str, list[Markup]]:
         """Return the transcript of one test utterance and a token alignment for each row that has one."""
         paths = {name: self.folder / path for name, path in self.record["tokens"].items()}
-        records = {n: json.loads(path.read_text(encoding="utf-8")) for n, path in paths.items() if path.is_file()}
+        records = {n: read_object(path) for n, path in paths.items() if path.is_file()}
         said = next((record["text"] for record in records.values()), "")
         return said, [token_map(name, record) for name, record in records.items()]
 
