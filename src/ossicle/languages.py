@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from functools import lru_cache
 
 # ISO 639-1 code, then its ISO 639-2 and 639-3 codes: the bibliographic one, and the languages of a macrolanguage
@@ -23,10 +24,10 @@ tr:tur ts:tso tt:tat ty:tah ug:uig uk:ukr ur:urd uz:uzb,uzn ve:ven vi:vie vo:vol
 yo:yor za:zha zh:zho,chi,cmn zu:zul
 """
 _NAMES = """
-ar:arabic ca:catalan cs:czech cy:welsh da:danish de:german,deutsch el:greek en:english es:spanish
-et:estonian fa:persian,farsi fi:finnish fr:french he:hebrew hi:hindi hu:hungarian id:indonesian it:italian ja:japanese ko:korean lv:latvian
-lt:lithuanian mn:mongolian nl:dutch no:norwegian pl:polish pt:portuguese ro:romanian ru:russian sl:slovenian
-sv:swedish ta:tamil th:thai tr:turkish uk:ukrainian vi:vietnamese zh:chinese,mandarin yue:cantonese
+ar:arabic ca:catalan cs:czech cy:welsh da:danish de:german,deutsch el:greek en:english es:spanish et:estonian
+fa:persian,farsi fi:finnish fr:french he:hebrew hi:hindi hu:hungarian id:indonesian it:italian ja:japanese ko:korean
+lv:latvian lt:lithuanian mn:mongolian nl:dutch no:norwegian pl:polish pt:portuguese ro:romanian ru:russian
+sl:slovenian sv:swedish ta:tamil th:thai tr:turkish uk:ukrainian vi:vietnamese zh:chinese,mandarin yue:cantonese
 """
 """English names, which some data sets have in place of codes."""
 _CODE_OF = {
@@ -39,6 +40,7 @@ CHINESE = frozenset({"zh", "yue", "nan", "hak", "wuu", "gan", "hsn", "cjy", "lzh
 """Languages in Chinese characters."""
 WITHOUT_SPACES = CHINESE | {"ja", "th", "lo", "km", "my"}
 """Languages that are written without spaces between words."""
+_KNOWN = CHINESE | set(_CODE_OF.values())
 _SCRIPTS_WITHOUT_SPACES = (
     "\u0e00-\u0eff"  # Thai, Lao
     "\u1000-\u109f\ua9e0-\ua9ff\uaa60-\uaa7f"  # Myanmar
@@ -47,6 +49,7 @@ _SCRIPTS_WITHOUT_SPACES = (
     "\u3040-\u30ff\u31f0-\u31ff\uff66-\uff9f"  # Hiragana, Katakana
 )
 _UNSPACED = re.compile(f"[{_SCRIPTS_WITHOUT_SPACES}]")
+_SPACE_BESIDE = re.compile(rf"\s+(?=[{_SCRIPTS_WITHOUT_SPACES}])|(?<=[{_SCRIPTS_WITHOUT_SPACES}])\s+")
 
 
 @lru_cache(maxsize=4096)
@@ -74,9 +77,36 @@ def language_code(tag: str | None) -> str | None:
     return canonical_tag(tag).partition("-")[0] or None
 
 
+def is_known(tag: str | None) -> bool:
+    """Return True if the language of ``tag`` is one of ISO 639-1 or a Chinese language."""
+    return tag is not None and language_code(tag) in _KNOWN
+
+
 def split_unspaced(text: str) -> str:
     """Return ``text`` with spaces around each character of a script that has no spaces between words."""
     return _UNSPACED.sub(r" \g<0> ", text)
+
+
+def join_unspaced(text: str) -> str:
+    """Return ``text`` without the spaces before and after characters of scripts that have no spaces between words."""
+    return _SPACE_BESIDE.sub("", text)
+
+
+def unspaced_script(texts: Iterable[str]) -> str | None:
+    """Return ``han`` or ``other`` if most letters of ``texts`` are in scripts without spaces between words.
+
+    It is ``han`` if they are Chinese characters without kana. Return None for other texts.
+    """
+    letters = "".join(texts)
+    unspaced = _UNSPACED.findall(letters)
+    if 2 * len(unspaced) <= sum(map(str.isalpha, letters)):
+        return None
+    han = sum(map(_is_han, unspaced))
+    return "han" if han == len(unspaced) else "other"
+
+
+def _is_han(char: str) -> bool:
+    return char >= "\u2e80" and not "\u3040" <= char <= "\u30ff" and not "\ua9e0" <= char <= "\uaa7f"
 
 
 def _subtag(part: str) -> str:

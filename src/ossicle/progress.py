@@ -47,13 +47,15 @@ class Progress:
         self._task = self._bar.add_task(title, total=total, count="", status="")
 
     def __enter__(self) -> Self:
-        self._bar.start()
+        if not self._bar.disable:
+            self._bar.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bar.stop()
+        if not self._bar.disable:  # older releases of rich print an empty line even then
+            self._bar.stop()
 
     @property
     def is_bar(self) -> bool:

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from ossicle.cli.main import app, main
 from ossicle.data.manifest import read_manifest
+from ossicle.errors import OssicleError
 from ossicle.evaluate.hypotheses import read_hypotheses
 from ossicle.testing import ENCODERS, LLMS
 from ossicle.train.tracking import METRICS_FILE, read_metrics
@@ -92,6 +93,30 @@ def test_evaluate_scores_each_task_and_the_upper_bound(ossicle, trained, task_ma
         assert {row["task"] for row in scores["rows"]} == {"asr", "st", "qa"}
 
 
+def test_a_missing_tokenizer_is_named_before_decoding_and_hides_no_score(trained, task_manifest, monkeypatch):
+    from ossicle.evaluate import metrics
+
+    available = metrics.BLEU
+
+    def without_mecab(tokenize):
+        if "mecab" in tokenize:
+            raise RuntimeError
+        return available(tokenize=tokenize)
+
+    monkeypatch.setattr(metrics, "BLEU", without_mecab)
+    lines = [json.loads(line) for line in task_manifest.read_text().splitlines()]
+    japanese = task_manifest.with_name("japanese.jsonl")
+    renamed = [{**line, "target_language": "jpn"} if line.get("task") == "st" else line for line in lines]
+    japanese.write_text("".join(json.dumps(line) + "\n" for line in renamed))
+    result = CliRunner().invoke(app, ["evaluate", trained, str(japanese), "--max-new-tokens", "2"])
+    assert isinstance(result.exception, OssicleError)
+    assert "no bleu: BLEU in the language 'ja'" in str(result.exception)
+    said = " ".join(result.stderr.split())
+    assert said.index("pip install 'sacrebleu[ja]'") < said.index("decoded")
+    scores = json.loads((Path(trained) / "eval" / "japanese.scores.json").read_text())
+    assert {row["task"]: sorted(row["scores"]) for row in scores["rows"]}["st"] == ["chrf"]
+
+
 def test_transcribe_translate_and_ask(ossicle, trained, task_manifest):
     files = [sample.audio for sample in read_manifest(task_manifest)[:2]]
     several = ossicle("transcribe", *files, "--model", trained)
@@ -130,6 +155,52 @@ def test_what_is_wrong_with_a_run_is_said_without_a_traceback(fails, recipe, cha
 def test_a_folder_that_is_no_run_is_named(fails, tmp_path, task_manifest):
     assert "is not a checkpoint of Ossicle" in fails("evaluate", tmp_path, task_manifest)
     assert "is not a checkpoint of Ossicle" in fails("transcribe", "a.wav", "--model", tmp_path)
+
+
+def test_a_missing_default_model_says_what_to_do(fails, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = fails("transcribe", "a.wav")
+    assert "there is no model: give the folder of a trained run with --model, or run `ossicle demo`" in said
+
+
+def test_a_broken_recording_does_not_end_the_batch(trained, task_manifest, tmp_path):
+    good = read_manifest(task_manifest)[0].audio
+    broken = tmp_path / "broken.wav"
+    broken.write_text("not audio")
+    files = [str(broken), str(good), "gone.wav", str(good)]
+    result = CliRunner().invoke(app, ["transcribe", *files, "--model", trained])
+    assert result.exit_code == 1
+    assert [line.partition(": ")[0] for line in result.stdout.splitlines()] == [str(good), str(good)]
+    assert "broken.wav" in result.stderr
+    assert "gone.wav" in result.stderr
+    assert "2 of 4 recordings have no answer" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("to", "warning"),
+    [
+        ("de", None),
+        ("deu", None),
+        ("de_AT", None),
+        ("fr", "was not trained to translate to fr; it was trained on de"),
+        ("klingon", "--to klingon is not a language code that Ossicle knows; this model was trained on de"),
+    ],
+)
+def test_an_unknown_target_language_gets_a_warning(ossicle, trained, task_manifest, caplog, to, warning):
+    ossicle("translate", read_manifest(task_manifest)[0].audio, "--to", to, "--model", trained)
+    assert warning is None or warning in caplog.text
+    assert warning is not None or "language" not in caplog.text
+
+
+def test_a_pretrained_model_gets_a_warning(ossicle, recipe, task_manifest, caplog):
+    folder = ossicle("train", recipe(objective={"name": "contrastive"}, train={"steps": 1})).strip()
+    file = read_manifest(task_manifest)[0].audio
+    for command in (["translate"], ["ask", "who"]):
+        caplog.clear()
+        ossicle(*command, file, "--model", folder)
+        assert "only pretrained (stage 1): fine-tune it first" in caplog.text
+    with pytest.warns(UserWarning, match="has not learned to answer"):
+        ossicle("transcribe", file, "--model", folder)
 
 
 def test_a_missing_recording_is_named(fails, trained):

@@ -113,3 +113,26 @@ def test_a_broken_line_is_named(files, fails):
         file.write('{"id": "3"}\n')
     assert f'{files[0]}:5: "hypothesis" must be a string' in fails(files[0])
     assert "a file is given twice" in fails(files[1], files[1])
+
+
+def test_the_scorers_of_the_papers_code(files):
+    rows = json.loads(said(files[0], "--official", "--json"))["runs"][str(files[0])]
+    [row] = [row for row in rows if row["task"] == "st"]
+    assert set(row["scores"]) == {"bleu", "chrf", "official_bleu", "official_sacrebleu"}
+    assert "norm:official" in said(files[0], "--normalise", "official")
+
+
+def test_a_metric_that_fails_is_named_after_the_others(files, monkeypatch, capsys):
+    def missing(**options):
+        raise RuntimeError
+
+    monkeypatch.setattr("ossicle.evaluate.metrics.BLEU", missing)
+    monkeypatch.setattr(sys, "argv", ["ossicle", "score", str(files[1])])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    told = capsys.readouterr()
+    assert caught.value.code == 1
+    assert "chrf" in told.out
+    assert "wer" in told.out
+    assert "st en → de: no bleu: BLEU in the language 'de' needs a tokenizer" in " ".join(told.err.split())
+    assert "This is a bug" not in told.err

@@ -2,6 +2,7 @@
 
 import errno
 import sys
+import warnings
 from importlib.metadata import EntryPoint, PackageNotFoundError
 
 import pytest
@@ -149,3 +150,18 @@ def test_a_broken_package_breaks_only_its_own_command(outcome, monkeypatch):
     assert status == 1
     assert "`ossicle extra` cannot be loaded from the package no_such_package:run" in said
     assert CliRunner().invoke(program.app, ["version"]).exit_code == 0
+
+
+def test_a_warning_is_one_line_without_the_place_in_the_code(outcome, monkeypatch):
+    def warn() -> None:
+        warnings.warn("look out", stacklevel=1)
+        raise DataError("and now it failed")
+
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    app = program.create_app()
+    app.command("warn")(warn)
+    monkeypatch.setattr(program, "app", app)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        monkeypatch.setattr(warnings, "showwarning", lambda *w, **_: sys.stderr.write(warnings.formatwarning(*w[:4])))
+        assert outcome("warn")[1].startswith("warning: look out error: and now it failed")

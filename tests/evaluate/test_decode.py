@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,8 +9,9 @@ from ossicle.audio import SAMPLE_RATE_HZ
 from ossicle.batch import Batch, Sample
 from ossicle.data.dataset import SpeechDataset, Utterance
 from ossicle.errors import HypothesesError
-from ossicle.evaluate.decode import decode, meta_path, references_of
+from ossicle.evaluate.decode import decode, meta_path
 from ossicle.evaluate.hypotheses import read_hypotheses
+from ossicle.evaluate.references import references_of
 from ossicle.evaluate.score import score
 
 
@@ -71,6 +73,7 @@ def test_every_utterance_is_decoded_longest_first(samples, out):
         "audio": str(samples[4].audio),
         "speaker": None,
         "text": "word 4",
+        "input_hash": first["input_hash"],
     }
     assert score(out)[0].scores["wer"] == 50
 
@@ -150,3 +153,54 @@ def test_references(samples):
     asked = Sample(id="a", audio=samples[0].audio, text="the passage", task="qa", answers=("x", "y"))
     assert references_of(asked) == ("x", "y")
     assert references_of(Sample(id="a", audio=samples[0].audio, text="the passage", task="st")) == ()
+
+
+def test_answers_to_other_audio_are_decoded_again(samples, out):
+    """A manifest of the same name and ids may hold other recordings: content counts, not names."""
+    decode(Parrot(), SpeechDataset(samples), collate, out, fingerprint="abc")
+    chance = np.random.default_rng(0)
+    soundfile.write(samples[1].audio, chance.uniform(-0.1, 0.1, SAMPLE_RATE_HZ // 2), SAMPLE_RATE_HZ)
+    moved = samples[3].audio.with_name("moved.wav")
+    samples[3].audio.rename(moved)
+    now = [*samples[:3], replace(samples[3], audio=moved), replace(samples[4], start_s=0.1)]
+    model = Parrot()
+    report = decode(model, SpeechDataset(now), collate, out, fingerprint="abc")
+    assert model.batches == [["u4", "u1"]]  # another segment, another content; u3 was only renamed
+    assert (report.decoded, report.already_decoded, report.stale) == (2, 3, 2)
+    assert sorted(line.id for line in read_hypotheses(out)) == ["u0", "u1", "u2", "u3", "u4"]
+
+
+def test_corrected_references_are_used_without_decoding_again(samples, out):
+    decode(Parrot(), SpeechDataset(samples), collate, out, fingerprint="abc")
+    now = [replace(sample, text=f"heard word {index}", speaker="anna") for index, sample in enumerate(samples)]
+    model = Parrot()
+    decode(model, SpeechDataset(now), collate, out, fingerprint="abc")
+    assert model.batches == []
+    assert score(out)[0].scores["wer"] == 0
+    assert {line.speaker for line in read_hypotheses(out)} == {"anna"}
+
+
+def test_corrected_transcripts_are_decoded_again_where_the_model_reads_them(samples, out):
+    decode(Parrot(), SpeechDataset(samples), collate, out, fingerprint="abc", from_text=True)
+    now = [replace(samples[0], text="corrected"), *samples[1:]]
+    model = Parrot()
+    decode(model, SpeechDataset(now), collate, out, fingerprint="abc", from_text=True)
+    assert model.batches == [["u0"]]
+
+
+def test_lines_without_an_input_hash_are_decoded_again(samples, out):
+    decode(Parrot(), SpeechDataset(samples[:1]), collate, out, fingerprint="abc")
+    entry = json.loads(out.read_text())
+    del entry["input_hash"]
+    out.write_text(json.dumps(entry) + "\n")
+    assert decode(Parrot(), SpeechDataset(samples[:1]), collate, out, fingerprint="abc").stale == 1
+
+
+def test_two_processes_never_write_one_file(samples, out):
+    class Second(Parrot):
+        def generate_batch(self, batch, **decoding):
+            with pytest.raises(HypothesesError, match="another process decodes into this file"):
+                decode(Parrot(), SpeechDataset(samples), collate, out, fingerprint="abc")
+            return super().generate_batch(batch, **decoding)
+
+    assert decode(Second(), SpeechDataset(samples), collate, out, fingerprint="abc").decoded == 5

@@ -126,3 +126,14 @@ def test_language_on_real_sentences(language):
     wrong = [is_wrong_language(line(e[other], e[language], language=language)) for e in entries]
     assert sum(verdict is True for verdict in right) == 0
     assert sum(verdict is True for verdict in wrong) >= 0.75 * sum(verdict is not None for verdict in wrong)
+
+
+def test_languages_are_compared_by_their_codes():
+    english = {"id": "1", "hypothesis": "the red car", "references": ("a blue car",), "text": "the red car"}
+    assert is_untranslated(Hypothesis(language="en-US", target_language="eng", **english)) is None
+    assert is_untranslated(Hypothesis(language="en-US", target_language="deu", **english)) is True
+
+
+def test_repeated_transcripts_are_found_without_spaces_between_words():
+    said = {"id": "1", "hypothesis": "今天天气很好。", "references": ("el tiempo",), "text": "今天 天气很好"}
+    assert is_untranslated(Hypothesis(language="cmn", target_language="es", **said)) is True

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from ossicle.evaluate.listen import listen
 from ossicle.models.speech_llm import SpeechLLM
 from ossicle_lab.demo.run import PRETRAININGS, Scale, run
 
@@ -52,6 +53,17 @@ def test_it_leaves_a_small_model_plots_and_examples(demo):
     examples = json.loads((out / "examples" / "examples.json").read_text())
     assert len(examples) == 3
     assert all(example["said"] and example["question"] for example in examples)
+
+
+def test_the_printed_examples_are_those_of_the_commands(demo):
+    out, _ = demo
+    shown = json.loads((out / "examples" / "examples.json").read_text())
+    files = [out / "examples" / f"{i}.wav" for i in (1, 2, 3)]
+    folder = out / "model"
+    assert [answer.text for answer in listen(files, folder, "asr")] == [example["heard"] for example in shown]
+    assert [answer.text for answer in listen(files, folder, "st", "de")] == [example["german"] for example in shown]
+    [asked] = listen(files[:1], folder, "", question=shown[0]["question"])
+    assert asked.text == shown[0]["answer"]
 
 
 def test_a_second_call_computes_nothing_again(demo):

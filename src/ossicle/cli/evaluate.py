@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from ossicle.cli.options import AsJson, Checkpoint, SkipBroken
+from ossicle.errors import OssicleError
+
+if TYPE_CHECKING:
+    from ossicle.evaluate.score import Row
 
 
 def evaluate(  # noqa: PLR0913 - each parameter is an option of the command
@@ -18,8 +22,8 @@ def evaluate(  # noqa: PLR0913 - each parameter is an option of the command
         Path | None, typer.Option(help="File for the hypotheses. Default: MODEL/eval/MANIFEST.jsonl.")
     ] = None,
     fraction: Annotated[float, typer.Option(help="Share of the manifest to decode, a seeded subset.")] = 1.0,
-    batch_size: Annotated[int, typer.Option(help="Utterances per batch.")] = 16,
-    max_new_tokens: Annotated[int, typer.Option(help="Maximum length of an answer, in tokens.")] = 200,
+    batch_size: Annotated[int, typer.Option(help="Utterances per batch.", min=1)] = 16,
+    max_new_tokens: Annotated[int, typer.Option(help="Maximum length of an answer, in tokens.", min=1)] = 200,
     skip_broken: SkipBroken = False,
     from_text: Annotated[
         bool, typer.Option("--from-text", help="Give the LLM the transcripts instead of the speech: the upper bound.")
@@ -43,7 +47,8 @@ def evaluate(  # noqa: PLR0913 - each parameter is an option of the command
         from_text=from_text,
         cascade=cascade,
     )
-    run(model, manifest, out or model / "eval" / f"{manifest.stem}{kind}.jsonl", options)
+    rows = run(model, manifest, out or model / "eval" / f"{manifest.stem}{kind}.jsonl", options)
+    _refuse_missing(rows)
 
 
 def score(  # noqa: PLR0913 - each parameter is an option of the command
@@ -51,10 +56,17 @@ def score(  # noqa: PLR0913 - each parameter is an option of the command
         list[Path], typer.Argument(help="Hypotheses (JSONL) written by `ossicle evaluate`.", show_default=False)
     ],
     normalise: Annotated[
-        Literal["none", "basic", "whisper"], typer.Option(help="Text normalisation before WER and CER.")
+        Literal["none", "basic", "whisper", "official"], typer.Option(help="Text normalisation before WER and CER.")
     ] = "basic",
     spelling: Annotated[
         Path | None, typer.Option(help="File normalizer.json of a Whisper checkpoint, for --normalise whisper.")
+    ] = None,
+    official: Annotated[
+        bool, typer.Option("--official", help="Add the scorers of the paper's code; see docs/evaluation.md.")
+    ] = False,
+    manifest: Annotated[
+        list[Path] | None,
+        typer.Option(help="Take the references from this manifest, not from the hypotheses; repeatable."),
     ] = None,
     seeds: Annotated[
         bool, typer.Option("--seeds", help="Treat the files as seeds of one run: show mean ± sd, not differences.")
@@ -70,7 +82,7 @@ def score(  # noqa: PLR0913 - each parameter is an option of the command
         str | None, typer.Option(help="Command of your own COMET scorer; see docs/evaluation.md.")
     ] = None,
     resamples: Annotated[int, typer.Option(help="Bootstrap resamples; 0 = no intervals.", min=0)] = 1000,
-    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.", min=0)] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Score hypotheses with confidence intervals; compare each further file with the first."""
@@ -88,6 +100,8 @@ def score(  # noqa: PLR0913 - each parameter is an option of the command
         spelling=spelling,
         resamples=resamples,
         seed=seed,
+        official=official,
+        manifests=tuple(manifest or ()),
         comet=CometOptions(comet_command) if comet or comet_command else None,
     )
     references = None if lower is None or upper is None else (lower, upper)
@@ -96,9 +110,18 @@ def score(  # noqa: PLR0913 - each parameter is an option of the command
         print(json.dumps(results.to_json(), indent=2, ensure_ascii=False))
     else:
         print_results(results)
+    _refuse_missing([row for rows in results.runs.values() for row in rows])
 
 
 def add_to(app: typer.Typer) -> None:
     """Add the commands of this file to ``app``."""
     for command in (evaluate, score):
         app.command(rich_help_panel="Evaluation")(command)
+
+
+def _refuse_missing(rows: list[Row]) -> None:
+    """Raise `OssicleError` if a metric could not be computed, after all others have been printed."""
+    from ossicle.evaluate.tables import describe_errors
+
+    if errors := describe_errors(rows):
+        raise OssicleError(f"some metrics could not be computed.\n{errors}")

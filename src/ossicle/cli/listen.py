@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from ossicle.errors import CheckpointError
+
 Files = Annotated[
     list[Path],
     typer.Argument(help="Recordings: WAV, FLAC, MP3, OGG or Opus, at any sampling rate.", show_default=False),
@@ -49,7 +51,23 @@ def add_to(app: typer.Typer) -> None:
 def _print_answers(
     files: list[Path], model: Path, task: str = "", language: str | None = None, *, question: str = ""
 ) -> None:
+    """Print each answer on standard output and each error on standard error. Exit with 1 if there was an error."""
+    if model == DEMO_MODEL and not model.exists():
+        raise CheckpointError(
+            "there is no model: give the folder of a trained run with --model, or run `ossicle demo`, "
+            f"which trains a small one in {model}"
+        )
     from ossicle.evaluate.listen import listen
 
-    for file, answer in listen(files, model, task, language, question=question):
-        print(f"{file}: {answer}" if len(files) > 1 else answer)
+    failed = 0
+    for answer in listen(files, model, task, language, question=question):
+        if answer.error is not None:
+            failed += 1
+            typer.secho("error: ", fg="red", bold=True, nl=False, err=True)
+            typer.echo(answer.error, err=True)
+        else:
+            print(f"{answer.file}: {answer.text}" if len(files) > 1 else answer.text, flush=True)
+    if failed:
+        if len(files) > 1:
+            typer.echo(f"{failed} of {len(files)} recordings have no answer", err=True)
+        raise typer.Exit(1)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, metadata
 from typing import Annotated, Any
@@ -19,7 +20,7 @@ from ossicle.errors import MissingPackageError, OssicleError
 
 COMMANDS_GROUP = "ossicle.commands"
 """Entry points by which installed packages add commands: command name -> function for typer."""
-LAB_COMMANDS = ("analyze", "demo", "report", "study")
+LAB_COMMANDS = ("analyze", "demo", "layer-gradients", "report", "study")
 ANY_ARGUMENTS = {"allow_extra_args": True, "ignore_unknown_options": True}
 MEMORY_HINT = "Reduce data.batch_size or --batch-size, or close other programs on the device."
 
@@ -51,6 +52,9 @@ def main() -> None:
     An error that the user can fix is printed as one message. Any other exception is a bug, and the message says how to
     report it. The status is 1 for both, and 130 for an interrupt. ``OSSICLE_DEBUG=1`` shows the traceback instead.
     """
+    default = warnings.formatwarning
+    if not os.environ.get("OSSICLE_DEBUG"):
+        warnings.formatwarning = _format_warning
     try:
         app()
     except KeyboardInterrupt:
@@ -60,6 +64,13 @@ def main() -> None:
             raise
         _print_error(error)
         sys.exit(1)
+    finally:
+        warnings.formatwarning = default
+
+
+def _format_warning(message: Warning | str, category: type[Warning], *place: object, **line: object) -> str:
+    """Return a warning as one line for users, without the place in the code."""
+    return f"warning: {message}\n" if category is UserWarning else f"{category.__name__}: {message}\n"
 
 
 def _show_version(wanted: bool) -> None:

@@ -14,12 +14,16 @@ def train(
     recipe: Recipe,
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run from its newest checkpoint.")] = False,
+    allow_changed_data: Annotated[
+        bool,
+        typer.Option("--allow-changed-data", help="Resume although the data have changed; the epoch starts again."),
+    ] = False,
 ) -> None:
     """Train a projector with any objective, in stage 1 or stage 2."""
     from ossicle.train import recipe as config
     from ossicle.train import train as run
 
-    print(run(config.load(recipe, overrides or ()), resume=resume))
+    print(run(config.load(recipe, overrides or ()), resume=resume, allow_changed_data=allow_changed_data))
 
 
 def doctor(

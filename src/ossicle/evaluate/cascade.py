@@ -46,7 +46,7 @@ class CascadeCollator:
         utterances = [item for item in items if isinstance(item, Utterance)]
         waveforms = [item.waveform for item in utterances if item.waveform is not None]
         recognised = self.recogniser(waveforms) if utterances else []
-        texts = [text if self.collate.prompter.ids(text) else EMPTY_TRANSCRIPT for text in recognised]
+        texts = [text if self.collate.prompter.content_ids(text) else EMPTY_TRANSCRIPT for text in recognised]
         changed = [replace(u, sample=replace(u.sample, text=text)) for u, text in zip(utterances, texts, strict=True)]
         batch = self.collate([*changed, *(item for item in items if isinstance(item, Skipped))])
         return replace(batch, samples=[item.sample for item in utterances])

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
+from filelock import FileLock, Timeout
+
 from ossicle.batch import Batch, Sample, Skipped, Utterance
 from ossicle.data.dataset import known_duration_s
 from ossicle.errors import HypothesesError
-from ossicle.evaluate.hypotheses import Hypothesis, Key, parse_line
-from ossicle.files import write_json
+from ossicle.evaluate.hypotheses import GroupKey, Key, parse_line
+from ossicle.evaluate.inputs import input_hashes
+from ossicle.evaluate.references import hypothesis_of
+from ossicle.files import write_json, write_text
 from ossicle.progress import Progress
 
 MAX_NEW_TOKENS = 200
@@ -48,6 +53,8 @@ class DecodeReport:
 
     already_decoded: int
     """Utterances that an earlier, interrupted call had decoded."""
+    stale: int = 0
+    """Utterances of an earlier call whose audio or instruction was another one; they are decoded again."""
     decoded: int = 0
     """Utterances that this call decoded."""
     audio_s: float = 0.0
@@ -68,8 +75,10 @@ def decode(
 ) -> DecodeReport:
     """Append one line per utterance to ``out_path``, longest utterance first.
 
-    Each batch is written as soon as it is decoded. Utterances that the file holds already are skipped.
-    ``<name>.meta.json`` records the fingerprint and the decoding settings, so that one file never mixes two models.
+    Each batch is written as soon as it is decoded. Utterances that the file holds already are skipped if their audio
+    and instruction are the same (`ossicle.evaluate.inputs`); others are decoded again. References, transcripts and
+    languages of all lines are those of ``dataset``. ``<name>.meta.json`` records the fingerprint and the decoding
+    settings, so that one file never mixes two models.
 
     Args:
         model: decoder of the batches.
@@ -81,35 +90,38 @@ def decode(
         **decoding: arguments of ``model.generate_batch``, e.g. ``from_text``; ``max_new_tokens`` is 200 by default.
 
     Raises:
-        HypothesesError: the file is invalid, or belongs to another checkpoint, setting or dataset.
+        HypothesesError: the file is invalid, or belongs to another checkpoint, setting or dataset, or another process
+            decodes into it.
     """
     decoding = {"max_new_tokens": MAX_NEW_TOKENS, **decoding}
-    _check_meta(out_path, {"fingerprint": fingerprint, "decoding": decoding})
-    durations_s = [known_duration_s(sample) for sample in dataset.samples]
-    pending = _pending(dataset.samples, durations_s, out_path)
-    report = DecodeReport(already_decoded=len(dataset.samples) - len(pending))
-    started, total_s = time.perf_counter(), sum(durations_s[i] for i in pending)
-    with Progress("decoding", total_s, unit="s of audio") as progress, out_path.open("a", encoding="utf-8") as out:
-        for start in range(0, len(pending), batch_size):
-            indices = pending[start : start + batch_size]
-            items = [dataset[i] for i in indices]
-            report.skipped += [item for item in items if isinstance(item, Skipped)]
-            batch = collate(items)
-            if batch.samples:
-                _write(out, batch.samples, model.generate_batch(batch, **decoding))
-            report.decoded += len(batch)
-            report.audio_s += batch.audio_s
-            report.wall_s = time.perf_counter() - started
-            progress.advance(sum(durations_s[i] for i in indices))
-        progress.say(_describe(report, out_path))
-    return report
+    with _exclusive(out_path):
+        _check_meta(out_path, {"fingerprint": fingerprint, "decoding": decoding})
+        durations_s = [known_duration_s(sample) for sample in dataset.samples]
+        hashes = input_hashes(dataset.samples, from_text=bool(decoding.get("from_text")))
+        kept = _reconcile(out_path, dataset.samples, hashes)
+        pending = sorted((i for i in range(len(hashes)) if i not in kept.indices), key=lambda i: -durations_s[i])
+        report = DecodeReport(already_decoded=len(kept.indices), stale=kept.stale)
+        started, total_s = time.perf_counter(), sum(durations_s[i] for i in pending)
+        with Progress("decoding", total_s, unit="s of audio") as progress, out_path.open("a", encoding="utf-8") as out:
+            for start in range(0, len(pending), batch_size):
+                indices = pending[start : start + batch_size]
+                items = [dataset[i] for i in indices]
+                report.skipped += [item for item in items if isinstance(item, Skipped)]
+                batch = collate(items)
+                if batch.samples:
+                    heard = [hashes[i] for i, item in zip(indices, items, strict=True) if isinstance(item, Utterance)]
+                    _write(out, batch.samples, model.generate_batch(batch, **decoding), heard)
+                report.decoded += len(batch)
+                report.audio_s += batch.audio_s
+                report.wall_s = time.perf_counter() - started
+                progress.advance(sum(durations_s[i] for i in indices))
+            progress.say(_describe(report, out_path))
+        return report
 
 
-def references_of(sample: Sample) -> tuple[str, ...]:
-    """Return the references of a sample: its answers or, for speech recognition, its transcript."""
-    if sample.answers:
-        return sample.answers
-    return (sample.text,) if sample.task in (None, "asr") and sample.text is not None else ()
+def group_of(sample: Sample) -> GroupKey:
+    """Return the group that the answer to ``sample`` is scored with."""
+    return hypothesis_of(sample).group
 
 
 def meta_path(out_path: Path) -> Path:
@@ -117,47 +129,73 @@ def meta_path(out_path: Path) -> Path:
     return out_path.with_suffix(".meta.json")
 
 
-def _hypothesis(sample: Sample, answer: str) -> Hypothesis:
-    return Hypothesis(
-        id=sample.id,
-        task=sample.task,
-        instruction=sample.instruction,
-        language=sample.language,
-        target_language=sample.target_language,
-        audio=str(sample.audio),
-        speaker=sample.speaker,
-        text=sample.text,
-        references=references_of(sample),
-        hypothesis=answer,
-    )
+@contextmanager
+def _exclusive(out_path: Path) -> Iterator[None]:
+    """Hold a lock on ``out_path`` inside the block. A process that dies does not keep it."""
+    out_path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out_path.with_name(f".{out_path.name}.lock"), timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise HypothesesError(
+            f"{out_path}: another process decodes into this file; wait for it, or decode into another file"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
-def _write(out: TextIO, samples: Sequence[Sample], answers: Sequence[str]) -> None:
-    for sample, answer in zip(samples, answers, strict=True):
-        out.write(_hypothesis(sample, answer).to_json() + "\n")
+def _write(out: TextIO, samples: Sequence[Sample], answers: Sequence[str], hashes: Sequence[str]) -> None:
+    for sample, answer, input_hash in zip(samples, answers, hashes, strict=True):
+        out.write(hypothesis_of(sample, answer, input_hash).to_json() + "\n")
     out.flush()
 
 
-def _pending(samples: Sequence[Sample], durations_s: Sequence[float], out_path: Path) -> list[int]:
-    """Return the indices still to decode, longest utterance first.
+@dataclass
+class _Kept:
+    """Lines of an earlier call that stay in the file."""
 
-    This order makes a batch that is too large fail at once, and it keeps the padding small.
+    indices: set[int] = field(default_factory=set)
+    """Indices of their samples."""
+    stale: int = 0
+    """Lines that were removed, because they answer another input."""
+
+
+def _reconcile(out_path: Path, samples: Sequence[Sample], hashes: Sequence[str]) -> _Kept:
+    """Keep the answers in the file that belong to ``samples``, with the references of ``samples``, and drop stale ones.
+
+    The file is written again if this changes it. A last line that an interruption cut short is dropped.
     """
-    first: dict[Key, Sample] = {}
-    for sample in samples:
-        twin = first.setdefault(_hypothesis(sample, "").key, sample)
-        if twin is not sample:
+    index_of: dict[Key, int] = {}
+    for index, sample in enumerate(samples):
+        twin = index_of.setdefault(hypothesis_of(sample).key, index)
+        if twin != index:
             raise HypothesesError(
-                f"{sample.source}: {sample.id!r} with this task and instruction is at {twin.source} already; "
+                f"{sample.source}: {sample.id!r} with this task and instruction is at {samples[twin].source} already; "
                 "give one of the two another id"
             )
-    done = _decoded_keys(out_path)
-    if foreign := done - first.keys():
+    kept = _Kept()
+    if not out_path.exists():
+        return kept
+    content = out_path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    found = [parse_line(line, f"{out_path}:{n}") for n, line in enumerate(whole.splitlines(), 1) if line.strip()]
+    if foreign := {line.key for line in found} - index_of.keys():
         raise HypothesesError(
-            f"{out_path}: holds {len(foreign)} utterances that this dataset does not; decode into another file"
+            f"{out_path}: holds {len(foreign)} utterances that this dataset does not; decode into another file "
+            f"(--out), or delete {out_path.name}"
         )
-    pending = [index for index, key in enumerate(first) if key not in done]
-    return sorted(pending, key=lambda index: -durations_s[index])
+    lines = []
+    for line in found:
+        index = index_of[line.key]
+        if line.input_hash == hashes[index] and index not in kept.indices:
+            kept.indices.add(index)
+            lines.append(hypothesis_of(samples[index], line.hypothesis, hashes[index]).to_json() + "\n")
+    kept.stale = len(found) - len(lines)
+    if (text := "".join(lines)).encode() != content:
+        write_text(out_path, text)
+    return kept
 
 
 def _check_meta(out_path: Path, meta: dict[str, Any]) -> None:
@@ -165,7 +203,6 @@ def _check_meta(out_path: Path, meta: dict[str, Any]) -> None:
     path = meta_path(out_path)
     fix = f"decode into another file, or delete {out_path.name} and {path.name}"
     if not out_path.exists():
-        out_path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, meta)
         return
     if not path.is_file():
@@ -178,25 +215,14 @@ def _check_meta(out_path: Path, meta: dict[str, Any]) -> None:
         raise HypothesesError(f"{out_path}: written with {found}, but this run has {meta}; {fix}")
 
 
-def _decoded_keys(out_path: Path) -> set[Key]:
-    """Return the keys of the lines in the file, after removing a last line that an interruption cut short."""
-    if not out_path.exists():
-        return set()
-    content = out_path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
-        with out_path.open("rb+") as file:
-            file.truncate(len(whole))
-    lines = enumerate(whole.splitlines(), start=1)
-    return {parse_line(line, f"{out_path}:{number}").key for number, line in lines if line.strip()}
-
-
 def _describe(report: DecodeReport, out_path: Path) -> str:
     earlier = f" ({report.already_decoded} were decoded before)" if report.already_decoded else ""
     lines = [
         f"{out_path}: decoded {report.decoded} utterances{earlier}, "
         f"{report.audio_s:.0f} s of audio in {report.wall_s:.0f} s"
     ]
+    if report.stale:
+        lines.append(f"{report.stale} earlier answers were to other audio or another instruction and were replaced")
     if report.skipped:
         lines += [f"{len(report.skipped)} utterances have no hypothesis:", *map(str, report.skipped)]
     return "\n  ".join(lines)

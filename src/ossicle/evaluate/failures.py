@@ -26,7 +26,8 @@ from importlib.util import find_spec
 from typing import Any
 
 from ossicle.evaluate.hypotheses import Hypothesis
-from ossicle.evaluate.normalise import normalise_basic
+from ossicle.evaluate.normalise import normalise_basic, words
+from ossicle.languages import language_code
 
 MAX_EXAMPLES = 5
 LANGUAGE_HELP = "failures of the kind wrong language were not counted: run pip install 'ossicle[score]' for py3langid"
@@ -104,7 +105,8 @@ def is_echo(line: Hypothesis) -> bool:
 
 def is_untranslated(line: Hypothesis) -> bool | None:
     """Return True if a translation repeats the transcript; None if the line is no translation or has no transcript."""
-    if line.target_language in (None, line.language) or not normalise_basic(line.text or ""):
+    _, spoken, target = line.group
+    if language_code(target) == language_code(spoken) or not normalise_basic(line.text or ""):
         return None
     alike = [_overlap(text, line.text or "") >= 0.8 for text in (line.hypothesis, *line.references)]
     return alike[0] and not any(alike[1:])
@@ -112,11 +114,11 @@ def is_untranslated(line: Hypothesis) -> bool | None:
 
 def is_wrong_language(line: Hypothesis) -> bool | None:
     """Return True if the answer is in another language than asked for; None if the rule cannot judge the line."""
-    wanted = line.target_language or line.language
+    wanted, spoken = language_code(line.target_language or line.language), language_code(line.language)
     known = known_languages()
-    if wanted not in known or sum(map(str.isalpha, line.hypothesis)) < MIN_LETTERS:
+    if wanted is None or wanted not in known or sum(map(str.isalpha, line.hypothesis)) < MIN_LETTERS:
         return None
-    candidates = (LANGUAGES | {wanted, line.language or wanted}) & known
+    candidates = (LANGUAGES | {wanted, spoken or wanted}) & known
     language, probability = _identify(line.hypothesis, candidates)
     if language == wanted or probability < MIN_PROBABILITY:
         return False
@@ -148,9 +150,9 @@ RULES: dict[str, Callable[[Hypothesis], bool | None]] = {
 
 
 def _loops(text: str) -> bool:
-    words = normalise_basic(text).split()
+    found = normalise_basic(text).split()
     letters = [char for char in text if char.isalpha()]
-    return _repeats(words, longest=10, times=4) or _repeats(letters, longest=4, times=10)
+    return _repeats(found, longest=10, times=4) or _repeats(letters, longest=4, times=10)
 
 
 def _repeats(units: Sequence[str], longest: int, times: int) -> bool:
@@ -167,8 +169,8 @@ def _repeats(units: Sequence[str], longest: int, times: int) -> bool:
 def _echoes(text: str, line: Hypothesis) -> bool:
     if any(marker in text.lower() for marker in CHAT_MARKERS):
         return True
-    prompt = normalise_basic(line.instruction or "")
-    return len(prompt.split()) >= 3 and f" {prompt} " in f" {normalise_basic(text)} "
+    prompt = words(line.instruction or "")
+    return len(prompt) >= 3 and f" {' '.join(prompt)} " in f" {' '.join(words(text))} "
 
 
 def _refuses(text: str) -> bool:
@@ -177,7 +179,7 @@ def _refuses(text: str) -> bool:
 
 def _overlap(first: str, second: str) -> float:
     """Return the F1 score of the words of two texts, 0-1."""
-    mine, other = normalise_basic(first).split(), normalise_basic(second).split()
+    mine, other = words(first), words(second)
     if not mine or not other:
         return 0.0
     return 2 * sum((Counter(mine) & Counter(other)).values()) / (len(mine) + len(other))

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ossicle.errors import HypothesesError
+from ossicle.languages import canonical_tag
 
 Key = tuple[str | None, ...]
 """Identity of a line within its file: id, task, target language, instruction."""
@@ -16,7 +17,8 @@ Key = tuple[str | None, ...]
 GroupKey = tuple[str, str, str]
 """Task, spoken language and answer language of lines that are scored together; "" for a language that is not given."""
 
-_OPTIONAL = ("task", "instruction", "language", "target_language", "audio", "speaker", "text")
+_OPTIONAL = ("task", "instruction", "language", "target_language", "audio", "speaker", "text", "input_hash")
+_SHORT = ("task", "language", "target_language", "audio", "speaker")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,24 +41,33 @@ class Hypothesis:
     speaker: str | None = None
     text: str | None = None
     """Transcript of the speech, if known. COMET and the failure rule ``untranslated`` need it."""
+    input_hash: str | None = None
+    """Hash of everything that the answer depends on besides the model, see `ossicle.evaluate.inputs`."""
     source: str = "<memory>"
     """``file:line`` that the line was read from, for error messages. It is not written to the file."""
 
     @property
     def key(self) -> Key:
         """Identity of the line; one recording may have several tasks and questions."""
-        return self.id, self.task, self.target_language, self.instruction
+        return self.id, self.task, canonical_tag(self.target_language), self.instruction
 
     @property
     def group(self) -> GroupKey:
-        """Group of lines that this line is scored with."""
-        return self.task or "asr", self.language or "", self.target_language or self.language or ""
+        """Group of lines that this line is scored with; ``zh_cn`` and ``zh-CN`` are one language."""
+        spoken = canonical_tag(self.language)
+        return task_name(self.task), spoken, canonical_tag(self.target_language) or spoken
 
     def to_json(self) -> str:
         """Return the line of the file, without the newline."""
         entry = asdict(self)
         del entry["source"]
-        return json.dumps(entry, ensure_ascii=False)
+        line = json.dumps(entry, ensure_ascii=False)
+        return line if line.isascii() or _is_writable(line) else json.dumps(entry)
+
+
+def task_name(task: str | None) -> str:
+    """Return a task in lower case, so that ``ASR`` is ``asr``; None and an empty name are ``asr``."""
+    return (task or "").strip().lower() or "asr"
 
 
 def read_hypotheses(path: Path) -> list[Hypothesis]:
@@ -110,7 +121,7 @@ def parse_line(line: bytes, source: str) -> Hypothesis:
     """
     try:
         entry = json.loads(line)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits, and deep nesting
         raise HypothesesError(f"{source}: not JSON ({error}); fix or delete the line") from error
     if not isinstance(entry, dict):
         raise HypothesesError(f"{source}: expected a JSON object; fix or delete the line")
@@ -120,6 +131,9 @@ def parse_line(line: bytes, source: str) -> Hypothesis:
     for name in _OPTIONAL:
         if not isinstance(entry.get(name), str | None):
             raise HypothesesError(f'{source}: "{name}" must be a string or null')
+    for name in ("id", *_SHORT):
+        if not _is_writable(entry.get(name) or ""):
+            raise HypothesesError(f'{source}: "{name}" has half of a surrogate pair; correct it')
     references = entry.get("references")
     if not isinstance(references, list) or not all(isinstance(reference, str) for reference in references):
         raise HypothesesError(f'{source}: "references" must be a list of strings')
@@ -127,3 +141,12 @@ def parse_line(line: bytes, source: str) -> Hypothesis:
     return Hypothesis(
         id=entry["id"], hypothesis=entry["hypothesis"], references=tuple(references), source=source, **optional
     )
+
+
+def _is_writable(line: str) -> bool:
+    """Return False if the line has half of a surrogate pair, which UTF-8 cannot express and JSON escapes can."""
+    try:
+        line.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

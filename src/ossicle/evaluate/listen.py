@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from accelerate import Accelerator
 
+from ossicle.errors import OssicleError
+from ossicle.languages import canonical_tag, is_known, language_code
 from ossicle.models.speech_llm import SpeechLLM
 from ossicle.prompts import ASR_INSTRUCTIONS, LANGUAGE_NAMES, TRANSLATE_INSTRUCTION, task_key
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Answer to one recording, or the reason why there is none."""
+
+    file: Path
+    text: str = ""
+    error: str | None = None
 
 
 def listen(
     files: list[Path], folder: Path, task: str, language: str | None = None, *, question: str = ""
-) -> Iterator[tuple[Path, str]]:
-    """Yield each recording with the model's answer.
+) -> Iterator[Answer]:
+    """Yield the model's answer to each recording. A recording that cannot be read does not end the others.
 
     Args:
         files: recordings.
@@ -25,13 +40,52 @@ def listen(
 
     Raises:
         CheckpointError: ``folder`` is not a checkpoint.
-        AudioError: a recording cannot be read.
     """
+    model = load_for_use(folder)
+    for warning in warnings_for(model, folder, task, language, question=question):
+        log.warning("warning: %s", warning)
+    yield from answers(model, files, question or instruction_for(model, task, language))
+
+
+def load_for_use(folder: Path) -> SpeechLLM:
+    """Load a model onto the accelerator if there is one, else the CPU. Raises as `listen`."""
     device = Accelerator().device
-    model = SpeechLLM.from_pretrained(folder, device=device).to(device)
-    instruction = question or instruction_for(model, task, language)
+    return SpeechLLM.from_pretrained(folder, device=device).to(device)
+
+
+def answers(model: SpeechLLM, files: list[Path], instruction: str) -> Iterator[Answer]:
+    """Yield the answer to ``instruction`` about each recording, one recording per batch.
+
+    The answers can differ from those of `ossicle evaluate` for the same audio, mostly because the lines of a manifest
+    have their own wording of the instruction. Other batches also change the last digits of the hidden states, after
+    which greedy decoding can choose another word.
+    """
     for file in files:
-        yield file, model.generate(file, instruction)[0]
+        try:
+            yield Answer(file, model.generate(file, instruction)[0])
+        except (OssicleError, OSError) as error:
+            yield Answer(file, error=str(error))
+
+
+def warnings_for(
+    model: SpeechLLM, folder: Path, task: str, language: str | None = None, *, question: str = ""
+) -> list[str]:
+    """Return what makes the answers of ``model`` unreliable: no training on tasks, or an unknown target language."""
+    if not model.instructions and task != "asr":
+        return [f"{folder} was trained on no task, only pretrained (stage 1): fine-tune it first (stage 2)"]
+    if question or task != "st":
+        return []
+    learned = sorted(tag for key in model.instructions if (tag := key.partition("/")[2]) and key.startswith("st/"))
+    if language_code(language) in {language_code(tag) for tag in learned}:
+        return []
+    known = ", ".join(learned) or "no translation"
+    if not _is_language(language):
+        return [f"--to {language} is not a language code that Ossicle knows; this model was trained on {known}"]
+    return [f"this model was not trained to translate to {language}; it was trained on {known}"]
+
+
+def _is_language(tag: str | None) -> bool:
+    return is_known(tag) or tag in LANGUAGE_NAMES
 
 
 def instruction_for(model: SpeechLLM, task: str, language: str | None = None) -> str:
@@ -41,9 +95,13 @@ def instruction_for(model: SpeechLLM, task: str, language: str | None = None) ->
     is replaced.
     """
     if task == "asr":
-        return model.instructions.get(task, ASR_INSTRUCTIONS[0])
+        return model.instructions.get(task) or next(iter(model.asr_instructions), ASR_INSTRUCTIONS[0])
     if (learned := model.instructions.get(task_key(task, language))) is not None:
         return learned
+    for same in (canonical_tag, language_code):  # zh_cn is zh-CN, and zh is better than another language
+        for key, wording in model.instructions.items():
+            if key.startswith(f"{task}/") and same(key.partition("/")[2]) == same(language):
+                return wording
     wanted = _name(language)
     for key, wording in model.instructions.items():
         other = _name(key.partition("/")[2])
@@ -54,4 +112,4 @@ def instruction_for(model: SpeechLLM, task: str, language: str | None = None) ->
 
 
 def _name(language: str | None) -> str:
-    return LANGUAGE_NAMES.get(language or "", language or "")
+    return LANGUAGE_NAMES.get(language or "") or LANGUAGE_NAMES.get(language_code(language) or "", language or "")

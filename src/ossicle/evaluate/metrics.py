@@ -1,8 +1,9 @@
 """Compute the metrics of each task: word and character error rates, BLEU, chrF, and SQuAD's exact match and F1.
 
 All metrics have the form ``metric(hypotheses, references, language=None) -> Score``. ``references[i]`` is one string or
-a list of accepted strings. ``language`` is the ISO 639-1 code of the text; only BLEU uses it, to choose its tokenizer.
-All values are percentages, 0-100, but error rates can exceed 100.
+a list of accepted strings. ``language`` is the language tag of the text, such as ``zh`` or ``zh-CN``. All values are
+percentages, 0-100, but error rates can exceed 100. All metrics compare texts after `ossicle.evaluate.normalise.clean`,
+so that composed and decomposed letters are equal. The scorers of the paper's code are in `ossicle.evaluate.official`.
 
 Empty strings are scored, not skipped. Each metric documents the effect of an empty hypothesis or reference. All raise
 `ValueError` if there are no utterances, or if an utterance has no reference.
@@ -10,9 +11,6 @@ Empty strings are scored, not skipped. Each metric documents the effect of an em
 
 from __future__ import annotations
 
-import re
-import string
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,8 +21,11 @@ from typing import Any
 import jiwer
 from sacrebleu.metrics import BLEU, CHRF
 
+from ossicle.errors import MissingPackageError
 from ossicle.evaluate import meta
-from ossicle.evaluate.normalise import Normaliser, normalise_basic, normaliser
+from ossicle.evaluate.hypotheses import task_name
+from ossicle.evaluate.normalise import Normaliser, clean, normalise_basic, normaliser
+from ossicle.evaluate.official import OFFICIAL
 from ossicle.evaluate.parts import (
     Metric,
     Parts,
@@ -37,6 +38,8 @@ from ossicle.evaluate.parts import (
     rate_parts,
     score_of,
 )
+from ossicle.evaluate.squad import exact_match, f1, normalise_squad
+from ossicle.languages import CHINESE, WITHOUT_SPACES, join_unspaced, language_code, split_unspaced, unspaced_script
 
 __all__ = [
     "METRICS",
@@ -44,6 +47,7 @@ __all__ = [
     "References",
     "Score",
     "bleu",
+    "bleu_tokenizer",
     "cer",
     "chrf",
     "exact_match",
@@ -70,10 +74,11 @@ def wer(
 
     An empty hypothesis counts every reference word as deleted. Words against an empty reference count as insertions.
     With several references, each utterance is scored against the one with the lowest error rate. Texts are compared
-    after ``normalise``, by default `normalise_basic`.
+    after ``normalise``, by default `normalise_basic`. Each character of a script without spaces between words, such as
+    Chinese, Japanese or Thai, counts as a word. The rate is then the character error rate.
     """
-    normalise = normalise or _BASIC
-    edits = _edits(hypotheses, references, jiwer.process_words, normalise)
+    normalise = normalise or normaliser("basic", language)
+    edits = _edits(hypotheses, references, _WORDS, normalise)
     return score_of(_error_parts(edits), _error_signature("corpus", normalise))
 
 
@@ -84,13 +89,14 @@ def wer_utterance_mean(
     *,
     normalise: Normaliser | None = None,
 ) -> Score:
-    """Compute the mean of the utterances' word error rates, which the paper's code reports.
+    """Compute the mean of the utterances' word error rates.
 
     Short utterances have more weight than in `wer`. With an empty reference, the rate of the utterance is 0 for an
-    empty hypothesis and 100 otherwise.
+    empty hypothesis and 100 otherwise. The paper's code reports this mean after its own normalisation, see
+    `ossicle.evaluate.official.official_wer`.
     """
-    normalise = normalise or _BASIC
-    edits = _edits(hypotheses, references, jiwer.process_words, normalise)
+    normalise = normalise or normaliser("basic", language)
+    edits = _edits(hypotheses, references, _WORDS, normalise)
     return score_of(mean_parts([each.rate for each in edits]), _error_signature("utterance mean", normalise))
 
 
@@ -101,14 +107,39 @@ def cer(
     *,
     normalise: Normaliser | None = None,
 ) -> Score:
-    """Compute the corpus-level character error rate, including spaces. Empty strings count as in `wer`."""
-    normalise = normalise or _BASIC
-    edits = _edits(hypotheses, references, jiwer.process_characters, normalise)
+    """Compute the corpus-level character error rate. Empty strings count as in `wer`.
+
+    Punctuation counts unless the normaliser removes it. Spaces between words count, as in jiwer. Spaces in languages
+    without spaces between words, such as Chinese, and beside characters of their scripts do not count, unless the
+    normaliser is ``none`` or ``official``.
+    """
+    normalise = normalise or normaliser("basic", language)
+    edits = _edits(hypotheses, references, _characters(normalise, language), normalise)
     return score_of(_error_parts(edits), _error_signature("corpus", normalise))
 
 
-_BASIC = normaliser("basic")
 _WORD_ERRORS = (wer, wer_utterance_mean, cer)
+
+
+@dataclass(frozen=True)
+class _Units:
+    """Units that an error rate counts."""
+
+    align: Callable[..., Any]
+    """Function of jiwer."""
+    prepare: Callable[[str], str]
+    """Function of a normalised text that returns it as ``align`` is to read it."""
+
+
+_WORDS = _Units(jiwer.process_words, lambda text: " ".join(split_unspaced(text).split()))
+
+
+def _characters(normalise: Normaliser, language: str | None) -> _Units:
+    if normalise.keeps_spaces:
+        return _Units(jiwer.process_characters, str)
+    if language_code(language) in WITHOUT_SPACES:
+        return _Units(jiwer.process_characters, lambda text: "".join(text.split()))
+    return _Units(jiwer.process_characters, join_unspaced)
 
 
 @dataclass(frozen=True)
@@ -131,21 +162,22 @@ def _error_parts(edits: Sequence[_Edits]) -> Parts:
     return rate_parts([each.errors for each in edits], [each.length for each in edits])
 
 
-def _edits(
-    hypotheses: Sequence[str], references: References, align: Callable[..., Any], normalise: Normaliser
-) -> list[_Edits]:
-    """Return the edits of each utterance against its nearest reference; ``align`` is a function of jiwer."""
+def _edits(hypotheses: Sequence[str], references: References, units: _Units, normalise: Normaliser) -> list[_Edits]:
+    """Return the edits of each utterance against its nearest reference."""
+
+    def read(text: str) -> str:
+        return units.prepare(normalise.apply(text))
 
     def against(reference: str, hypothesis: str) -> _Edits:
         if not reference.strip():  # jiwer 3 raises an error for it
-            return _Edits(len(hypothesis.split() if align is jiwer.process_words else hypothesis.strip()), 0)
-        found = align(reference, hypothesis)
+            return _Edits(len(hypothesis.split() if units is _WORDS else hypothesis.strip()), 0)
+        found = units.align(reference, hypothesis)
         deleted_or_replaced = found.substitutions + found.deletions
         return _Edits(deleted_or_replaced + found.insertions, found.hits + deleted_or_replaced)
 
     return [
         min(
-            (against(normalise.apply(reference), normalise.apply(hypothesis)) for reference in accepted),
+            (against(read(reference), read(hypothesis)) for reference in accepted),
             key=lambda edits: edits.rate,
         )
         for hypothesis, accepted in pairs(hypotheses, references)
@@ -158,12 +190,50 @@ def _edits(
 def bleu(hypotheses: Sequence[str], references: References, language: str | None = None) -> Score:
     """Compute BLEU with sacreBLEU, with case and punctuation.
 
-    The tokenizer is 13a, or sacreBLEU's tokenizer for ``language`` zh, ja or ko. An empty hypothesis only shortens the
-    output (brevity penalty). The score of a corpus without a matching 4-gram is near 0.
+    `bleu_tokenizer` chooses the tokenizer by ``language``. If that is 13a, but most letters of the references are in a
+    script without spaces between words, it is ``zh`` for Chinese characters and ``char`` for others. An empty
+    hypothesis only shortens the output (brevity penalty). The score of a corpus without a matching 4-gram is near 0.
+
+    Raises:
+        MissingPackageError: the tokenizer of Japanese or Korean is not installed.
     """
-    metric = BLEU(trg_lang=language or "")
-    parts = bleu_parts(metric, *_columns(hypotheses, references))
-    return score_of(parts, str(metric.get_signature()))
+    said, right = _columns(hypotheses, references)
+    tokenizer = bleu_tokenizer(language)
+    if tokenizer == "13a":  # the language may be missing or wrong
+        script = unspaced_script(text for accepted in right for text in accepted)
+        tokenizer = {"han": "zh", "other": "char"}.get(script or "", "13a")
+    metric = _bleu(tokenizer, language)
+    return score_of(bleu_parts(metric, said, right), str(metric.get_signature()))
+
+
+def bleu_tokenizer(language: str | None) -> str:
+    """Return sacreBLEU's tokenizer for a language tag.
+
+    It is ``zh`` for the Chinese languages, ``ja-mecab`` for Japanese, ``ko-mecab`` for Korean, and ``char`` for Thai,
+    Lao, Khmer and Burmese, which sacreBLEU cannot split into words. All other languages have ``13a``.
+    """
+    code = language_code(language)
+    if code in CHINESE:
+        return "zh"
+    if code in WITHOUT_SPACES - {"ja"}:
+        return "char"
+    return {"ja": "ja-mecab", "ko": "ko-mecab"}.get(code or "", "13a")
+
+
+def check_bleu(language: str | None) -> None:
+    """Raise `MissingPackageError` if BLEU in ``language`` needs a package that is not installed."""
+    _bleu(bleu_tokenizer(language), language)
+
+
+def _bleu(tokenizer: str, language: str | None) -> BLEU:
+    try:
+        return BLEU(tokenize=tokenizer)
+    except (RuntimeError, ImportError) as error:  # sacreBLEU raises RuntimeError for a missing package
+        code = language_code(language)
+        raise MissingPackageError(
+            f"BLEU in the language {language!r} needs a tokenizer that is not installed: "
+            f"run pip install 'sacrebleu[{code}]'"
+        ) from error
 
 
 def chrf(hypotheses: Sequence[str], references: References, language: str | None = None) -> Score:
@@ -175,53 +245,7 @@ def chrf(hypotheses: Sequence[str], references: References, language: str | None
 
 def _columns(hypotheses: Sequence[str], references: References) -> tuple[list[str], list[list[str]]]:
     both = pairs(hypotheses, references)
-    return [hypothesis for hypothesis, _ in both], [accepted for _, accepted in both]
-
-
-# Question answering ------------------------------------------------------------------------------------------------
-
-_SQUAD_SIGNATURE = "norm:squad-1.1|refs:max"
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
-_DROP_PUNCTUATION = str.maketrans("", "", string.punctuation)
-
-
-def normalise_squad(text: str) -> str:
-    """Normalise as SQuAD v1.1: lower case, no ASCII punctuation, no articles (a, an, the), single spaces."""
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_DROP_PUNCTUATION)).split())
-
-
-def exact_match(hypotheses: Sequence[str], references: References, language: str | None = None) -> Score:
-    """Compute the percentage of answers that equal one of their references after `normalise_squad`."""
-    return score_of(_mean_of_best(_same, hypotheses, references), _SQUAD_SIGNATURE)
-
-
-def f1(hypotheses: Sequence[str], references: References, language: str | None = None) -> Score:
-    """Compute the mean over utterances of the best token F1 with a reference, after `normalise_squad`.
-
-    An empty answer scores 0, or 100 if a reference is empty after normalisation too. This is the rule of SQuAD v2, and
-    it keeps F1 from being below exact match; v1.1 has no such answers.
-    """
-    return score_of(_mean_of_best(_token_f1, hypotheses, references), _SQUAD_SIGNATURE)
-
-
-def _same(hypothesis: str, reference: str) -> float:
-    return float(hypothesis == reference)
-
-
-def _token_f1(hypothesis: str, reference: str) -> float:
-    answer, expected = hypothesis.split(), reference.split()
-    if not answer or not expected:
-        return float(answer == expected)
-    shared = sum((Counter(answer) & Counter(expected)).values())
-    return 2 * shared / (len(answer) + len(expected))
-
-
-def _mean_of_best(similarity: Callable[[str, str], float], hypotheses: Sequence[str], references: References) -> Parts:
-    best = [
-        100 * max(similarity(normalise_squad(hypothesis), normalise_squad(reference)) for reference in accepted)
-        for hypothesis, accepted in pairs(hypotheses, references)
-    ]
-    return mean_parts(best)
+    return [clean(hypothesis) for hypothesis, _ in both], [list(map(clean, accepted)) for _, accepted in both]
 
 
 # Metrics of each task -------------------------------------------------------------------------------------------
@@ -235,23 +259,30 @@ METRICS: dict[str, Mapping[str, Metric]] = {
 }
 """Task -> metric name -> metric. Other tasks are scored as question answering.
 
-``voice`` asks for a single attribute of the speaker. ``meta`` has WER and BLEU of the description because the paper's
-code reports them.
+``voice`` asks for a single attribute of the speaker. ``meta`` has WER and BLEU of the description, as the paper's code
+has them; its own variants of both are in `ossicle.evaluate.official`.
 """
 
 
 def metrics_for(
-    task: str | None, *, normalise: str = "basic", language: str | None = None, spelling: Path | None = None
+    task: str | None,
+    *,
+    normalise: str = "basic",
+    language: str | None = None,
+    spelling: Path | None = None,
+    official: bool = False,
 ) -> Mapping[str, Metric]:
     """Return the metrics of a task by name; None is speech recognition.
 
-    ``normalise``, ``language`` and ``spelling`` select the `normaliser` of word and character error rates. Raises as
-    `normaliser`.
+    ``normalise``, ``language`` and ``spelling`` select the `normaliser` of word and character error rates. ``official``
+    adds the scorers of the paper's code. Raises as `normaliser`.
     """
-    found = METRICS.get(task or "asr", METRICS["qa"])
-    if normalise == "basic":
-        return found
-    chosen = normaliser(normalise, language, spelling)
-    return {
-        name: partial(metric, normalise=chosen) if metric in _WORD_ERRORS else metric for name, metric in found.items()
-    }
+    task = task_name(task)
+    found = METRICS.get(task, METRICS["qa"])
+    if normalise != "basic":
+        chosen = normaliser(normalise, language, spelling)
+        found = {
+            name: partial(metric, normalise=chosen) if metric in _WORD_ERRORS else metric
+            for name, metric in found.items()
+        }
+    return {**found, **OFFICIAL.get(task, OFFICIAL["qa"])} if official else found

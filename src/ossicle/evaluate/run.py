@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from rich.console import Console
 
@@ -12,10 +13,11 @@ from ossicle.data.collate import Collator
 from ossicle.data.dataset import SpeechDataset, subset
 from ossicle.data.manifest import read_manifest
 from ossicle.evaluate.cascade import CascadeCollator, Recogniser
-from ossicle.evaluate.decode import MAX_NEW_TOKENS, decode
-from ossicle.evaluate.score import Row, score, write_scores
+from ossicle.evaluate.decode import MAX_NEW_TOKENS, decode, group_of
+from ossicle.evaluate.score import Row, check_metrics, score, write_scores
 from ossicle.evaluate.tables import print_table
 from ossicle.models.frozen import fingerprint
+from ossicle.models.lora import adapters
 from ossicle.models.speech_llm import SpeechLLM
 
 
@@ -40,15 +42,19 @@ class EvalOptions:
 def evaluate(folder: Path, manifest: Path, out: Path, options: EvalOptions) -> list[Row]:
     """Decode ``manifest`` into ``out`` with the checkpoint in ``folder``, score that file and print the table.
 
-    An interrupted call resumes. Raises `OssicleError` if the checkpoint, the manifest or ``out`` cannot be used.
+    An interrupted call resumes. Lines of ``out`` get the references that ``manifest`` has now. Raises
+    `OssicleError` if the checkpoint, the manifest or ``out`` cannot be used.
     """
+    console = Console(stderr=True)
     samples = subset(read_manifest(manifest), options.fraction)
+    for warning in check_metrics(group_of(sample) for sample in samples):
+        console.print(f"warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     dataset = SpeechDataset(samples, on_error="skip" if options.skip_broken else "raise", max_duration_s=float("inf"))
     device = Accelerator().device
     model = SpeechLLM.from_pretrained(folder, device=device).to(device)
     plain = Collator(model.prompter())
     collate: Collator | CascadeCollator = plain
-    source = fingerprint(model.projector)
+    source = fingerprint_of_trained(model)
     if options.cascade:
         recogniser = Recogniser(model.config.encoder)
         collate, source = CascadeCollator(plain, recogniser), recogniser.source
@@ -62,10 +68,19 @@ def evaluate(folder: Path, manifest: Path, out: Path, options: EvalOptions) -> l
         max_new_tokens=options.max_new_tokens,
         from_text=options.from_text or options.cascade,
     )
-    console = Console(stderr=True)
     if dataset.skipped:
         console.print(dataset.report())
     rows = score(out)
     print_table(rows)
     console.print(f"scores: {write_scores(out, rows)}")
     return rows
+
+
+def fingerprint_of_trained(model: SpeechLLM) -> str:
+    """Return a fingerprint of the projector and of all other weights of ``model`` that were trained."""
+    projector = fingerprint(model.projector)
+    trained = adapters(model)
+    if not trained:
+        return projector
+    weights = torch.nn.ParameterDict({name.replace(".", "/"): tensor for name, tensor in trained.items()})
+    return f"{projector}-{fingerprint(weights)}"

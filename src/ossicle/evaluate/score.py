@@ -1,20 +1,22 @@
 """Score a file of hypotheses, separately for each task and pair of languages.
 
-Scoring reads nothing but the file of hypotheses, so a file can be copied or edited and scored without the model.
+Scoring needs nothing but the file of hypotheses, so a file can be copied or edited and scored without the model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
+from ossicle.errors import MissingPackageError, OssicleError
 from ossicle.evaluate.bootstrap import RESAMPLES, Interval, intervals
 from ossicle.evaluate.comet import CometOptions, comet
 from ossicle.evaluate.failures import Failure, failures
-from ossicle.evaluate.hypotheses import Hypothesis, grouped, read_hypotheses
+from ossicle.evaluate.hypotheses import GroupKey, Hypothesis, grouped, read_hypotheses, task_name
 from ossicle.evaluate.meta import attribute_metrics
-from ossicle.evaluate.metrics import metrics_for
+from ossicle.evaluate.metrics import check_bleu, metrics_for
 from ossicle.evaluate.parts import Score
 from ossicle.files import write_json
 
@@ -33,6 +35,10 @@ class ScoreOptions:
     """Seed of the bootstrap."""
     comet: CometOptions | None = None
     """Settings of COMET for translations; None computes no COMET."""
+    official: bool = False
+    """Add the scorers of the paper's code (`ossicle.evaluate.official`)."""
+    manifests: tuple[Path, ...] = ()
+    """Manifests whose references replace those in the files of hypotheses. By default the files' own are used."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +61,8 @@ class Row:
     units: str = ""
     """Resampled units, e.g. ``12 speakers``."""
     failures: list[Failure] = field(default_factory=list)
+    errors: dict[str, str] = field(default_factory=dict)
+    """Metric name -> the reason why it could not be computed."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +71,14 @@ class ScoredGroup:
 
     lines: list[Hypothesis]
     scores: dict[str, Score]
+    errors: dict[str, str] = field(default_factory=dict)
+    """Metric name -> the reason why it could not be computed."""
 
 
 def score(hypotheses_path: Path, options: ScoreOptions | None = None) -> list[Row]:
     """Return one row per (task, language, target language) of the file, in alphabetical order.
+
+    A metric that cannot be computed is in ``errors`` of its row, and all others are computed.
 
     Raises:
         HypothesesError: the file is missing, empty or invalid, or a line has no references.
@@ -78,26 +90,33 @@ def score(hypotheses_path: Path, options: ScoreOptions | None = None) -> list[Ro
 def score_groups(hypotheses_path: Path, options: ScoreOptions | None = None) -> list[ScoredGroup]:
     """Return the scored groups of lines behind the rows of `score`. Raises as `score`."""
     options = options or ScoreOptions()
-    groups = grouped(read_hypotheses(hypotheses_path)).values()
-    return [ScoredGroup(lines, _score_lines(lines, options)) for lines in groups]
+    lines = read_hypotheses(hypotheses_path)
+    if options.manifests:
+        from ossicle.evaluate.references import with_references  # imports torch
+
+        lines = with_references(lines, options.manifests)
+    groups = grouped(lines).values()
+    return [_score_lines(group, options) for group in groups]
 
 
 def make_row(group: ScoredGroup, options: ScoreOptions) -> Row:
     """Return the row of a group, with confidence intervals and failures."""
-    first, found = group.lines[0], group.scores
+    found = group.scores
+    task, language, target_language = group.lines[0].group
     units, description = resampling_units(group.lines)
     parts = {name: result.parts for name, result in found.items() if result.parts is not None}
     bounds = intervals(list(parts.values()), units, resamples=options.resamples, seed=options.seed)
     return Row(
-        task=first.task or "asr",
-        language=first.language,
-        target_language=first.target_language or first.language,
+        task=task,
+        language=language or None,
+        target_language=target_language or None,
         n=len(group.lines),
         scores={name: result.value for name, result in found.items()},
         signatures={name: result.signature for name, result in found.items()},
         intervals={name: bound for name, bound in zip(parts, bounds, strict=True) if bound is not None},
         units=description,
         failures=failures(group.lines),
+        errors=group.errors,
     )
 
 
@@ -122,15 +141,46 @@ def resampling_units(lines: Sequence[Hypothesis]) -> tuple[list[str], str]:
     return utterances, f"{len(set(utterances))} utterances"
 
 
-def _score_lines(lines: Sequence[Hypothesis], options: ScoreOptions) -> dict[str, Score]:
-    """Return metric name -> score for the lines of one group."""
+def check_metrics(groups: Iterable[GroupKey]) -> list[str]:
+    """Return a warning for each metric that cannot be computed for ``groups``, before anything is decoded."""
+    found = []
+    for task, _, target in dict.fromkeys(groups):
+        if "bleu" in metrics_for(task):
+            try:
+                check_bleu(target)
+            except MissingPackageError as error:
+                found.append(f"task {task} will have no BLEU. {error}")
+    return list(dict.fromkeys(found))
+
+
+def _score_lines(lines: list[Hypothesis], options: ScoreOptions) -> ScoredGroup:
+    """Score the lines of one group. A metric that fails is listed with its error, so that it never hides others."""
     first = lines[0]
     hypotheses, references = [line.hypothesis for line in lines], [line.references for line in lines]
-    language = first.target_language or first.language  # the same for the whole group
-    metrics = dict(metrics_for(first.task, normalise=options.normalise, language=language, spelling=options.spelling))
-    if first.task == "meta":
+    language = first.group[2] or None
+    metrics = dict(
+        metrics_for(
+            first.task,
+            normalise=options.normalise,
+            language=language,
+            spelling=options.spelling,
+            official=options.official,
+        )
+    )
+    task = task_name(first.task)
+    if task == "meta":
         metrics |= attribute_metrics(references)
-    found = {name: metric(hypotheses, references, language) for name, metric in metrics.items()}
-    if first.task == "st" and options.comet is not None:
-        found["comet"] = comet(lines, options.comet)
-    return found
+    computations: dict[str, Callable[[], Score]] = {
+        name: partial(metric, hypotheses, references, language) for name, metric in metrics.items()
+    }
+    if task == "st" and options.comet is not None:
+        computations["comet"] = partial(comet, lines, options.comet)
+    scores, errors = {}, {}
+    for name, compute in computations.items():
+        try:
+            scores[name] = compute()
+        except OssicleError as error:
+            errors[name] = str(error)
+        except Exception as error:  # a bug in one metric, or in its package, must not hide the others
+            errors[name] = f"{type(error).__name__}: {error}"
+    return ScoredGroup(lines, scores, errors)

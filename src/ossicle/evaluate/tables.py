@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
@@ -38,9 +39,9 @@ def print_table(rows: Sequence[Row], console: Console | None = None) -> None:
     table.add_column("score", justify="right")
     table.add_column("95% interval", justify="right")
     for row in rows:
-        head = (row.task, language_label(row.language, row.target_language), str(row.n))
+        head = (escape(row.task), escape(language_label(row.language, row.target_language)), str(row.n))
         for name, value in row.scores.items():
-            table.add_row(*head, name, f"{value:.2f}", format_interval(row.intervals.get(name)))
+            table.add_row(*head, escape(name), f"{value:.2f}", format_interval(row.intervals.get(name)))
             head = ("", "", "")
         table.add_section()
     console = console or Console()
@@ -79,6 +80,15 @@ def format_interval(interval: Interval | None) -> str:
     return "" if interval is None else f"{interval.low:.2f} – {interval.high:.2f}"
 
 
+def describe_errors(rows: Iterable[Row]) -> str:
+    """Return a line for each metric that could not be computed, or an empty string."""
+    return "\n".join(
+        f"{row.task} {language_label(row.language, row.target_language)}: no {name}: {reason}"
+        for row in rows
+        for name, reason in row.errors.items()
+    )
+
+
 def _notes(rows: Sequence[Row]) -> list[str]:
     notes = []
     for row in rows:
@@ -103,9 +113,11 @@ def _print_differences(differences: Sequence[Difference], console: Console) -> N
     for heading in ("n", "metric", "difference", "95% interval", "p"):
         table.add_column(heading, justify="left" if heading == "metric" else "right")
     for found in differences:
-        head = (found.task, language_label(found.language, found.target_language), str(found.n))
+        head = (escape(found.task), escape(language_label(found.language, found.target_language)), str(found.n))
         for name, pair in found.metrics.items():
-            table.add_row(*head, name, f"{pair.difference:+.2f}", format_interval(pair.interval), _format_p(pair))
+            table.add_row(
+                *head, escape(name), f"{pair.difference:+.2f}", format_interval(pair.interval), _format_p(pair)
+            )
             head = ("", "", "")
         table.add_section()
     print_whole(table, console)
@@ -119,8 +131,8 @@ def _print_spreads(spreads: Sequence[Spread], console: Console) -> None:
     table = Table("task", "language", "metric", box=box.SIMPLE)
     table.add_column("mean ± sd", justify="right")
     for spread in spreads:
-        languages = language_label(spread.language, spread.target_language)
-        table.add_row(spread.task, languages, spread.metric, f"{spread.mean:.2f} ± {spread.sd:.2f}")
+        languages = escape(language_label(spread.language, spread.target_language))
+        table.add_row(escape(spread.task), languages, escape(spread.metric), f"{spread.mean:.2f} ± {spread.sd:.2f}")
     print_whole(table, console)
 
 

@@ -34,6 +34,8 @@ COLUMNS = {
     "r_at_1": "R@1** ↑",
 }
 EXAMPLES = 3
+MODEL = "model"
+"""Folder of the published model within the demo's folder."""
 SIMILARITY_SHOWN = 32
 """Passages in the plot of similarities."""
 
@@ -164,27 +166,36 @@ def _stage1_times(seconds: Mapping[str, float]) -> str:
 
 
 def examples(out: Path, best: Job) -> list[dict[str, str]]:
-    """Copy three test recordings to ``examples`` and return what the model of the job ``best`` answers."""
+    """Copy three test recordings to ``examples`` and return what the published model answers.
+
+    The answers are those that the commands ``transcribe``, ``translate`` and ``ask`` print for these files. The job's
+    hypotheses can differ: the test lines word their instructions differently, and they are decoded in batches from
+    frames in bfloat16.
+    """
     from ossicle.evaluate.hypotheses import read_hypotheses
+    from ossicle.evaluate.listen import answers, instruction_for, load_for_use
     from ossicle_lab.study.job import HYPOTHESES
 
-    heard: dict[str, dict[str, Any]] = {}
+    lines: dict[str, dict[str, Any]] = {}
     for line in read_hypotheses(best.folder / HYPOTHESES):
-        heard.setdefault(line.audio or "", {})[f"{line.task}/{line.target_language}"] = line
+        lines.setdefault(line.audio or "", {})[f"{line.task}/{line.target_language}"] = line
     (out / "examples").mkdir(exist_ok=True)
+    model = load_for_use(out / MODEL)
     shown = []
-    for i, (audio, lines) in enumerate(sorted(heard.items())[:EXAMPLES], start=1):
+    for i, (audio, of_task) in enumerate(sorted(lines.items())[:EXAMPLES], start=1):
         path = out / "examples" / f"{i}.wav"
         shutil.copyfile(audio, path)
-        question = lines["qa/en"]
+        question = of_task["qa/en"].instruction
+        asked = (instruction_for(model, "asr"), instruction_for(model, "st", "de"), question)
+        heard, german, answer = (text.text for words in asked for text in answers(model, [path], words))
         shown.append(
             {
                 "audio": str(path),
-                "said": lines["asr/en"].references[0],
-                "heard": lines["asr/en"].hypothesis,
-                "german": lines["st/de"].hypothesis,
-                "question": question.instruction,
-                "answer": question.hypothesis,
+                "said": of_task["asr/en"].references[0],
+                "heard": heard,
+                "german": german,
+                "question": question,
+                "answer": answer,
             }
         )
     write_json(out / "examples" / "examples.json", shown)

@@ -20,7 +20,7 @@ from rich.console import Console
 from ossicle.files import write_json
 from ossicle_lab import recipes
 from ossicle_lab.demo import report
-from ossicle_lab.demo.report import Trained
+from ossicle_lab.demo.report import MODEL, Trained
 from ossicle_lab.stamp import claim_folder
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ COMPARED = ("none", BEST)
 CORPUS_SEED = 1
 """The recipes were chosen on passages with seed 0."""
 TRAINING_SEED = 0
-DATA, STUDY, MODEL, RESULTS = "data", "study", "model", "results.json"
+DATA, STUDY, RESULTS = "data", "study", "results.json"
 ALIGNMENT = "alignment.json"
 
 
