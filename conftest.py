@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -50,6 +53,31 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     made = {family: tiny_encoder(root / family, family) for family in ENCODERS}
     made["hubert-group"] = tiny_encoder(root / "hubert-group", "hubert", norm="group")
     return made | {family: tiny_llm(root / family, family, layers=LLM_LAYERS) for family in LLMS}
+
+
+@pytest.fixture(scope="session")
+def real_models() -> dict[str, Path]:
+    """Published weights by name: whisper-tiny.en and smollm2-135m-instruct; tests skip where they cannot be built.
+
+    They are built once, into $OSSICLE_TEST_MODELS or ~/.cache/ossicle-tests, by a script outside the repository.
+    """
+    from filelock import FileLock
+
+    from places import SHARED
+
+    script, names = SHARED / "tools" / "models.py", ("whisper-tiny.en", "smollm2-135m-instruct")
+    folder = Path(os.environ.get("OSSICLE_TEST_MODELS", Path.home() / ".cache" / "ossicle-tests"))
+    if not all((folder / name / "config.json").is_file() for name in names):
+        if not script.is_file():
+            pytest.skip("the script that builds published models is missing (shared/tools/models.py)")
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock"):
+            built = subprocess.run(
+                [sys.executable, script, folder, *names], capture_output=True, text=True, check=False
+            )
+        if built.returncode:
+            pytest.skip(f"published models cannot be built: {built.stderr.strip().splitlines()[-1:]}")
+    return {name: folder / name for name in names}
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Where the tests find what does not lie beside them."""
+"""Paths that several tests use."""
 
 from pathlib import Path
 

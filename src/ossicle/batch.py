@@ -79,7 +79,11 @@ class Padded:
 
     def to(self, device: torch.device | str) -> Padded:
         """Return a copy on ``device``."""
-        return Padded(self.values.to(device), self.mask.to(device))
+        return Padded(self.values.to(device, non_blocking=True), self.mask.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Padded:
+        """Return a copy in pinned memory, from which a transfer to a GPU does not wait."""
+        return Padded(self.values.pin_memory(), self.mask.pin_memory())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,11 +125,13 @@ class Batch:
     """Set only for objectives on mixed speech-text sequences (``needs_mixed``); they require word times."""
     speech: Padded | None = None  # (B, M, D_llm) projector output, if a sum of objectives has computed it already
     seeds: list[int] = field(default_factory=list)
-    """One augmentation seed per sample for this epoch (`ossicle.data.augment`); empty without augmentation."""
+    """One augmentation seed per sample for this epoch (`ossicle.data.augmentation`); empty without augmentation."""
     audio_s: float = 0.0
     """Seconds of audio in the batch, padding excluded."""
     skipped: list[Skipped] = field(default_factory=list)
     """Samples of this batch that could not be read."""
+    weights: dict[str, Any] = field(default_factory=dict)
+    """Weight of each kind of `label_counts` among the batches of the optimiser step; empty for a single batch."""
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -133,6 +139,30 @@ class Batch:
     def to(self, device: torch.device | str) -> Batch:
         """Return a copy with every tensor on ``device``."""
         return replace(self, **{f.name: _to(getattr(self, f.name), device) for f in fields(self)})
+
+    def pin_memory(self) -> Batch:
+        """Return a copy with every tensor in pinned memory; the loader of the training calls it for a GPU."""
+        return replace(self, **{f.name: _pinned(getattr(self, f.name)) for f in fields(self)})
+
+    def label_counts(self) -> dict[str, int]:
+        """Return the number of labels of each kind over which a loss is averaged.
+
+        ``answers`` counts the tokens of the answers, ``mixed`` the predicted tokens of the mixed sequences, and
+        ``examples`` the utterances.
+        """
+        counts = {"examples": len(self)}
+        if self.chat is not None:
+            counts["answers"] = int(self.chat.answer.mask.sum())
+        if self.mixed is not None:
+            counts["mixed"] = int(self.mixed.written[:, 1:].sum())  # no position precedes the first one
+        return counts
+
+    def weighted(self, mean: Tensor, kind: str) -> Tensor:
+        """Return ``mean``, a loss averaged over this batch's labels of ``kind``, weighted for the optimiser step.
+
+        The mean of the weighted losses of all batches of the step is the mean over all its labels.
+        """
+        return mean * self.weights[kind] if kind in self.weights else mean
 
 
 @dataclass(frozen=True)
@@ -152,10 +182,20 @@ class LossOutput:
 
 
 def _to(value: Any, device: torch.device | str) -> Any:
-    if isinstance(value, Padded | Tensor):
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, Padded):
         return value.to(device)
     if isinstance(value, Chat | Mixed):
         return replace(value, **{f.name: _to(getattr(value, f.name), device) for f in fields(value)})
+    return value
+
+
+def _pinned(value: Any) -> Any:
+    if isinstance(value, Padded | Tensor):
+        return value.pin_memory()
+    if isinstance(value, Chat | Mixed):
+        return replace(value, **{f.name: _pinned(getattr(value, f.name)) for f in fields(value)})
     return value
 
 

@@ -49,6 +49,10 @@ class CheckpointError(ModelError):
     """A checkpoint is missing, damaged, or was trained with other models or settings."""
 
 
+class TrainingError(OssicleError, RuntimeError):
+    """Training cannot go on: the loss is not finite, or a file cannot be written."""
+
+
 class CacheError(OssicleError, ValueError):
     """A cache folder is damaged or was created for a different model or setting."""
 

@@ -15,12 +15,14 @@ from typing import Literal, ParamSpec, TypeVar
 import torch
 from accelerate import Accelerator
 
+from ossicle.errors import ConfigError
 from ossicle.private import onednn_multiplies
 
 Precision = Literal["fp32", "bf16", "fp16"]
 CPU = torch.device("cpu")
 _ACCELERATE: dict[Precision, str] = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 _HALF = {"bf16": torch.bfloat16, "bfloat16": torch.bfloat16, "fp16": torch.float16, "float16": torch.float16}
 
 
@@ -59,10 +61,20 @@ def usable(dtype: torch.dtype, device: torch.device | None = None) -> torch.dtyp
 
 
 def new_accelerator(precision: Precision, *, cpu: bool) -> Accelerator:
-    """Return the accelerator of a run; mixed precision is on if the device `multiplies` that type."""
+    """Return the accelerator of a run; mixed precision is on if the device `multiplies` that type.
+
+    Raises `ConfigError` if accelerate keeps the precision of an earlier run of this process.
+    """
     wanted = _HALF.get(precision, torch.float32)
     possible = multiplies(wanted, CPU if cpu else None)
-    return Accelerator(mixed_precision=_ACCELERATE[precision if possible else "fp32"], cpu=cpu)
+    mixed = _ACCELERATE[precision if possible else "fp32"]
+    try:
+        accelerator = Accelerator(mixed_precision=mixed, cpu=cpu)
+    except ValueError as error:
+        raise ConfigError(f"train.precision={precision}: {error} Start a new process") from error
+    if accelerator.mixed_precision != mixed:
+        raise ConfigError(f"train.precision={precision}: this process has run in another precision; start a new one")
+    return accelerator
 
 
 def describe_fallbacks(wanted: dict[str, str], device: torch.device | None) -> str | None:

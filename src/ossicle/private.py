@@ -1,13 +1,13 @@
 """Private interfaces of PyTorch, transformers and accelerate that Ossicle uses, in one place.
 
-They may change without notice. When a new version of a library breaks one, fix it in this file. The only exception is
-`ossicle.models.packing`, which imports the attention functions of transformers itself.
+They may change without notice. Where one is gone, each function falls back to a public way with the same result, most
+of them in `ossicle.public`. The only exception is `ossicle.models.packing`, which imports the attention functions of
+transformers itself.
 """
 
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -21,19 +21,28 @@ def onednn_multiplies(dtype: torch.dtype) -> bool:
     """
     if not _has_onednn():
         return False
-    onednn = torch.ops.mkldnn
-    return bool(onednn._is_mkldnn_bf16_supported() if dtype == torch.bfloat16 else onednn._is_mkldnn_fp16_supported())
+    try:
+        onednn = torch.ops.mkldnn
+        supported = onednn._is_mkldnn_bf16_supported if dtype == torch.bfloat16 else onednn._is_mkldnn_fp16_supported
+        return bool(supported())
+    except (AttributeError, RuntimeError):
+        from ossicle.public import cpu_multiplies  # the replacements are not needed with the libraries of today
+
+        return cpu_multiplies(dtype)
 
 
 def onednn_product(x: Tensor, y: Tensor) -> Tensor | None:
     """Return x @ y.T of ``x`` (N, D) and ``y`` (M, D) by oneDNN, without a graph; None if it is not available.
 
     oneDNN computes float32 on a CPU only. It uses AVX-512 where the CPU has it. PyTorch itself calls MKL, which uses
-    only AVX2 on CPUs of other makers than Intel.
+    only AVX2 on CPUs of other makers than Intel. Callers compute ``x @ y.T`` instead of None.
     """
     if x.device.type != "cpu" or x.dtype != torch.float32 or not _has_onednn():
         return None
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, y, None, "none", [], "")
+    try:
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, y, None, "none", [], "")
+    except AttributeError:
+        return None
     return product
 
 
@@ -43,8 +52,11 @@ def _has_onednn() -> bool:
 
 
 def takes_registered_attention(model: Any) -> bool:
-    """Return True if the transformers ``model`` reads its attention function from ``AttentionInterface``."""
-    return bool(model._supports_attention_backend)
+    """Return True if the transformers ``model`` reads its attention function from ``AttentionInterface``.
+
+    Where this is not known it returns False, and batches run padded instead of packed.
+    """
+    return bool(getattr(model, "_supports_attention_backend", False))
 
 
 def shallow_copy(model: Any) -> Any:
@@ -53,28 +65,24 @@ def shallow_copy(model: Any) -> Any:
     Its submodules and its ``config`` can be replaced without a change to ``model``: `copy.copy` alone would share the
     dictionary of submodules.
     """
+    if not hasattr(model, "_modules"):
+        from ossicle.public import sharing_copy  # as above
+
+        return sharing_copy(model)
     copied = copy.copy(model)
     copied._modules = dict(model._modules)
     copied.config = copy.copy(model.config)
     return copied
 
 
-def cached_model_file(name: str, file: str) -> Path | None:
-    """Return the local path of ``file`` of a hub id or folder, downloaded if necessary; None if there is no such file.
-
-    The public form of transformers' function raises the same error for a missing file and for a missing network.
-    """
-    from transformers.utils import cached_file
-
-    found = cached_file(name, file, _raise_exceptions_for_missing_entries=False)
-    return Path(found) if found else None
-
-
 def reset_accelerator_state() -> None:
-    """Let the next `accelerate.Accelerator` of this process have another precision.
+    """Let the next `accelerate.Accelerator` of this process have another precision and process group.
 
-    accelerate otherwise keeps the settings of the first one for the whole process.
+    accelerate otherwise keeps the settings of the first one for the whole process. Where the function is gone they
+    stay, and `ossicle.precision.new_accelerator` refuses another precision.
     """
     from accelerate.state import AcceleratorState
 
-    AcceleratorState._reset_state()
+    reset = getattr(AcceleratorState, "_reset_state", None)
+    if reset is not None:
+        reset(reset_partial_state=True)

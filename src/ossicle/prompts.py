@@ -31,7 +31,6 @@ LANGUAGE_NAMES = {
 TEMPLATE_OPTIONS = {"enable_thinking": False, "date_string": "26 Jul 2024"}
 """Variables that chat templates read. Without the first, Qwen3 and SmolLM3 think before they answer, unlike the answers
 in the data. Without the second, Llama 3 writes today's date into the prompt, so that prompts change from day to day."""
-_SPEECH, _INSTRUCTION, _ANSWER = "{speech}", "{instruction}", "{answer}"
 
 
 @dataclass(frozen=True)
@@ -42,28 +41,18 @@ class ChatTemplate:
     between: str
     header: str
     end: str
+    closed_thought: str = ""
+    """Text at the end of ``header`` that completes the thought which a reasoning LLM's generation prompt opens."""
 
     @classmethod
     def of(cls, tokenizer: Any) -> ChatTemplate:
         """Split the tokenizer's own template, by rendering one turn with marked slots.
 
-        Raises `ModelError` if the template has no generation prompt or changes the content of a message.
+        Raises `ModelError` for a template that cannot be used, see `ossicle.chat_template.split_template`.
         """
-        user = {"role": "user", "content": f"{_SPEECH} {_INSTRUCTION}"}
-        prompt = tokenizer.apply_chat_template([user], tokenize=False, add_generation_prompt=True, **TEMPLATE_OPTIONS)
-        both = [user, {"role": "assistant", "content": _ANSWER}]
-        whole = tokenizer.apply_chat_template(both, tokenize=False, **TEMPLATE_OPTIONS)
-        if _SPEECH not in prompt or _INSTRUCTION not in prompt or _ANSWER not in whole:
-            raise ModelError(
-                f"{tokenizer.name_or_path}: the chat template does not keep the content of messages; "
-                "use an instruction-tuned LLM whose template does"
-            )
-        before, rest = prompt.split(_SPEECH)
-        between, header = rest.split(_INSTRUCTION)
-        answered = whole.split(_INSTRUCTION)[1]  # header, ANSWER, end
-        lead, end = answered.split(_ANSWER)
-        # Mistral's template writes a space before the answer that its generation prompt lacks: add it to the header.
-        return cls(before, between, lead if lead.startswith(header) else header, end)
+        from ossicle.chat_template import split_template  # done once, and not on the path from data to loss
+
+        return cls(**vars(split_template(tokenizer, TEMPLATE_OPTIONS)))
 
 
 @dataclass(frozen=True)
@@ -85,28 +74,41 @@ class Prompter:
     def __init__(
         self, tokenizer: Any, end_ids: set[int], *, asr_instructions: tuple[str, ...] = ASR_INSTRUCTIONS
     ) -> None:
+        from ossicle.chat_template import PlainText  # as in `ChatTemplate.of`
+
         self.tokenizer, self.asr_instructions = tokenizer, asr_instructions
         self.template = ChatTemplate.of(tokenizer)
+        self.plain = PlainText(tokenizer)
         self.before = self.ids(self.template.before)
         self.end = self._end(end_ids)
 
+    def content_ids(self, text: str) -> list[int]:
+        """Return the token ids of a transcript, an instruction or an answer; special tokens in it are only text."""
+        return self.plain.ids(text) if self.plain.holds_token(text) else self.ids(text)
+
     def ids(self, text: str) -> list[int]:
-        """Return the token ids of ``text``, without special tokens."""
+        """Return the token ids of ``text`` of a template. The tokenizer adds none, but reads special tokens in it."""
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)
 
     def word_ids(self, words: Sequence[str]) -> list[list[int]]:
         """Return the token ids of each word; concatenated, they are the ids of the words joined by spaces.
 
-        A token that spans two words belongs to the later one. Raises `ModelError` if the tokenizer has no character
-        offsets.
+        A token that spans two words belongs to the later one. Special tokens in the text are only text. Raises
+        `ModelError` if the tokenizer has no character offsets.
         """
         if not self.tokenizer.is_fast:
             name = self.tokenizer.name_or_path
             raise ModelError(f"{name}: the tokenizer has no offsets; mixed sequences need a fast tokenizer")
-        encoded = self.tokenizer(" ".join(words), add_special_tokens=False, return_offsets_mapping=True)
+        text = " ".join(words)
+        if self.plain.holds_token(text):
+            encoded = self.plain.encode(text)
+            tokens = zip(encoded.ids, encoded.offsets, strict=True)
+        else:
+            encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+            tokens = zip(encoded.input_ids, encoded.offset_mapping, strict=True)
         ends = list(accumulate((len(word) + 1 for word in words), initial=-1))[1:]  # last character of each word
         ids: list[list[int]] = [[] for _ in words]
-        for token, (_, end) in zip(encoded.input_ids, encoded.offset_mapping, strict=True):
+        for token, (_, end) in tokens:
             ids[bisect_left(ends, end)].append(token)
         return ids
 
@@ -118,8 +120,18 @@ class Prompter:
 
     def turn(self, instruction: str, answer: str) -> Turn:
         """Return one turn; ``answer`` is empty if it is to be generated."""
-        after = self.ids(f"{self.template.between}{instruction}{self.template.header}")
-        return Turn(self.before, after, self.ids(answer) + self.end)
+        return Turn(self.before, self._after(instruction), self.content_ids(answer) + self.end)
+
+    def _after(self, instruction: str) -> list[int]:
+        between, header = self.template.between, self.template.header
+        if not self.plain.holds_token(instruction):
+            return self.ids(f"{between}{instruction}{header}")
+        first, special, tail = self.plain.split(between)
+        head, *rest = self.plain.split(header)
+        if not special:
+            first, tail = "", first
+        start, stop = self.ids(first + special), self.ids("".join(rest))
+        return [*start, *self.plain.ids(f"{tail}{instruction}{head}"), *stop]
 
     def chat(self, samples: Sequence[Sample], epoch: int) -> Chat:
         """Return the padded chat turns of ``samples``, split where the speech goes."""
@@ -142,6 +154,11 @@ class Prompter:
         for position, token in enumerate(ids):
             if token in end_ids:
                 return ids[: position + 1]
+        if self.tokenizer.eos_token_id is None:
+            raise ModelError(
+                f"{self.tokenizer.name_or_path} has no end of turn: its chat template ends an answer with "
+                f"{self.template.end!r}, and its tokenizer has no eos_token; set one in tokenizer_config.json"
+            )
         return [self.tokenizer.eos_token_id]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from typing import Any, TypeVar, cast, dataclass_transform
 
@@ -17,7 +16,7 @@ T = TypeVar("T")
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(Field,))
 def section(cls: type[T]) -> type[T]:
     """Make ``cls`` a frozen, keyword-only, validated section of the configuration that rejects unknown fields."""
-    settings = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    settings = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
     return cast("type[T]", dataclass(cls, frozen=True, kw_only=True, config=settings))
 
 
@@ -25,27 +24,8 @@ def config_error(error: ValidationError, tree: dict[str, Any], where: str, names
     """Return pydantic's ``error`` about ``tree`` as a `ConfigError` with one line per problem.
 
     Each line starts with ``where`` (the file) and the dotted path of the field. ``names`` are the known fields, from
-    which a correction is suggested for an unknown one.
+    which a correction is suggested for an unknown one: names, or paths from `ossicle.validation.field_paths`.
     """
-    return ConfigError("\n".join(f"{where}: {_explain(problem, tree, names)}" for problem in error.errors()))
+    from ossicle.validation import explain  # only an invalid configuration needs it
 
-
-def _explain(problem: Any, tree: dict[str, Any], names: Iterable[str]) -> str:
-    path = _field_path(problem["loc"], tree)
-    if problem["type"] != "unexpected_keyword_argument":
-        return f"{path}: {problem['msg'].lower()} (got {problem['input']!r})"
-    name = path.rpartition(".")[2]
-    near = difflib.get_close_matches(name, names, n=1)
-    return f"{path}: unknown field" + (f"; did you mean '{near[0]}'?" if near else "")
-
-
-def _field_path(location: tuple[str | int, ...], tree: Any) -> str:
-    """Return the dotted path of a field, without the tags that pydantic adds for unions."""
-    path = []
-    for part in location:
-        known = (isinstance(tree, dict) and part in tree) or (isinstance(tree, list) and isinstance(part, int))
-        if known:
-            tree = tree[part]
-        if known or part == location[-1]:
-            path.append(str(part))
-    return ".".join(path)
+    return explain(error, tree, where, names)

@@ -4,7 +4,8 @@ import torch
 from accelerate import Accelerator
 
 from ossicle.batch import Padded, Sample, Utterance, pad
-from ossicle.data.augment import AugmentConfig, add_noise, change_speed
+from ossicle.data.augment import AugmentConfig
+from ossicle.data.augmentation import add_noise, change_speed
 from ossicle.errors import ConfigError
 from ossicle.models.encoder import load_encoder
 from ossicle.models.spec_augment import mask_frames, train_mode

@@ -1,11 +1,17 @@
 import json
+import pickle
+import random
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ossicle.batch import Sample
-from ossicle.data.manifest import read_manifest, write_manifest
-from ossicle.errors import ManifestError
+from ossicle.data.dataset import SpeechDataset
+from ossicle.data.manifest import parse_line, read_manifest, write_manifest
+from ossicle.data.words import words_of
+from ossicle.errors import ManifestError, OssicleError
 
 GOOD = {"id": "a", "audio": "a.wav"}
 
@@ -135,3 +141,110 @@ def test_failed_write_leaves_the_old_manifest(tmp_path):
             write_manifest(path, [Sample(id="b", audio=tmp_path / "b.wav", extra=extra)])
     assert [sample.id for sample in read_manifest(path)] == ["a"]
     assert list(tmp_path.iterdir()) == [path]
+
+
+HALF = "\\ud83d"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (f'{{"id": "x{HALF}", "audio": "a.wav"}}', r"holds half a character (\ud83d without its pair)"),
+        (f'{{"id": "b", "audio": "a.wav", "text": "so {HALF} sad"}}', "holds half a character"),
+        (f'{{"id": "b", "audio": "a.wav", "answer": "{HALF}"}}', "holds half a character"),
+        (f'{{"id": "b", "audio": "a.wav", "note": [{{"{HALF}": 1}}]}}', "holds half a character"),
+        (f'{{"id": "b", "audio": "{HALF}.wav"}}', "holds half a character"),
+        ({"id": "b", "audio": "a\0.wav"}, '"audio" is "a\\u0000.wav"'),
+        ({"id": "b", "audio": "x" * 5000}, '"audio" is "xxx'),
+        ({"id": "b", "audio": "x/" * 2500}, '"audio" is "x/x'),
+        ({"id": "b" * 5000, "audio": "a"}, '"id" has 5000 characters'),
+        ({"id": "b", "audio": "a", "duration_s": 10**400}, '"duration_s" is 1000'),
+        ({"id": "b", "audio": "a", "end_s": 1e300}, '"end_s" is 1e+300'),
+        ('{"id": "b", "audio": "a", "duration_s": ' + "9" * 5000 + "}", "is not JSON"),
+        ('{"id": "b", "audio": "a", "x": ' + "[" * 100 + "]" * 100 + "}", "has values nested deeper than 50"),
+        ('{"id": "b", "audio": "a", "x": ' + "[" * 100_000 + "]" * 100_000 + "}", "has values nested deeper than 50"),
+        ({"id": "b", "audio": "a", "text": {"a": ["x" * 9999]}}, '"text" is {"a": ["xxx'),
+    ],
+)
+def test_odd_values_give_a_short_message(tmp_path, line, message):
+    path = write_lines(tmp_path / "m.jsonl", GOOD, line)
+    with pytest.raises(ManifestError) as error:
+        read_manifest(path)
+    assert str(error.value).startswith(f"{path}:2: ")
+    assert message in str(error.value)
+    assert len(str(error.value)) < len(str(path)) + 250
+
+
+def test_whole_emoji_and_long_word_lists_are_valid(tmp_path):
+    words = [["w", i, i + 1] for i in range(500)]
+    line = json.dumps({**GOOD, "text": "😀", "words": words})
+    assert "\\ud83d" in line  # json escapes it as a pair
+    (sample,) = read_manifest(write_lines(tmp_path / "m.jsonl", line))
+    assert sample.text == "😀"
+    assert len(words_of(sample)) == 500
+
+
+def test_home_folder_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/anna")
+    (sample,) = read_manifest(write_lines(tmp_path / "m.jsonl", {"id": "a", "audio": "~/a.wav"}))
+    assert sample.audio == Path("/home/anna/a.wav")
+
+
+@pytest.mark.parametrize(
+    ("name", "written", "hint"),
+    [
+        ("a.wav", "https://example.org/a.wav", "it is an address; download it"),
+        ("wavs/a.wav", "wavs\\a.wav", "write / instead of"),
+        ("caf\u00e9.wav", "cafe\u0301.wav", "whose name has the Unicode form NFC"),
+        ("cafe\u0301.wav", "caf\u00e9.wav", "whose name has the Unicode form NFD"),
+        ("a.wav", "b.wav", "there is no such file"),
+    ],
+)
+def test_path_that_is_almost_right(tmp_path, name, written, hint):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(b"x")
+    path = write_lines(tmp_path / "m.jsonl", {"id": "a", "audio": written, "duration_s": 1})
+    with pytest.raises(OssicleError, match="there is no such file") as error:
+        SpeechDataset(read_manifest(path))
+    assert hint in str(error.value)
+
+
+@pytest.mark.parametrize("path", ["a\0.jsonl", "x" * 5000, "\ud800.jsonl"])
+def test_path_of_a_manifest_that_no_file_can_have(path):
+    with pytest.raises(ManifestError) as error:
+        read_manifest(path)
+    assert len(str(error.value)) < 250
+
+
+PIECES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.just(10**400),
+    st.floats(),
+    st.text(st.characters(), max_size=20),
+    st.sampled_from(["", "\ud83d", "a\0b", "x" * 6000, "../..", "😀", "\u2028"]),
+)
+VALUES = st.recursive(
+    PIECES, lambda of: st.lists(of, max_size=4) | st.dictionaries(st.text(max_size=5), of, max_size=3)
+)
+FIELDS = [*GOOD, "text", "language", "speaker", "task", "instruction", "answer", "answers", "target_language"]
+FIELDS += ["duration_s", "start_s", "end_s", "words", "other"]
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.dictionaries(st.sampled_from(FIELDS), VALUES, max_size=8), st.integers(0, 2**32))
+def test_any_line_is_a_sample_or_a_manifest_error(changes, seed):
+    line = json.dumps({**GOOD, "text": "x", "duration_s": 1, **changes})
+    draw = random.Random(seed)
+    at = draw.randrange(len(line))
+    for text in (line, line[:at], line[:at] + draw.choice('{}[]",:\\\0e9') + line[at + 1 :]):
+        try:
+            sample = parse_line(text, Path("folder"), "m.jsonl:1")
+            pickle.dumps(sample)
+            str(sample.audio).encode()
+            words_of(sample)
+            SpeechDataset([sample], on_error="skip")
+        except OssicleError as error:
+            assert "m.jsonl:1" in str(error)
+            assert len(str(error)) < 1300

@@ -186,6 +186,39 @@ def test_silence_and_clipping_are_found(make):
     assert "1 of 8 are silent" in printed and "1 of 8 are clipped" in printed
 
 
+def test_channels_that_cancel_each_other_are_a_warning(make):
+    config = make()
+
+    def invert(i: int, line: dict) -> dict:
+        if i in (2, 5):
+            path = Path(config.data.train[0]).parent / line["audio"]
+            wave = soundfile.read(path)[0]
+            soundfile.write(path, np.stack([wave, -wave], axis=1), SAMPLE_RATE_HZ)
+        return line
+
+    change_lines(config, invert)
+    report, _ = examined(config)
+    (warning,) = report.of("warning")
+    assert warning.check == "channels"
+    assert "in 2 of 8 the channels cancel each other" in warning.message
+    assert not report.of("error")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"text": "so \ud83d sad"}, "manifest-0.jsonl:3: holds half a character"),
+        ({"duration_s": 10**400}, 'manifest-0.jsonl:3: "duration_s" is 1000'),
+        ({"audio": "a\0b"}, 'manifest-0.jsonl:3: "audio" is'),
+    ],
+)
+def test_an_odd_line_is_found(make, change, message):
+    config = make()
+    change_lines(config, lambda i, line: {**line, **change} if i == 2 else line)
+    report, _ = examined(config)
+    assert message in only_error(report)
+
+
 def test_a_model_that_cannot_be_loaded_ends_it(make):
     report, _ = examined(make(model={"llm": "no/such-model-here"}))
     assert only_error(report).startswith("models")

@@ -4,6 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ossicle.errors import CheckpointError
 from ossicle.models.official import import_official, load_official_projector
 from ossicle.models.speech_llm import SpeechLLM
 from ossicle.testing import tiny_encoder, tiny_llm
@@ -72,3 +73,40 @@ def test_an_import_is_a_checkpoint(tmp_path):
         assert torch.equal(model.projector(frames, mask)[0], expected)
     with pytest.raises(ValueError, match="was trained with a width of 40"):
         import_official(PROJECTOR, tmp_path / "out", encoder=str(encoder), llm=str(tiny_llm(tmp_path / "narrow")))
+
+
+class Attack:
+    """An object that writes a file where it is unpickled."""
+
+    def __reduce__(self):
+        return open, ("attacked", "w")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (Attack(), "holds more than tensors"),
+        ({"a": Attack()}, "holds more than tensors"),
+        ([torch.zeros(2)], "no dictionary of tensors"),
+        ({"a": 3}, "no dictionary of tensors"),
+        ({"mm_speech_projector.Qformer.query_tokens": torch.zeros(1)}, "not a projector of the official code"),
+        ({"mm_speech_projector.Qformer.query_tokens": torch.zeros(1).expand(10**12)}, "claims more values"),
+        ({"mm_speech_projector.Qformer.query_tokens": torch.tensor([torch.nan])}, "infinite values or NaN"),
+    ],
+)
+def test_other_files_are_refused_in_one_line(content, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save(content, tmp_path / "projector.bin")
+    with pytest.raises(CheckpointError, match=rf"projector\.bin: .*{message}") as caught:
+        load_official_projector(tmp_path / "projector.bin")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "attacked").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut", b"\x80\x05."])
+def test_damaged_files_are_refused_in_one_line(content, tmp_path):
+    (tmp_path / "projector.bin").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"projector\.bin: is damaged"):
+        load_official_projector(tmp_path / "projector.bin")
+    with pytest.raises(CheckpointError, match="there is no such file"):
+        load_official_projector(tmp_path / "other.bin")

@@ -245,7 +245,7 @@ def test_generate_takes_one_instruction_for_each(model, manifest):
     answers = model.generate([file, file], asked, max_new_tokens=10)
     assert answers == [model.generate(file, one, max_new_tokens=10)[0] for one in asked]
     assert answers[0] != answers[1]
-    with pytest.raises(ValueError, match="zip"):
+    with pytest.raises(ValueError, match="2 recordings and 1 instructions"):
         model.generate([file, file], ["repeat"], max_new_tokens=2)
 
 

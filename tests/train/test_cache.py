@@ -1,4 +1,5 @@
 import json
+import logging
 import os
 import shutil
 from dataclasses import replace
@@ -248,3 +249,77 @@ def test_each_layer_has_a_cache_of_its_own(folders, dataset, tmp_path):
 def test_frames_of_an_encoder_that_trains_are_not_cached(folders, tmp_path):
     with pytest.raises(ValueError, match=r"a part of this one trains .*mix.*: set data\.cache_frames=false"):
         FrameCache(tmp_path, load_encoder(str(folders["hubert"]), layer="mix"))
+
+
+def test_another_process_shares_the_texts(model, manifest, collate, read_texts, tmp_path, monkeypatch):
+    """Two caches stand for two ranks: in the second epoch each finds what the other computed in the first."""
+    monkeypatch.setattr("ossicle.train.cache.FLUSH_S", 0.0)
+    monkeypatch.setattr("ossicle.train.cache_store.REFRESH_S", 0.0)
+    halves = [collate(model, manifest, range(4)), collate(model, manifest, range(4, 8))]
+    ranks = [TextCache(tmp_path, model.llm) for _ in range(2)]
+    for rank, batch in zip(ranks, halves, strict=True):
+        rank.pooled(batch.text, [0, 2], bos=False)
+        rank.tokens(batch.text, [0, 2], bos=False)
+    read_texts.clear()
+    for rank, batch in zip(ranks, reversed(halves), strict=True):
+        pooled = rank.pooled(batch.text, [0, 2], bos=False)
+        hidden = rank.tokens(batch.text, [0, 2], bos=False)
+        assert torch.equal(pooled[1], mean_pool(hidden.states[2], hidden.mask))
+    assert read_texts == []
+
+
+def test_bank_does_not_depend_on_what_other_processes_wrote(model, manifest, collate, tmp_path, monkeypatch):
+    monkeypatch.setattr("ossicle.train.cache_store.REFRESH_S", 0.0)
+    first, second = collate(model, manifest, range(4)), collate(model, manifest, range(4, 8))
+    cache, other = TextCache(tmp_path, model.llm), TextCache(tmp_path, model.llm)
+    cache.pooled(first.text, [0, 1], bos=False)
+    other.pooled(second.text, [0, 1], bos=False)
+    other.flush()
+    assert cache.bank(10, [0, 1], bos=False, without=second.text).shape[1] == 4
+
+
+@pytest.mark.parametrize("limit_gb", [0.0, 4e-7])
+def test_pooled_states_keep_the_disk_limit_too(model, batch, read_texts, tmp_path, caplog, limit_gb):
+    """Four texts at two layers of width 16 in float32 take 512 bytes."""
+    objective = Contrastive(layers=[0, 1])
+    expected = objective(model, batch).total
+    model.text_cache = TextCache(tmp_path, model.llm, limit_gb=limit_gb)
+    for _ in range(2):
+        assert torch.equal(objective(model, batch).total, expected)
+    assert len(read_texts) == 12
+    model.text_cache.flush()
+    assert not list(tmp_path.rglob("*.safetensors"))
+    assert caplog.text.count("is used up") == (limit_gb > 0)
+
+
+def test_full_disk_stops_the_caching_and_not_the_training(model, batch, tmp_path, monkeypatch, caplog):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("ossicle.train.cache_store.save_file", full)
+    monkeypatch.setattr("ossicle.train.cache.SHARD_TEXTS", 1)
+    expected = Contrastive()(model, batch).total
+    model.text_cache = TextCache(tmp_path, model.llm)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            assert torch.equal(Contrastive()(model, batch).total, expected)
+        model.text_cache.flush()
+    assert caplog.text.count("the disk is full") == 1
+    strict = TextCache(tmp_path / "other", model.llm, strict=True)  # as `ossicle cache` uses it
+    with pytest.raises(CacheError, match="the disk is full"):
+        strict.pooled(batch.text, [0, 1], bos=False)
+
+
+def test_frames_that_another_process_wrote_are_not_encoded_again(encoder, dataset, counted, tmp_path):
+    first, second = FrameCache(tmp_path, encoder), FrameCache(tmp_path, encoder)  # both opened before either is filled
+    first.fill(dataset, CPU)
+    second.fill(dataset, CPU)
+    assert sum(counted) == 8
+
+
+def test_filling_shows_its_progress_in_a_log(encoder, dataset, tmp_path, monkeypatch, capfd):
+    """Where the output is no terminal, lines say how far it is."""
+    monkeypatch.setattr("ossicle.progress.LINE_EVERY_S", 0.0)
+    FrameCache(tmp_path, encoder).fill(dataset, CPU, batch_s=0.5)
+    shown = capfd.readouterr()
+    assert "Encoding speech" in shown.out + shown.err

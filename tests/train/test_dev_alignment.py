@@ -77,7 +77,8 @@ def test_missing_settings_are_named(config, manifest, task_manifest, tmp_path):
     alone = tmp_path / "one.jsonl"
     alone.write_text(json.dumps(first) + "\n")
     untold = tmp_path / "untold.jsonl"
-    untold.write_text(json.dumps({**first, "text": None}) + "\n")
+    answer = {"task": "qa", "instruction": "is it so?", "answer": "yes"}
+    untold.write_text(json.dumps({**first, **answer, "text": None}) + "\n")
     asr = {"name": "next_token"}
     with pytest.raises(ConfigError, match=r"untold\.jsonl:1: '0-0' has no \"text\""):
         train(config(name="a", objective=asr, data={"dev": [str(untold)]}, train={"analyze_every": 1}))

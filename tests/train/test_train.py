@@ -23,7 +23,8 @@ from ossicle.models.speech_llm import SpeechLLM
 from ossicle.objectives import Contrastive, NextToken, Objective
 from ossicle.testing import tiny_manifest
 from ossicle.train import dev_alignment
-from ossicle.train.loop import Interruptible, train
+from ossicle.train.interrupts import Interruptible
+from ossicle.train.loop import train
 from ossicle.train.recipe import Config, load
 from ossicle.train.tracking import read_metrics
 

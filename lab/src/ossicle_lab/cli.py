@@ -113,8 +113,12 @@ def report(
         Path | None, typer.Option("--out", "-o", help="Output file. Default: report.html in the first folder.")
     ] = None,
     audio: Annotated[int, typer.Option(help="Number of recordings to include, about 15 kB each.")] = 6,
+    audio_folder: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder whose audio the page may contain. Repeatable. Default: only the folders of RUNS."),
+    ] = None,
 ) -> None:
     """Make one self-contained HTML page of studies and runs: tables, curves, recordings, verdicts."""
     from ossicle_lab.report.page import write_report
 
-    print(write_report(runs, out or runs[0] / "report.html", recordings=audio))
+    print(write_report(runs, out or runs[0] / "report.html", recordings=audio, audio_folders=audio_folder or ()))

@@ -227,8 +227,8 @@ def test_a_killed_pretraining_resumes_from_its_checkpoint(study_file, monkeypatc
     class Killed(BaseException):
         pass
 
-    def save_and_die(folder, model, trainer, *, keep):
-        save(folder, model, trainer, keep=keep)
+    def save_and_die(folder, model, trainer, accelerator, *, keep):
+        save(folder, model, trainer, accelerator, keep=keep)
         if trainer.position.step == 8:
             raise Killed
 

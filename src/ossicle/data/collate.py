@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from ossicle.batch import Batch, Mixed, Padded, Skipped, Utterance, pad, pad_ids
-from ossicle.data.augment import Augmentation
 from ossicle.prompts import Prompter
+
+if TYPE_CHECKING:
+    from ossicle.data.augmentation import Augmentation
 
 Mixer = Callable[[list[Utterance], int], Mixed]
 """Function that makes the mixed sequences of utterances in an epoch, such as `ossicle.data.mixed.Mixing`."""
@@ -45,7 +48,7 @@ class Collator:
             samples=samples,
             waveforms=_pad([u.waveform for u in utterances if u.waveform is not None]),
             frames=_pad([u.frames for u in utterances if u.frames is not None]),
-            text=pad_ids([self.prompter.ids(text) for text in texts if text]) if all(texts) else None,
+            text=pad_ids([self.prompter.content_ids(text) for text in texts if text]) if all(texts) else None,
             chat=self.prompter.chat(samples, self.epoch),
             mixed=self.mixer(utterances, self.epoch) if self.mixer is not None else None,
             seeds=[] if augment is None else [augment.seed_of(sample, self.epoch) for sample in samples],

@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from stat import S_ISREG
 from typing import Literal
 
 import torch
@@ -28,6 +29,9 @@ OnError = Literal["raise", "skip"]
 DURATION_TOLERANCE_S = 0.5
 """Largest difference in seconds between the audio and the manifest's ``duration_s``. Batches are bounded by the
 manifest, and a larger difference shows a truncated file."""
+
+UNREAD_SUFFIXES = {".3gp", ".aac", ".ac3", ".amr", ".m4a", ".mka", ".mkv", ".mov", ".mp4", ".webm", ".wma"}
+"""Suffixes of files whose headers are read before training, because libsndfile cannot read most of them."""
 
 CHECK_THREADS = 16
 """Threads that check files; they wait for the disk or the network, not for the processor."""
@@ -129,9 +133,10 @@ class SpeechDataset(Dataset[Utterance | Skipped]):
         return "\n  ".join([head, *map(str, self.skipped)])
 
     def _read(self, sample: Sample) -> Tensor:
-        waveform = read_audio(sample.audio, start_s=sample.start_s, end_s=sample.end_s)
-        duration_s = len(waveform) / SAMPLE_RATE_HZ
         stated_s = known_duration_s(sample)
+        most_s = max(stated_s, self.max_duration_s) + DURATION_TOLERANCE_S
+        waveform = read_audio(sample.audio, start_s=sample.start_s, end_s=sample.end_s, most_s=most_s)
+        duration_s = len(waveform) / SAMPLE_RATE_HZ
         if abs(duration_s - stated_s) > DURATION_TOLERANCE_S:
             stated = f"it lasts {duration_s:.2f} s where the manifest states {stated_s:.2f} s"
             raise AudioError(f"{sample.audio}: {stated}; one of them is wrong")
@@ -187,11 +192,13 @@ def _with_duration(sample: Sample) -> Sample:
             raise AudioError(f"{sample.audio}: start_s is {sample.start_s}, the file lasts {duration_s:.2f} s")
         return replace(sample, duration_s=duration_s - sample.start_s)
     try:
-        size = os.stat(sample.audio).st_size  # noqa: PTH116 - twice as fast as Path.stat, for millions of files
-    except OSError as error:
-        raise AudioError(f"{sample.audio}: there is no such file") from error
-    if size == 0:
-        raise AudioError(f"{sample.audio}: the file is empty (0 bytes)")
+        found = os.stat(sample.audio)  # noqa: PTH116 - twice as fast as Path.stat, for millions of files
+    except (OSError, ValueError) as error:
+        from ossicle.audio_headers import missing  # only a fault needs it
+
+        raise AudioError(missing(sample.audio)) from error
+    if found.st_size == 0 or not S_ISREG(found.st_mode) or sample.audio.suffix.lower() in UNREAD_SUFFIXES:
+        audio_duration_s(sample.audio)  # it names the fault
     return sample
 
 

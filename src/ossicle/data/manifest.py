@@ -12,7 +12,6 @@ A relative ``audio`` starts at the manifest's folder. ``start_s`` and ``end_s`` 
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -24,6 +23,8 @@ from ossicle.errors import ManifestError
 TEXT_FIELDS = ("text", "language", "speaker", "task", "instruction", "target_language")
 TEXT_OR_NULL = (str, type(None))
 SECONDS_FIELDS = ("duration_s", "start_s", "end_s")
+LONGEST_S, LONGEST_ID, LONGEST_PATH, LONGEST_NAME, DEEPEST = 1e8, 1000, 4096, 255, 50
+"""Largest number of seconds, of characters of an id, of bytes of a path and of one name in it, and of nested values."""
 KNOWN_FIELDS = frozenset(("id", "audio", "answer", "answers", *TEXT_FIELDS, *SECONDS_FIELDS))
 
 
@@ -43,7 +44,11 @@ def read_manifest(path: str | Path) -> list[Sample]:
 def iterate_manifest(path: str | Path) -> Iterator[Sample]:
     """Yield the samples one by one, in constant memory; unlike `read_manifest`, this does not find repeated ids."""
     path = Path(path)
-    if not path.is_file():
+    try:
+        found = path.is_file()
+    except (OSError, ValueError) as error:  # a path that is too long, or has characters that no path has
+        raise ManifestError(f"{str(path)[:100]!r}: no manifest can have this path; check data.train") from error
+    if not found:
         raise ManifestError(f"{path}: there is no such manifest; check the path under data in the configuration")
     # Lines end at \n only, because JSON strings may hold other separators (U+2028). utf-8-sig drops a byte-order mark.
     with path.open(encoding="utf-8-sig", newline="\n") as file:
@@ -78,15 +83,16 @@ def manifest_line(sample: Sample, folder: str | Path) -> str:
 
 def parse_line(line: str, folder: Path, source: str) -> Sample:
     """Return the sample on a line of a manifest in ``folder``. Raises `ManifestError`, which begins with ``source``."""
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ManifestError(f"{source}: is not JSON ({error}); write one JSON object on each line") from error
+    record = _load(line, source)
     if not isinstance(record, dict):
         raise ManifestError(f'{source}: is not a JSON object; write {{"id": ..., "audio": ...}}')
     for name in ("id", "audio"):
         if not isinstance(record.get(name), str) or not record[name]:
             raise ManifestError(f'{source}: "{name}" is {_found(record, name)}; every line needs it as a string')
+    if len(record["id"]) > LONGEST_ID:
+        raise ManifestError(f'{source}: "id" has {len(record["id"])} characters; write at most {LONGEST_ID}')
+    if "\0" in record["audio"] or (len(record["audio"]) > LONGEST_NAME and _too_long(record["audio"])):
+        raise ManifestError(f'{source}: "audio" is {_found(record, "audio")}..., which no path can be; correct it')
     for name in TEXT_FIELDS:
         if not isinstance(record.get(name), TEXT_OR_NULL):
             raise ManifestError(f'{source}: "{name}" is {_found(record, name)}; write a string, or null if unknown')
@@ -99,7 +105,7 @@ def parse_line(line: str, folder: Path, source: str) -> Sample:
         )
     return Sample(
         id=record["id"],
-        audio=folder / record["audio"],
+        audio=folder / os.path.expanduser(record["audio"]),  # noqa: PTH111 - Path is slow, and there are many lines
         duration_s=duration_s,
         start_s=start_s or 0.0,
         end_s=end_s,
@@ -110,12 +116,52 @@ def parse_line(line: str, folder: Path, source: str) -> Sample:
     )
 
 
+def _load(line: str, source: str) -> Any:
+    """Return the value on a line of JSON. Raises `ManifestError` if later steps could not use or write it."""
+    try:
+        record = json.loads(line)
+        if "\\u" in line:  # only an escape can write half of a character
+            json.dumps(record, ensure_ascii=False).encode()
+        deep = line.count("[") + line.count("{") > DEEPEST and _depth(record) > DEEPEST
+    except UnicodeEncodeError as error:
+        half = f"{ord(error.object[error.start]):04x}"
+        raise ManifestError(
+            f"{source}: holds half a character (\\u{half} without its pair); correct the text"
+        ) from error
+    except RecursionError:
+        deep = True
+    except ValueError as error:
+        raise ManifestError(f"{source}: is not JSON ({error!s:.80}); write one JSON object on each line") from error
+    if deep:
+        raise ManifestError(f"{source}: has values nested deeper than {DEEPEST}; write them flat")
+    return record
+
+
+def _depth(value: Any) -> int:
+    depth, level = 0, [value]
+    while level := [
+        child
+        for item in level
+        if isinstance(item, dict | list)
+        for child in (item.values() if isinstance(item, dict) else item)
+    ]:
+        depth += 1
+    return depth
+
+
+def _too_long(path: str) -> bool:
+    encoded = path.encode()
+    return len(encoded) > LONGEST_PATH or max(map(len, encoded.split(b"/"))) > LONGEST_NAME
+
+
 def _seconds(record: dict[str, Any], name: str, source: str) -> float | None:
     value = record.get(name)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-        raise ManifestError(f'{source}: "{name}" is {_found(record, name)}; write seconds, a number from 0 up')
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= LONGEST_S:
+        raise ManifestError(
+            f'{source}: "{name}" is {_found(record, name)}; write seconds, a number from 0 up, at most {LONGEST_S:.0e}'
+        )
     return float(value)
 
 

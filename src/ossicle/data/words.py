@@ -16,6 +16,7 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from ossicle.batch import Sample
+from ossicle.data.manifest import LONGEST_S
 from ossicle.errors import ManifestError
 
 WORDS, WORDS_FROM = "words", "words_from"
@@ -136,7 +137,7 @@ def _is_letter(character: str) -> bool:
 def _word(value: Any, sample: Sample) -> WordTime:
     match value:
         case [str(word), int() | float() as start_s, int() | float() as end_s, *flag] if (
-            0 <= start_s <= end_s and flag in ([], [INTERPOLATED])
+            0 <= start_s <= end_s <= LONGEST_S and flag in ([], [INTERPOLATED])
         ):
             return WordTime(word, float(start_s), float(end_s), aligned=not flag)
     raise ManifestError(

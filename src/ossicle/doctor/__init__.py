@@ -17,7 +17,7 @@ from ossicle.doctor.batch import load_batch, show_samples
 from ossicle.doctor.finding import Finding, Report
 from ossicle.doctor.model import build_model, check_checkpoint, check_padding, check_trainable
 from ossicle.doctor.step import check_step
-from ossicle.doctor.text import check_labels, check_spelling, check_template
+from ossicle.doctor.text import check_context, check_labels, check_spelling, check_template
 from ossicle.doctor.tiny import shrink
 from ossicle.errors import ConfigError
 from ossicle.train.recipe import Config
@@ -57,6 +57,7 @@ def _examine(config: Config, report: Report) -> None:
         return
     report.part("Text")
     check_template(model, report)
+    check_context(config, model, samples, report)
     check_spelling(model, samples, report)
     check_labels(config, model, samples, report)
     report.part("One batch")

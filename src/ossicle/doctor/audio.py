@@ -10,6 +10,7 @@ import numpy as np
 import soundfile
 
 from ossicle.audio import SAMPLE_RATE_HZ, read_audio
+from ossicle.audio_decoding import cancelling
 from ossicle.batch import Sample
 from ossicle.data.dataset import SpeechDataset, known_duration_s, subset
 from ossicle.doctor.finding import Report, listed
@@ -40,6 +41,8 @@ class _Decoded:
     level_dbfs: float
     clipped: float
     """Share of clipped samples."""
+    cancelled: bool
+    """True if the channels cancel each other."""
 
 
 def check_audio(config: Config, report: Report) -> list[Sample]:
@@ -90,7 +93,8 @@ def _decode(samples: list[Sample], report: Report) -> list[_Decoded]:
             continue
         level = 10 * np.log10(np.mean(np.square(waveform, dtype=np.float64)) + 1e-20)
         clipped = float(np.mean(np.abs(waveform) >= CLIPPED))
-        decoded.append(_Decoded(sample, rate_hz, len(waveform) / SAMPLE_RATE_HZ, float(level), clipped))
+        duration_s = len(waveform) / SAMPLE_RATE_HZ
+        decoded.append(_Decoded(sample, rate_hz, duration_s, float(level), clipped, _cancelled(sample)))
     if broken:
         report.error(
             "decoding",
@@ -139,6 +143,13 @@ def _check_decoded(decoded: list[_Decoded], report: Report) -> None:
         report.warning(
             "level", f"{len(found)} of {count} are clipped: {listed(found)}", "record or convert them with less gain"
         )
+    if found := failing(lambda item: item.cancelled):
+        report.warning(
+            "channels",
+            f"in {len(found)} of {count} the channels cancel each other (inverted phase); the loudest channel is read: "
+            f"{listed(found)}",
+            "keep one channel of each file",
+        )
     if len(report.findings) == before and decoded:
         levels = sorted(item.level_dbfs for item in decoded)
         report.ok(
@@ -146,6 +157,17 @@ def _check_decoded(decoded: list[_Decoded], report: Report) -> None:
             f"{count} utterances decoded: sample rates and paces are plausible, median level "
             f"{levels[count // 2]:.0f} dBFS",
         )
+
+
+def _cancelled(sample: Sample) -> bool:
+    with soundfile.SoundFile(sample.audio) as file:
+        if file.channels == 1:
+            return False
+        start = round(sample.start_s * file.samplerate)
+        length = round(known_duration_s(sample) * file.samplerate)
+        file.seek(min(start, max(0, file.frames - 1)))
+        frames = file.read(length, dtype="float32", always_2d=True)
+    return cancelling(frames, frames.mean(axis=1)) is not None
 
 
 def _other_length(item: _Decoded) -> bool:

@@ -10,8 +10,8 @@ from torch import nn
 from ossicle.doctor.batch import Loaded
 from ossicle.doctor.finding import Report
 from ossicle.models.speech_llm import SpeechLLM
-from ossicle.train import checkpoint
 from ossicle.train.recipe import Config
+from ossicle.train.state import trainable
 
 NORMS = {2: 4.4, 4: 2.2}
 """Values that norms and residuals keep per token and layer, in multiples of the LLM's width, for 2-byte and 4-byte
@@ -78,7 +78,7 @@ def report_cost(config: Config, model: SpeechLLM, loaded: Loaded, report: Report
     layers, tokens = _layers_run(config, model), here_s * model.token_rate_hz
     estimated_b = tokens * layers * Shapes.of(model).token_b(checkpointing=config.train.gradient_checkpointing)
     weights_b = sum(map(_bytes, (model.encoder, model.llm, model.projector)))
-    trained = sum(parameter.numel() for parameter in checkpoint.trainable(model))
+    trained = sum(parameter.numel() for parameter in trainable(model))
     kept_b = measured.saved_b * largest_s / here_s
     report.ok(
         "memory",

@@ -14,8 +14,8 @@ from ossicle.doctor.cost import Measured, report_cost
 from ossicle.doctor.finding import Report, listed
 from ossicle.doctor.saved import run_and_count
 from ossicle.models.speech_llm import SpeechLLM
-from ossicle.train import checkpoint
 from ossicle.train.recipe import Config
+from ossicle.train.state import trainable
 
 OVERFIT_STEPS, OVERFIT_S = 20, 20.0
 """Largest number of steps and of seconds to overfit one batch."""
@@ -28,7 +28,7 @@ def check_step(config: Config, model: SpeechLLM, loaded: Loaded, report: Report)
     model.train()
     if config.train.gradient_checkpointing:
         model.llm.checkpoint_gradients()
-    parameters = [*checkpoint.trainable(model), *_of_objective(loaded)]
+    parameters = [*trainable(model), *_of_objective(loaded)]
     optimizer = torch.optim.AdamW(parameters, lr=OVERFIT_LR, weight_decay=0.0)
 
     def forward() -> LossOutput:
@@ -56,7 +56,7 @@ def check_step(config: Config, model: SpeechLLM, loaded: Loaded, report: Report)
 
 def _of_objective(loaded: Loaded) -> list[nn.Parameter]:
     """Return the trained parameters of the objective, such as a temperature."""
-    return checkpoint.trainable(loaded.objective) if isinstance(loaded.objective, nn.Module) else []
+    return trainable(loaded.objective) if isinstance(loaded.objective, nn.Module) else []
 
 
 def _check_first(loss: float, model: SpeechLLM, report: Report) -> bool:

@@ -7,8 +7,9 @@ from collections import Counter
 
 from ossicle.batch import Sample
 from ossicle.doctor.finding import Report, listed
+from ossicle.models.limits import longest_audio_s
 from ossicle.models.speech_llm import SpeechLLM
-from ossicle.objectives import ObjectiveConfig, Sum
+from ossicle.objectives import names_of
 from ossicle.prompts import answer_of
 from ossicle.train.recipe import Config
 
@@ -42,7 +43,35 @@ def check_template(model: SpeechLLM, report: Report) -> None:
         )
     else:
         end = tokenizer.decode(prompter.end)
+        if prompter.template.closed_thought:
+            report.warning(
+                "chat template",
+                f"the LLM thinks before it answers; its prompt gets an empty thought: {prompter.template.header!r}",
+                "answers without thoughts may be worse than the LLM's own; consider an LLM that does not think",
+            )
         report.ok("chat template", f"{before!r} <speech> instruction {prompter.template.header!r} answer {end!r}")
+
+
+def check_context(config: Config, model: SpeechLLM, samples: list[Sample], report: Report) -> None:
+    """Check that every recording and its chat turn fit into the LLM's context."""
+    prompter, context = model.prompter(tuple(config.data.asr_instructions)), model.llm.context
+    if context is None:
+        return
+    long = []
+    for sample in sorted(samples, key=lambda sample: -(sample.duration_s or 0.0))[:READ]:
+        turn = prompter.turn(prompter.instruction(sample, 0), answer_of(sample))
+        text = len(turn.before) + len(turn.after) + len(turn.answer)
+        if (sample.duration_s or 0.0) > longest_audio_s(model, text):
+            long.append(f"{sample.source}: {sample.duration_s:.0f} s")
+    if long:
+        report.error(
+            "context",
+            f"{len(long)} samples do not fit into the LLM, whose context of {context} positions holds "
+            f"{longest_audio_s(model):.0f} s of speech: {listed(long)}",
+            "lower data.max_duration_s, or take a projector with fewer tokens per second",
+        )
+    else:
+        report.ok("context", f"{context} positions hold {longest_audio_s(model):.0f} s of speech; all samples fit")
 
 
 def check_spelling(model: SpeechLLM, samples: list[Sample], report: Report) -> None:
@@ -52,7 +81,7 @@ def check_spelling(model: SpeechLLM, samples: list[Sample], report: Report) -> N
     characters: Counter[str] = Counter()
     texts = [(s, text) for s in samples[:READ] for text in (s.text, *s.answers[:1]) if text]
     for sample, text in texts:
-        ids = prompter.ids(text)
+        ids = prompter.content_ids(text)
         back = tokenizer.decode([i for i in ids if i != tokenizer.unk_token_id], clean_up_tokenization_spaces=False)
         if (tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids) or _bare(back) != _bare(text):
             wrong.append(f"{sample.source}: {text[:60]!r}")
@@ -70,10 +99,10 @@ def check_spelling(model: SpeechLLM, samples: list[Sample], report: Report) -> N
 
 def check_labels(config: Config, model: SpeechLLM, samples: list[Sample], report: Report) -> None:
     """Check that every sample has a target for the objective: a non-empty answer, or a transcript."""
-    objectives = _names(config.objective)
+    objectives = names_of(config.objective)
     if "next_token" in objectives:
         prompter = model.prompter()
-        empty = [sample for sample in samples if not prompter.ids(answer_of(sample).strip())]
+        empty = [sample for sample in samples if not prompter.content_ids(answer_of(sample).strip())]
         what, fix = "no answer: every label but the end of turn is masked", 'add "text", or "answer" to a task'
     else:
         empty = [sample for sample in samples if not (sample.text or "").strip()]
@@ -86,12 +115,6 @@ def check_labels(config: Config, model: SpeechLLM, samples: list[Sample], report
         )
     else:
         report.ok("labels", f"all {len(samples)} samples have a target")
-
-
-def _names(objective: ObjectiveConfig) -> set[str]:
-    if isinstance(objective, Sum):
-        return {name for term in objective.terms for name in _names(term.objective)}
-    return {objective.name}
 
 
 def _bare(text: str) -> str:

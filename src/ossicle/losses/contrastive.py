@@ -1,5 +1,7 @@
 """Compute contrastive losses between hidden states of the LLM for speech and for text, as pure functions.
 
+All of them compute in float32, also where mixed precision is on.
+
 Shape legend: B_t texts, B_s utterances of speech, N text tokens, M speech tokens, D width.
 """
 
@@ -12,10 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ossicle.errors import DataError
+from ossicle.precision import outside_autocast
 
 Direction = Literal["text_to_speech", "speech_to_text", "symmetric"]
 
 
+@outside_autocast
 def mean_pool(hidden: Tensor, mask: Tensor) -> Tensor:
     """Return the mean (B, D) over the valid positions of ``hidden`` (B, L, D), in float32.
 
@@ -33,16 +37,26 @@ def mean_pool(hidden: Tensor, mask: Tensor) -> Tensor:
     return torch.einsum("bl,bld->bd", weights, hidden.float())
 
 
+@outside_autocast
 def pooled_cosine(text: Tensor, text_mask: Tensor, speech: Tensor, speech_mask: Tensor) -> Tensor:
     """Return the cosine similarity (B_t, B_s) of mean-pooled ``text`` (B_t, N, D) and ``speech`` (B_s, M, D).
 
     sim(i, j) = cos(mean_n text[i, n], mean_m speech[j, m]), in float32. Masks are True where a position is valid.
     Gradients flow to both sides. Source: Züfle & Niehues 2025, section 3.2 ("cosine").
     """
-    text_pooled = F.normalize(mean_pool(text, text_mask), dim=-1)
-    return text_pooled @ F.normalize(mean_pool(speech, speech_mask), dim=-1).T
+    return cosine(mean_pool(text, text_mask), mean_pool(speech, speech_mask))
 
 
+@outside_autocast
+def cosine(text: Tensor, speech: Tensor) -> Tensor:
+    """Return the cosine similarity (..., B_t, B_s) of the vectors ``text`` (..., B_t, D) and ``speech`` (..., B_s, D).
+
+    It is computed in float32, also under autocast.
+    """
+    return F.normalize(text.float(), dim=-1) @ F.normalize(speech.float(), dim=-1).mT
+
+
+@outside_autocast
 def info_nce(
     similarity: Tensor, *, temperature: float | Tensor = 0.1, direction: Direction = "text_to_speech"
 ) -> Tensor:
@@ -69,6 +83,7 @@ def info_nce(
     return torch.stack(losses).mean()
 
 
+@outside_autocast
 def token_info_nce(
     text: Tensor, text_mask: Tensor, speech: Tensor, speech_mask: Tensor, *, temperature: float = 0.5
 ) -> Tensor:

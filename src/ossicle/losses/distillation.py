@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ossicle.precision import outside_autocast
 
+
+@outside_autocast
 def kl_divergence(teacher: Tensor, student: Tensor, *, temperature: float = 1.0) -> Tensor:
     """Return KL(softmax(teacher / temperature) || softmax(student / temperature)) of logits (K, V).
 

@@ -123,7 +123,7 @@ def select_solver(backend: Backend, device: str, dtype: torch.dtype) -> Solver:
         raise ConfigError(f"the numba solver takes float32 on a CPU, not {dtype} on {device}; use backend='torch'")
     installed = find_spec("numba") is not None
     if backend == "numba" and not installed:
-        raise MissingPackageError("the numba solver needs numba: pip install 'ossicle[fast]'")
+        raise MissingPackageError("the numba solver needs numba: pip install numba")
     if backend == "torch" or not (fused and installed):
         return sinkhorn_torch
     from ossicle.losses import sinkhorn_kernel

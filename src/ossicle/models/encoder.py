@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ossicle.batch import Padded
 from ossicle.errors import ModelError
-from ossicle.models.frozen import fingerprint, freeze, layer_outputs, quiet_loading, refuse_missing, resolve_layers
+from ossicle.models.frozen import Fingerprint, freeze, layer_outputs, resolve_layers
 
 if TYPE_CHECKING:
     from ossicle.models.front_ends import FrontEnd
@@ -67,13 +67,14 @@ class Encoder(nn.Module):
         dim: Width of a frame.
         frame_rate_hz: Frames per second.
         pads_exactly: True if the frames of an utterance do not depend on the padding of its batch.
-        fingerprint: Hash of the weights, see `ossicle.models.frozen.fingerprint`.
+        fingerprint: Hash of the weights; ``former_fingerprint`` is that of Ossicle 0.1. See `Fingerprint`.
         num_layers: Number of transformer layers of the whole model.
     """
 
     def __init__(self, model: Any, front: FrontEnd, *, name: str, layers: str, layer: Layer = "last") -> None:
         super().__init__()
-        self.fingerprint = fingerprint(model)
+        fingerprint = Fingerprint.of(model)
+        self.fingerprint, self.former_fingerprint = fingerprint.content, fingerprint.by_name
         self.model: Any = freeze(model)
         self.front: Any = front
         self.name = name
@@ -109,7 +110,9 @@ class Encoder(nn.Module):
         """Encode ``waveforms`` (B, S) to frames (B, T, D)."""
         with torch.no_grad():
             features = self.front(waveforms, self.model.dtype)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains):
+        # Some releases of transformers draw a number for LayerDrop in evaluation mode too. Training must not see it.
+        own_random_state = torch.random.fork_rng(devices=[], enabled=not self.model.training)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains), own_random_state:
             frames = self._hidden_state(features.tensors)
             if features.chunks is not None:
                 rows = frames.new_zeros(*features.chunks.shape, *frames.shape[1:])  # (B, C, T, D)
@@ -158,21 +161,27 @@ class LayerMix(nn.Module):
 
 
 def load_encoder(
-    name: str, *, dtype: torch.dtype = torch.float32, layer: Layer = "last", context: Context = "full"
+    name: str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    layer: Layer = "last",
+    context: Context = "full",
+    device: torch.device | None = None,
 ) -> Encoder:
-    """Load an encoder from a hub id or a folder.
+    """Load an encoder from a hub id or a folder, onto ``device`` (default: the CPU).
 
     ``context`` is for Whisper, see `ossicle.models.front_ends.WhisperFront`; other encoders ignore it. The adapter that
     some fine-tuned wav2vec 2.0 models have after their layers, which shortens the frames for CTC, is left out.
 
-    Raises `ModelError` for a family that is not supported or for missing weights, and `ConfigError` for a layer that
-    the model does not have.
+    Raises `ModelError` if the model does not load, is of no supported family or lacks weights, and `ConfigError` for a
+    layer that the model does not have.
     """
     from transformers import AutoConfig, AutoModel
 
     from ossicle.models.front_ends import load_front_end  # not on the path from data to loss
+    from ossicle.models.loading import loading_model, placement, refuse_missing  # as above
 
-    with quiet_loading(name):
+    with loading_model("model.encoder", name):
         config = AutoConfig.from_pretrained(name)
         if config.model_type not in FAMILIES:
             raise ModelError(
@@ -180,10 +189,11 @@ def load_encoder(
                 f"{', '.join(FAMILIES)}"
             )
         family = FAMILIES[config.model_type]
-        whole, report = AutoModel.from_pretrained(name, dtype=dtype, output_loading_info=True)
-    refuse_missing(f"model.encoder={name}", report)
-    model = whole.get_submodule(family.part)
-    if config.to_dict().get("add_adapter"):
-        model.adapter = None
-    front = load_front_end(family.front_end, model.config, name, shorten_context=context == "audio")
+        placed = placement(device)
+        whole, report = AutoModel.from_pretrained(name, dtype=dtype, output_loading_info=True, **placed)
+        refuse_missing(f"model.encoder={name}", report)
+        model = whole.get_submodule(family.part)
+        if config.to_dict().get("add_adapter"):
+            model.adapter = None
+        front = load_front_end(family.front_end, model.config, name, shorten_context=context == "audio")
     return Encoder(model, front, name=name, layers=family.layers, layer=layer)

@@ -1,5 +1,7 @@
 """Front ends: compute the input of an encoder from waveforms, and the number of frames of each utterance.
 
+They compute in float32, also where mixed precision is on.
+
 Shape legend: B utterances, S audio samples, C chunks of 30 s, F feature vectors, T frames, D width.
 """
 
@@ -16,7 +18,9 @@ from torch import Tensor, nn
 
 from ossicle.audio import SAMPLE_RATE_HZ
 from ossicle.batch import Padded
-from ossicle.private import cached_model_file, shallow_copy
+from ossicle.precision import outside_autocast
+from ossicle.private import shallow_copy
+from ossicle.public import cached_model_file
 
 WAVEFORM_VARIANCE_EPS = 1e-7
 KALDI_WINDOW, KALDI_HOP, KALDI_FFT = 400, 160, 512
@@ -78,9 +82,10 @@ class ConvFront:
             lengths = torch.div(lengths - kernel, stride, rounding_mode="floor") + 1
         return lengths.clamp(min=0)
 
+    @outside_autocast
     def __call__(self, waveforms: Padded, dtype: torch.dtype) -> Features:
         """Return the waveforms, padded to at least one frame."""
-        values, mask = waveforms.values, waveforms.mask
+        values, mask = waveforms.values.float(), waveforms.mask
         if self.normalise:
             values = normalise_waveforms(values, mask)
         short = self.receptive_field - values.shape[1]
@@ -113,9 +118,10 @@ class WhisperFront:
         self.chunk_samples = self.positions * self.hop
         self.pads_exactly = not shortens_context
 
+    @outside_autocast
     def __call__(self, waveforms: Padded, dtype: torch.dtype) -> Features:
         """Compute the features of the chunks that hold audio."""
-        values, samples = waveforms.values, waveforms.mask.sum(1)
+        values, samples = waveforms.values.float(), waveforms.mask.sum(1)
         chunks = F.pad(values, (0, -values.shape[1] % self.chunk_samples))
         chunks = torch.unflatten(chunks, 1, (-1, self.chunk_samples))
         starts = torch.arange(chunks.shape[1], device=values.device) * self.chunk_samples
@@ -159,6 +165,7 @@ class KaldiFront(nn.Module):
         self.frame_rate_hz = SAMPLE_RATE_HZ / (KALDI_HOP * self.stride)
         self.pads_exactly = True
 
+    @outside_autocast
     def forward(self, waveforms: Padded, dtype: torch.dtype) -> Features:
         """Compute the features (B, T, 80 * stride) and their mask."""
         least = KALDI_WINDOW + KALDI_HOP * (self.stride - 1)
@@ -177,6 +184,7 @@ class KaldiFront(nn.Module):
         attended = torch.arange(whole, device=banks.device) < lengths[:, None].clamp(min=1)
         return Features({"input_features": stacked.to(dtype), "attention_mask": attended.long()}, lengths)
 
+    @outside_autocast
     def filter_banks(self, values: Tensor) -> Tensor:
         """Compute log-mel energies (B, F, 80) of waveforms (B, S) between -1 and 1."""
         frames = (values * 2**15).unfold(1, KALDI_WINDOW, KALDI_HOP)  # (B, F, 400)
@@ -216,6 +224,7 @@ class ParakeetFront(nn.Module):
         self.pads_exactly = True
         self.least = 2 * self.hop  # the variance of a single feature vector does not exist
 
+    @outside_autocast
     def forward(self, waveforms: Padded, dtype: torch.dtype) -> Features:
         """Compute the features (B, F, mel bins) and their mask."""
         samples = waveforms.mask.sum(1)
@@ -233,6 +242,7 @@ class ParakeetFront(nn.Module):
         tensors = {"input_features": features.to(dtype), "attention_mask": mask}
         return Features(tensors, lengths.masked_fill(samples < self.least, 0))
 
+    @outside_autocast
     def filter_banks(self, values: Tensor, samples: Tensor) -> Tensor:
         """Compute log-mel energies (B, F, bins) of waveforms (B, S) with ``samples`` (B,) valid samples."""
         before = F.pad(values, (1, 0))[:, :-1]

@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import AfterValidator
 from torch import Tensor, nn
 
-from ossicle.errors import ConfigError, MissingPackageError, ModelError
+from ossicle.errors import ConfigError, MissingPackageError
 
 FINGERPRINT_VALUES_PER_TENSOR = 1024
 LAB = "lab"
 """Name of the tiny encoder and LLM in the package ossicle-lab."""
-MASK_EMBEDDING = "masked_spec_embed"
-"""Vector that replaces masked frames in pretraining. Many published encoders lack it and no frozen encoder uses it."""
-Layers = Literal["embeddings", "all"] | int | list[int]
+
+
+def check_layers(layers: Any) -> Any:
+    """Return ``layers``. Raises `ConfigError` for an empty list, a negative number or a layer that is listed twice."""
+    indices = layers if isinstance(layers, list) else [layers] if isinstance(layers, int) else [0]
+    if not indices or min(indices) < 0:
+        raise ConfigError(f"layers={layers}: name hidden states by numbers from 0 on")
+    if len(set(indices)) < len(indices):
+        raise ConfigError(f"layers={layers} lists a layer twice: list each layer once")
+    return layers
+
+
+Layers = Annotated[Literal["embeddings", "all"] | int | list[int], AfterValidator(check_layers)]
 """A choice of hidden states, see `resolve_layers`."""
 
 
@@ -33,19 +44,41 @@ def freeze(model: nn.Module) -> nn.Module:
     return model.requires_grad_(False).eval()
 
 
-def fingerprint(model: nn.Module) -> str:
-    """Return a short hash of names, shapes and 1024 evenly spaced values of every tensor, in bfloat16.
+@dataclass(frozen=True)
+class Fingerprint:
+    """Two short hashes of the weights of a model, each of 1024 evenly spaced values of every tensor, in bfloat16.
 
-    The same weights loaded in float32 or bfloat16 have the same fingerprint. Fine-tuned weights have another one.
+    The same weights loaded in float32 or bfloat16 have the same hashes. Fine-tuned weights have others.
     """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        flat = tensor.detach().flatten()
-        step = max(1, flat.numel() // FINGERPRINT_VALUES_PER_TENSOR)
-        values = flat[::step][:FINGERPRINT_VALUES_PER_TENSOR].to(torch.bfloat16).cpu().contiguous()
-        digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        digest.update(values.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
+
+    content: str
+    """Hash of shapes and values. Names are left out, because a new version of transformers may rename parameters."""
+    by_name: str
+    """Hash of names, shapes and values, as Ossicle 0.1 wrote it into checkpoints."""
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Fingerprint:
+        """Compute both hashes of ``model``."""
+        by_name, contents = hashlib.sha256(), {}
+        weights = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        for name, tensor in sorted(model.state_dict().items()):
+            flat = tensor.detach().flatten()
+            step = max(1, flat.numel() // FINGERPRINT_VALUES_PER_TENSOR)
+            values = flat[::step][:FINGERPRINT_VALUES_PER_TENSOR].to(torch.bfloat16).cpu().contiguous()
+            shape, content = str(tuple(tensor.shape)).encode(), values.view(torch.uint8).numpy().tobytes()
+            by_name.update(name.encode() + shape)
+            by_name.update(content)
+            # Buffers of integers, such as position ids, come and go with the version of transformers.
+            if name in weights or tensor.is_floating_point():
+                place = tensor.data_ptr() or name  # tied weights count once, whether or not both names are listed
+                contents[place, shape] = hashlib.sha256(shape + content).digest()
+        joined = hashlib.sha256(b"".join(sorted(contents.values())))
+        return cls(joined.hexdigest()[:16], by_name.hexdigest()[:16])
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Return the hash of shapes and values of ``model``, see `Fingerprint`."""
+    return Fingerprint.of(model).content
 
 
 def resolve_layers(layers: Layers, num_layers: int, *, field: str = "objective.layers") -> list[int]:
@@ -107,46 +140,11 @@ def layer_outputs(layers: nn.ModuleList, wanted: Iterable[int]) -> Iterator[dict
             handle.remove()
 
 
-@contextmanager
-def quiet_loading(name: str) -> Iterator[None]:
-    """Silence what transformers prints while it loads the model ``name``, inside the block.
-
-    The report of weights is always silenced: unused weights belong to a head that is left out on purpose, and
-    `refuse_missing` reports missing ones. The progress bar is silenced in log files and for weights in one local file.
-    """
-    from transformers.utils import logging
-
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    if not _is_sharded(name) or not sys.stderr.isatty():
-        logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        logging.enable_progress_bar()
-
-
-def refuse_missing(setting: str, report: dict[str, Any]) -> None:
-    """Raise `ModelError` if transformers initialised weights at random because the files lack them.
-
-    Args:
-        setting: The setting to name in the message, e.g. ``model.llm=folder``.
-        report: The loading information of ``from_pretrained(..., output_loading_info=True)``.
-    """
-    missing = sorted(key for key in report["missing_keys"] if not key.endswith(MASK_EMBEDDING))
-    if missing:
-        raise ModelError(
-            f"{setting}: the files lack {len(missing)} weights of its architecture, such as {missing[0]}, "
-            "which would be random: check the folder and its config.json"
-        )
-
-
 def resolve(name: str, part: str) -> str:
-    """Return the folder of the packaged ``part`` (``encoder`` or ``llm``) called ``name``; return other names as is.
+    """Return the folder of the packaged ``part`` (``encoder`` or ``llm``) called ``name``, or the name itself.
 
-    Packages add models through entry points of the group ``ossicle.models``. Raises `MissingPackageError` for ``lab``
-    if the laboratory is not installed.
+    ``~`` is expanded. Packages add models through entry points of the group ``ossicle.models``. Raises
+    `MissingPackageError` for ``lab`` if the laboratory is not installed.
     """
     for entry in entry_points(group="ossicle.models", name=name):
         return str(entry.load()(part))
@@ -155,10 +153,4 @@ def resolve(name: str, part: str) -> str:
             "the models called 'lab' are in the package ossicle-lab, which is not installed: run pip install ./lab "
             "in a checkout, or name your own models with model.encoder=... and model.llm=..."
         )
-    return name
-
-
-def _is_sharded(name: str) -> bool:
-    """Return False for a local folder with its weights in one file, which loads at once."""
-    folder = Path(name)
-    return not folder.is_dir() or any(folder.glob("*.index.json"))
+    return str(Path(name).expanduser()) if name.startswith("~") else name

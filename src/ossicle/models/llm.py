@@ -5,22 +5,26 @@ Shape legend: B sequences, L positions, D width, K labelled positions.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property, partial
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
+from transformers import GenerationConfig
 
 from ossicle.batch import HiddenStates, Padded
-from ossicle.errors import ConfigError, MissingPackageError, ModelError
+from ossicle.errors import ConfigError, DataError
 from ossicle.models import packing
-from ossicle.models.frozen import fingerprint, freeze, layer_outputs, quiet_loading, refuse_missing, resolve_layers
+from ossicle.models.frozen import Fingerprint, freeze, layer_outputs, resolve_layers
 from ossicle.private import shallow_copy
 from ossicle.prompts import ChatTemplate
 
 SCALE_TOKENS = 64
 """Number of token embeddings from which the scale of the embedding layer is measured."""
+STATISTICS_ROWS = 2**15
+"""Number of token embeddings that are copied to float32 at once, to measure their size and mean."""
 Bits = Literal[4, 8]
 PRECISIONS: dict[str, Any] = {
     "float32": {"dtype": torch.float32},
@@ -40,7 +44,8 @@ class LLM(nn.Module):
         num_layers: Number of transformer layers.
         tokenizer: The tokenizer of transformers.
         name: Hub id or folder of the weights, for messages.
-        fingerprint: Hash of the weights, see `ossicle.models.frozen.fingerprint`.
+        fingerprint: Hash of the weights; ``former_fingerprint`` is that of Ossicle 0.1. See `Fingerprint`.
+        context: Most positions that the LLM reads, or None if its configuration has no limit.
         packs: True if batches run packed, without computation for padding (`ossicle.models.packing`).
     """
 
@@ -50,7 +55,9 @@ class LLM(nn.Module):
         self.tokenizer, self.name = tokenizer, name
         self.num_layers: int = model.config.num_hidden_layers
         self.dim: int = model.config.hidden_size
-        self.fingerprint = fingerprint(model)
+        fingerprint = Fingerprint.of(model)
+        self.fingerprint, self.former_fingerprint = fingerprint.content, fingerprint.by_name
+        self.context: int | None = getattr(model.config, "max_position_embeddings", None)
         self.packs = packing.can_pack(model)
         if self.packs:
             packing.register()
@@ -80,14 +87,19 @@ class LLM(nn.Module):
     @cached_property
     def embedding_rms(self) -> float:
         """Root mean square of the scaled token embeddings, which is the scale of input that the LLM expects."""
-        weight = self.model.get_input_embeddings().weight
-        return self.embedding_scale * float(weight.detach().float().square().mean().sqrt())
+        mean = self._mean_embedding(lambda rows: rows.square().mean())
+        return self.embedding_scale * float(mean.sqrt())
 
     @cached_property
     def embedding_mean(self) -> Tensor:
         """Mean of the scaled token embeddings (D,)."""
+        return self.embedding_scale * self._mean_embedding(lambda rows: rows.mean(0))
+
+    def _mean_embedding(self, average: Callable[[Tensor], Tensor]) -> Tensor:
+        """Average over parts of the embeddings, so that there is no copy of all of them in float32."""
         weight: Tensor = self.model.get_input_embeddings().weight.detach()
-        return self.embedding_scale * weight.float().mean(0)
+        parts = [average(part.float()) * (len(part) / len(weight)) for part in torch.split(weight, STATISTICS_ROWS)]
+        return torch.stack(parts).sum(0)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Look up the token embeddings of ``ids`` (B, L): (B, L, D)."""
@@ -115,9 +127,10 @@ class LLM(nn.Module):
             start: First position id.
 
         Raises `ConfigError` for a layer that the model does not have, or if ``bos`` is set for an LLM without a
-        begin-of-sequence token.
+        begin-of-sequence token, and `DataError` for a sequence that is longer than the LLM's context.
         """
         wanted = resolve_layers(sorted(set(layers)), self.num_layers, field="layers")
+        self.check_context(embeds.values.shape[1] + bos)
         if wanted == [0]:
             return HiddenStates({0: embeds.values}, embeds.mask)
         if bos:
@@ -141,6 +154,15 @@ class LLM(nn.Module):
                 states[wanted[-1]] = out.last_hidden_state
         states[0] = values
         return HiddenStates({layer: states[layer] for layer in wanted}, embeds.mask)
+
+    def check_context(self, positions: int, answer: int = 0) -> None:
+        """Raise `DataError` if ``positions`` and an answer of ``answer`` tokens do not fit into `context`."""
+        if self.context is not None and positions + answer > self.context:
+            parts = f"{positions} positions" + (f" and an answer of up to {answer} tokens" if answer else "")
+            raise DataError(
+                f"{parts} exceed the context of {self.name}, which is {self.context}: use shorter audio "
+                "(data.max_duration_s), a projector with fewer tokens per second, or an LLM with a longer context"
+            )
 
     def _after_bos(self, embeds: Padded) -> Padded:
         if self.tokenizer.bos_token_id is None:
@@ -196,7 +218,7 @@ class LLM(nn.Module):
 
         The template is read because Gemma and Phi end a turn with another token than the tokenizer's end of sequence.
         """
-        configured = self.model.generation_config.eos_token_id
+        configured = getattr(self.model.generation_config, "eos_token_id", None)
         ids = [*(configured if isinstance(configured, list) else [configured]), self.tokenizer.eos_token_id]
         special = {i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
         end = self.tokenizer(ChatTemplate.of(self.tokenizer).end, add_special_tokens=False).input_ids
@@ -208,23 +230,43 @@ class LLM(nn.Module):
     ) -> list[str]:
         """Generate a text for each prompt, up to its first newline.
 
+        No other settings than these apply: those of the model's ``generation_config.json`` are ignored.
+
         Args:
             prompt: Input vectors (B, L, D), padded on the **left**.
-            max_new_tokens: Most tokens per answer.
+            max_new_tokens: Most tokens per answer. A warning says if an answer was cut there.
             temperature: Sampling temperature; 0 selects greedy decoding.
             top_p: Probability mass of nucleus sampling; ignored in greedy decoding.
+
+        Raises `DataError` if prompt and answer do not fit into the LLM's context.
         """
-        sampling = (
-            {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature > 0 else {"do_sample": False}
-        )
-        ids = self.model.generate(
-            inputs_embeds=prompt.values.to(self.model.dtype),
-            attention_mask=prompt.mask.long(),
+        if max_new_tokens < 1 or not temperature >= 0 or not 0 < top_p <= 1:
+            raise ConfigError(
+                f"max_new_tokens={max_new_tokens}, temperature={temperature}, top_p={top_p}: give at least one token, "
+                "a temperature from 0 on, and a top_p between 0 and 1"
+            )
+        self.check_context(prompt.values.shape[1], max_new_tokens)
+        sampling = {"temperature": temperature, "top_p": top_p, "top_k": 0} if temperature > 0 else {}
+        settings = GenerationConfig(
             max_new_tokens=max_new_tokens,
+            do_sample=temperature > 0,
+            num_beams=1,
             eos_token_id=self.stop_ids,
-            pad_token_id=self.tokenizer.eos_token_id,
+            pad_token_id=min(self.end_ids) if self.tokenizer.eos_token_id is None else self.tokenizer.eos_token_id,
             **sampling,
         )
+        # transformers fills what is unset from the model's own settings, such as beams or a penalty for repetition.
+        own, self.model.generation_config = self.model.generation_config, GenerationConfig()
+        try:
+            ids = self.model.generate(
+                inputs_embeds=prompt.values.to(self.model.dtype),
+                attention_mask=prompt.mask.long(),
+                generation_config=settings,
+            )
+        finally:
+            self.model.generation_config = own
+        if ids.shape[1] == max_new_tokens and not torch.isin(ids[:, -1].cpu(), torch.tensor(self.stop_ids)).all():
+            warnings.warn(f"an answer was cut at max_new_tokens={max_new_tokens}", stacklevel=2)
         texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
         return [text.split("\n")[0].strip() for text in texts]
 
@@ -245,7 +287,9 @@ class TextStates(Protocol):
         """Write states that are still in memory to disk."""
 
 
-def load_llm(name: str, *, dtype: torch.dtype = torch.float32, bits: Bits | None = None) -> LLM:
+def load_llm(
+    name: str, *, dtype: torch.dtype = torch.float32, bits: Bits | None = None, device: torch.device | None = None
+) -> LLM:
     """Load an LLM and its tokenizer from a hub id or a folder.
 
     Only the language model is loaded from a model that also reads images (Gemma 3, Mistral Small).
@@ -254,49 +298,13 @@ def load_llm(name: str, *, dtype: torch.dtype = torch.float32, bits: Bits | None
         name: Hub id or folder.
         dtype: Type of the weights, or of the computation if they are quantised.
         bits: Quantise the weights to 4 (NF4) or 8 bits with bitsandbytes; this requires an NVIDIA GPU.
+        device: Where the weights are loaded to, without a copy in the memory of the CPU. Default: the CPU.
 
-    Raises `ModelError` if the tokenizer has no chat template or the files lack weights, `ConfigError` if ``bits`` is
-    set without a GPU, and `MissingPackageError` if bitsandbytes is not installed.
+    Raises `ModelError` if the model does not load, the tokenizer has no usable chat template or the files lack weights,
+    `ConfigError` if ``bits`` is set without a GPU, and `MissingPackageError` if bitsandbytes is not installed.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from ossicle.models.loading import load_causal_lm, loading_model  # not on the path from data to loss
 
-    tokenizer = AutoTokenizer.from_pretrained(name)
-    if tokenizer.chat_template is None:
-        raise ModelError(f"model.llm={name} has no chat template; use an instruction-tuned model")
-    options = {} if bits is None else _quantised(bits, dtype)
-    with quiet_loading(name):
-        model, report = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, output_loading_info=True, **options)
-    refuse_missing(f"model.llm={name}", report)
-    return LLM(_language_model(model), tokenizer, name=name)
-
-
-def _language_model(model: Any) -> Any:
-    """Return the causal language model in ``model``, which may read images too."""
-    from transformers import AutoModelForCausalLM
-
-    config = model.config.get_text_config()
-    if config is model.config:
-        return model
-    with torch.device("meta"):
-        alone = AutoModelForCausalLM.from_config(config)
-    alone.model, alone.lm_head = model.model.language_model, model.lm_head
-    alone.generation_config = model.generation_config
-    return alone
-
-
-def _quantised(bits: Bits, dtype: torch.dtype) -> dict[str, Any]:
-    """Return the arguments for loading with bitsandbytes, onto the GPU of this process."""
-    from importlib.util import find_spec
-
-    from transformers import BitsAndBytesConfig
-
-    if not torch.cuda.is_available():
-        raise ConfigError(f"model.llm_dtype=int{bits} needs an NVIDIA GPU: set model.llm_dtype=bfloat16")
-    if find_spec("bitsandbytes") is None:
-        raise MissingPackageError(f"model.llm_dtype=int{bits} needs bitsandbytes: pip install 'ossicle[quantised]'")
-    stored = (
-        BitsAndBytesConfig(load_in_8bit=True)
-        if bits == 8
-        else BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype, bnb_4bit_quant_type="nf4")
-    )
-    return {"quantization_config": stored, "device_map": {"": torch.cuda.current_device()}}
+    with loading_model("model.llm", name):
+        model, tokenizer = load_causal_lm(name, dtype, bits, device)
+        return LLM(model, tokenizer, name=name)

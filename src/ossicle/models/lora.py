@@ -30,9 +30,9 @@ class LoraConfig:
 
     modules: list[str] = Field(default_factory=list)
     """Patterns of linear layers that get an adapter, e.g. ``llm.*.q_proj`` or ``encoder.*.v_proj``."""
-    rank: int = Field(default=16, ge=1)
+    rank: int = Field(default=16, ge=1, le=4096)
     """Rank of each adapter."""
-    alpha: float = Field(default=32.0, gt=0)
+    alpha: float = Field(default=32.0, gt=0, le=1e6)
     """Scale of the adapters: their output is multiplied by ``alpha`` / ``rank``."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout probability of the adapters' input in training."""

@@ -47,16 +47,23 @@ def load_official_projector(path: str | Path, *, heads: int | None = None) -> QF
     section 6.
     """
     path = Path(path)
-    tensors = {_strip(key, path): value.float() for key, value in torch.load(path, weights_only=True).items()}
-    state = {_rename(key): value for key, value in tensors.items()}
+    state = {_rename(_strip(key, path)): value.float() for key, value in _read_tensors(path).items()}
+    heads = heads or _heads_beside(path)
     try:
-        config, in_dim, out_dim = _sizes(state, heads or _heads_beside(path))
+        config, in_dim, out_dim = _sizes(state, heads)
     except KeyError as error:
         raise CheckpointError(f"{path}: not a projector of the official code: it lacks {error}") from error
+    except (ValueError, IndexError) as error:  # tensors of other shapes, or a width that the heads do not divide
+        raise CheckpointError(
+            f"{path}: not a projector of the official code with {heads} heads; check the file, or give --heads"
+        ) from error
     window = max(1, round(config.window_s * FRAME_RATE_HZ))
     projector = QFormerProjector(in_dim, out_dim, config, window=window)
     state["queries"] = state["queries"][0]  # (1, Q, D) -> (Q, D)
-    missing, unexpected = projector.load_state_dict(state, strict=False)
+    try:
+        missing, unexpected = projector.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: not a projector of the official code: its tensors have other shapes") from error
     if missing or unexpected:
         raise CheckpointError(
             f"{path}: not a projector of the official code: missing keys {missing}, unexpected keys {unexpected}"
@@ -125,6 +132,34 @@ def _sizes(state: dict[str, Tensor], heads: int) -> tuple[QFormerConfig, int, in
     return config, len(state["norm_frames.weight"]), out_dim
 
 
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a file of PyTorch. Raises `CheckpointError` for any other content; no code in it runs."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such file; check the path")
+    try:
+        tensors = torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:  # zipfile, pickle and torch each raise errors of their own
+        raise CheckpointError(
+            f"{path}: is damaged, or holds more than tensors, which could run code and is not loaded; save a plain "
+            "dictionary of tensors with torch.save"
+        ) from error
+    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
+        raise CheckpointError(f"{path}: not a projector of the official code: it is no dictionary of tensors")
+    size = path.stat().st_size
+    for name, value in tensors.items():
+        if not isinstance(name, str) or value.numel() * value.element_size() > size:
+            raise CheckpointError(f"{path}: the tensor {name} claims more values than the file has; it is damaged")
+        if not value.isfinite().all():
+            raise CheckpointError(f"{path}: the tensor {name} contains infinite values or NaN; use another file")
+    return tensors
+
+
 def _heads_beside(path: Path) -> int:
+    """Return the number of heads in ``qformer_config.json`` beside the file, or the paper's if there is none."""
     config = path.with_name("qformer_config.json")
-    return int(json.loads(config.read_text())["heads"]) if config.is_file() else DEFAULT_HEADS
+    if not config.is_file():
+        return DEFAULT_HEADS
+    try:
+        return int(json.loads(config.read_text(encoding="utf-8"))["heads"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f'{config}: has no number "heads"; fix the file, or give --heads') from error

@@ -130,6 +130,11 @@ def packed_attention(
             return attend(*heads, mask=attention_mask, scale=scale).transpose(1, 2), None
         attended: Tensor = sdpa_attention_forward(module, query, key, value, attention_mask, **options)[0]
         return attended, None
+    if query.is_cuda:
+        from ossicle.models import varlen  # only GPUs have its kernel
+
+        if varlen.is_available(query):
+            return varlen.causal_attention(query, key, value, packing.mask, window=window, scale=scale), None
     return checkpoint(
         _within, packing, query, key, value, window, scale, use_reentrant=False, preserve_rng_state=False
     ), None

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, model_validator
 from torch import Tensor, nn
 
 from ossicle.batch import Padded
@@ -20,6 +20,7 @@ from ossicle.models.packing import attend
 from ossicle.section import section
 
 BERT_NORM_EPS = 1e-12
+MOST_WIDTH, LONGEST_S = 65_536, 60.0  # upper bounds of widths, and of windows and tokens in seconds
 POSITION_INIT_STD = 0.5
 """Frames have unit variance after their layer norm. Smaller position vectors would be lost beside them."""
 
@@ -50,22 +51,21 @@ class BaseProjectorConfig:
             embedding_rms: Root mean square of the LLM's token embeddings.
             embedding_mean: Mean of the LLM's token embeddings (out_dim,), or None for zero.
         """
-        projector: Any = self.new_module(in_dim, out_dim, frame_rate_hz)
+        projector = self.new_module(in_dim, out_dim, frame_rate_hz)
         if self.match_embedding_rms:
-            match_output(projector.out, embedding_rms, embedding_mean)
-        built: nn.Module = projector
-        return built
+            match_output(projector.get_submodule("out"), embedding_rms, embedding_mean)
+        return projector
 
     def new_module(self, in_dim: int, out_dim: int, frame_rate_hz: float) -> nn.Module:
         """Return the projector with its own initialisation; ``projector.out`` is its last linear layer.
 
-        The input of ``out`` must have unit variance, as a layer norm gives it.
+        Its input must have unit variance, as a layer norm gives it.
         """
         raise NotImplementedError
 
 
 @torch.no_grad()
-def match_output(out: nn.Linear, rms: float, mean: Tensor | None = None) -> None:
+def match_output(out: Any, rms: float, mean: Tensor | None = None) -> None:
     """Initialise ``out`` so that its output has the root mean square ``rms`` and the mean ``mean`` (D_out,).
 
     The input of ``out`` must have unit variance, so that the scale of the weights decides the spread of the output.
@@ -188,8 +188,8 @@ class QFormerProjector(nn.Module):
 class StackProjector(nn.Module):
     """Concatenate ``stack`` neighbouring frames and apply one linear layer, or two with a GELU between them.
 
-    Frames are normalised one by one, so that all have the same weight. ``width`` is the width of the hidden layer;
-    None leaves it out. A token with at least one valid frame is valid.
+    Frames are normalised one by one. ``width`` is that of the hidden layer; None leaves the layer out. A token with at
+    least one valid frame is valid.
     """
 
     def __init__(self, in_dim: int, out_dim: int, *, stack: int, width: int | None = None) -> None:
@@ -247,25 +247,31 @@ class QFormerConfig(BaseProjectorConfig):
     """The paper's window-level Q-Former, with its sizes: 42.5 M parameters for HuBERT-large and Llama-3.1-8B."""
 
     name: Literal["qformer"] = "qformer"
-    width: int = 768
+    width: int = Field(default=768, ge=1, le=MOST_WIDTH)
     """Width of the queries and of every layer."""
-    heads: int = 12
+    heads: int = Field(default=12, ge=1)
     """Attention heads per layer; ``width`` must be a multiple of it."""
-    layers: int = Field(default=4, ge=1)
+    layers: int = Field(default=4, ge=1, le=256)
     """Number of transformer layers."""
-    ffn: int = 3072
+    ffn: int = Field(default=3072, ge=1, le=4 * MOST_WIDTH)
     """Width of the hidden layer of each feed-forward block."""
-    queries: int = Field(default=4, ge=1)
+    queries: int = Field(default=4, ge=1, le=1024)
     """Speech tokens per window."""
-    window_s: float = Field(default=1 / 3, gt=0)
+    window_s: float = Field(default=1 / 3, gt=0, le=LONGEST_S)
     """Length of a window in seconds, rounded to whole frames (17 at 50 frames per second)."""
-    dropout: float = 0.1
+    dropout: float = Field(default=0.1, ge=0, lt=1)
     """Dropout probability in training."""
     window_positions: bool = False
     """Add learned positions to the frames of a window (not in the paper)."""
-    init_std: float = Field(default=0.02, gt=0)
+    init_std: float = Field(default=0.02, gt=0, le=10)
     """Standard deviation of the initial weights. The default is BERT's, for a width of 768. Narrow projectors need
     about ``1 / sqrt(width)``."""
+
+    @model_validator(mode="after")
+    def _check(self) -> QFormerConfig:
+        if self.width % self.heads:
+            raise ConfigError(f"model.projector.width={self.width} must be a multiple of heads={self.heads}")
+        return self
 
     def new_module(self, in_dim: int, out_dim: int, frame_rate_hz: float) -> QFormerProjector:
         """Return a `QFormerProjector` with windows of ``window_s`` seconds."""
@@ -277,7 +283,7 @@ class LinearConfig(BaseProjectorConfig):
     """Concatenation of neighbouring frames and one linear layer: the simplest projector."""
 
     name: Literal["linear"] = "linear"
-    token_s: float = Field(default=0.08, gt=0)
+    token_s: float = Field(default=0.08, gt=0, le=LONGEST_S)
     """Seconds of speech per token, rounded to whole frames."""
 
     def new_module(self, in_dim: int, out_dim: int, frame_rate_hz: float) -> StackProjector:
@@ -290,9 +296,9 @@ class MLPConfig(BaseProjectorConfig):
     """Concatenation of neighbouring frames and two linear layers with a GELU between them."""
 
     name: Literal["mlp"] = "mlp"
-    token_s: float = Field(default=0.08, gt=0)
+    token_s: float = Field(default=0.08, gt=0, le=LONGEST_S)
     """Seconds of speech per token, rounded to whole frames."""
-    width: int = Field(default=2048, ge=1)
+    width: int = Field(default=2048, ge=1, le=MOST_WIDTH)
     """Width of the hidden layer."""
 
     def new_module(self, in_dim: int, out_dim: int, frame_rate_hz: float) -> StackProjector:
@@ -305,24 +311,28 @@ class ConvConfig(BaseProjectorConfig):
     """Convolutions of stride 2 and a linear layer."""
 
     name: Literal["conv"] = "conv"
-    token_s: float = Field(default=0.08, gt=0)
+    token_s: float = Field(default=0.08, gt=0, le=LONGEST_S)
     """Seconds of speech per token, rounded to a power of two of frames."""
-    width: int = Field(default=1024, ge=1)
+    width: int = Field(default=1024, ge=1, le=MOST_WIDTH)
     """Number of channels of each convolution."""
-    kernel: int = Field(default=3, ge=1)
+    kernel: int = Field(default=3, ge=1, le=999)
     """Frames that a convolution reads; must be odd."""
 
-    def new_module(self, in_dim: int, out_dim: int, frame_rate_hz: float) -> ConvProjector:
-        """Return a `ConvProjector`. Raises `ConfigError` for an even ``kernel``."""
+    @model_validator(mode="after")
+    def _check(self) -> ConvConfig:
         if self.kernel % 2 == 0:
             raise ConfigError(f"model.projector.kernel={self.kernel} is even: set an odd number of frames")
+        return self
+
+    def new_module(self, in_dim: int, out_dim: int, frame_rate_hz: float) -> ConvProjector:
+        """Return a `ConvProjector`."""
         halvings = max(0, round(math.log2(max(1.0, self.token_s * frame_rate_hz))))
         return ConvProjector(in_dim, out_dim, halvings=halvings, width=self.width, kernel=self.kernel)
 
 
-def projector_name(settings: Any) -> str:
-    """Return the ``name`` in ``settings`` (a mapping or a section), or ``qformer`` where there is none."""
-    return str(settings.get("name", "qformer") if isinstance(settings, dict) else settings.name)
+def projector_name(settings: Any) -> str | None:
+    """Return the ``name`` in ``settings``, ``qformer`` for a mapping without one, or None for other values."""
+    return str(settings.get("name", "qformer")) if isinstance(settings, dict) else getattr(settings, "name", None)
 
 
 ProjectorConfig = Annotated[

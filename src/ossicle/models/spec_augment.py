@@ -66,9 +66,9 @@ def mask_frames(frames: Padded, seeds: list[int], config: SpecAugment, *, frame_
         for _ in range(config.feature_masks):
             start, stop = _interval(random, width, longest_band)
             hidden[row, :, start:stop] = True
-    weights = frames.mask[..., None].to(values.dtype)
-    mean = (values * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True).clamp(min=1)  # (B, 1, D)
-    return Padded(torch.where(hidden.to(values.device), mean, values), frames.mask)
+    weights = frames.mask[..., None].float()
+    mean = (values.float() * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True).clamp(min=1)  # (B, 1, D)
+    return Padded(torch.where(hidden.to(values.device), mean.to(values.dtype), values), frames.mask)
 
 
 def _interval(random: np.random.Generator, length: int, longest: int) -> tuple[int, int]:

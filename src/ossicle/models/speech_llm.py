@@ -9,14 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import torch
-from pydantic import Field, TypeAdapter
+from pydantic import Field
 from torch import Tensor, nn
 
-from ossicle.audio import read_audio
-from ossicle.batch import Batch, Chat, HiddenStates, Mixed, Padded, Sample, pad
-from ossicle.errors import ConfigError, DataError
+from ossicle.batch import Batch, Chat, HiddenStates, Mixed, Padded
+from ossicle.errors import ConfigError, DataError, ModelError
 from ossicle.losses.contrastive import mean_pool
 from ossicle.models.encoder import Context, Encoder, Layer, load_encoder
 from ossicle.models.frozen import resolve
@@ -24,7 +22,7 @@ from ossicle.models.llm import LLM, PRECISIONS, TextStates, load_llm
 from ossicle.models.lora import LoraConfig, adapter_dropouts, make_trainable
 from ossicle.models.packing import interleave, join
 from ossicle.models.projectors import ProjectorConfig, QFormerConfig, project
-from ossicle.precision import usable
+from ossicle.precision import CPU, usable
 from ossicle.prompts import Prompter
 from ossicle.section import section
 
@@ -33,7 +31,6 @@ if TYPE_CHECKING:
 
 IGNORE = -100
 """Label of positions without a loss."""
-Audio = str | Path | np.ndarray | Tensor
 DType = Literal["float32", "bfloat16", "float16"]
 
 
@@ -66,20 +63,22 @@ class ModelConfig:
     they require an NVIDIA GPU."""
 
     def build(self, device: torch.device | None = None) -> SpeechLLM:
-        """Load encoder and LLM and create a new projector, all on the CPU.
+        """Load encoder and LLM and create a new projector, all on ``device``.
 
-        ``device`` is where the model will run; by default the accelerator if there is one, else the CPU. On CPUs
-        without instructions for half precision the weights are loaded in float32 (`ossicle.precision`).
+        Without a ``device`` they are on the CPU, in the precision of the accelerator if there is one. On CPUs without
+        instructions for half precision the weights are loaded in float32 (`ossicle.precision`).
         """
         encoder = load_encoder(
             resolve(self.encoder, "encoder"),
             dtype=usable(getattr(torch, self.encoder_dtype), device),
             layer=self.encoder_layer,
             context=self.encoder_context,
+            device=device,
         )
         stored = PRECISIONS[self.llm_dtype]
-        llm = load_llm(resolve(self.llm, "llm"), **{**stored, "dtype": usable(stored["dtype"], device)})
-        return SpeechLLM(encoder, llm, self)
+        dtype = usable(stored["dtype"], device)
+        llm = load_llm(resolve(self.llm, "llm"), **{**stored, "dtype": dtype, "device": device})
+        return SpeechLLM(encoder, llm, self).to(device or CPU)
 
 
 class SpeechLLM(nn.Module):
@@ -87,6 +86,9 @@ class SpeechLLM(nn.Module):
 
     Attributes:
         instructions: Instruction of each task in the training data (``asr``, ``st/de``).
+        asr_instructions: Instructions of the training that are drawn for samples without one; empty for the default.
+        objectives: Names of the objectives that trained the model; empty if they are not known.
+        longest_s: Length in seconds of the longest recording in the training data, or None if it is not known.
         text_cache: Cache of the LLM's states of transcripts, or None.
         augment: Augmentation of frames, applied to batches with seeds, which are those of the training data.
     """
@@ -94,14 +96,21 @@ class SpeechLLM(nn.Module):
     def __init__(self, encoder: Encoder, llm: LLM, config: ModelConfig) -> None:
         super().__init__()
         self.config, self.encoder, self.llm = config, encoder, llm
-        self.projector: Any = config.projector.build(
-            encoder.dim,
-            llm.dim,
-            frame_rate_hz=encoder.frame_rate_hz,
-            embedding_rms=llm.embedding_rms,
-            embedding_mean=llm.embedding_mean,
-        )
+        try:
+            self.projector: Any = config.projector.build(
+                encoder.dim,
+                llm.dim,
+                frame_rate_hz=encoder.frame_rate_hz,
+                embedding_rms=llm.embedding_rms,
+                embedding_mean=llm.embedding_mean,
+            )
+        except RuntimeError as error:  # PyTorch's allocator
+            first = str(error).splitlines()[0]
+            raise ModelError(f"model.projector does not fit into memory: set smaller sizes ({first})") from error
         self.instructions: dict[str, str] = {}
+        self.asr_instructions: tuple[str, ...] = ()
+        self.objectives: tuple[str, ...] = ()
+        self.longest_s: float | None = None
         self.text_cache: TextStates | None = None
         self.augment: SpecAugment | None = None
         dtypes = {"encoder": config.encoder_dtype, "llm": config.llm_dtype}
@@ -121,8 +130,12 @@ class SpeechLLM(nn.Module):
         return self
 
     def prompter(self, asr_instructions: tuple[str, ...] = ()) -> Prompter:
-        """Return a prompter that writes chat turns for this LLM; no ``asr_instructions`` selects the default ones."""
-        options: dict[str, Any] = {"asr_instructions": asr_instructions} if asr_instructions else {}
+        """Return a prompter that writes chat turns for this LLM.
+
+        Without ``asr_instructions`` it draws those of the training, or the default ones.
+        """
+        drawn = asr_instructions or self.asr_instructions
+        options: dict[str, Any] = {"asr_instructions": drawn} if drawn else {}
         return Prompter(self.llm.tokenizer, self.llm.end_ids, **options)
 
     def speech(self, batch: Batch) -> Padded:
@@ -139,7 +152,12 @@ class SpeechLLM(nn.Module):
             from ossicle.models.spec_augment import mask_frames  # most runs have no masks
 
             frames = mask_frames(frames, batch.seeds, augment, frame_rate_hz=self.encoder.frame_rate_hz)
-        return project(self.projector, frames)
+        speech = project(self.projector, frames)
+        if self.llm.context is not None and speech.values.shape[1] > self.llm.context:
+            from ossicle.models.limits import explain_too_long  # only for the error
+
+            raise explain_too_long(self, batch, speech)
+        return speech
 
     def _encode(self, waveforms: Padded, seeds: list[int]) -> Padded:
         """Encode ``waveforms`` (B, S), in the encoder's training mode if that is set and there are ``seeds``."""
@@ -217,26 +235,30 @@ class SpeechLLM(nn.Module):
         if batch.chat is None:
             raise ValueError("the batch has no chat turns")
         heard = self.text(batch) if from_text else self.speech(batch)
+        if empty := [s.source for s, valid in zip(batch.samples, heard.mask.any(1).tolist(), strict=True) if not valid]:
+            raise DataError(f"{', '.join(empty[:3])}: the audio is shorter than a frame, or the text is empty")
         return self.llm.generate(self.prompt(batch.chat, heard), **decoding)
 
     @torch.no_grad()
-    def generate(self, audio: Audio | list[Audio], instruction: str | list[str], **decoding: Any) -> list[str]:
+    def generate(
+        self, audio: Any, instruction: str | list[str], *, sampling_rate: int | None = None, **decoding: Any
+    ) -> list[str]:
         """Generate answers about recordings.
 
         Args:
-            audio: One recording or a list: paths of audio files, or waveforms (S,) at 16 kHz, mono.
+            audio: One recording or a list. A recording is a path, a waveform, the bytes of an audio file, and more; see
+                `ossicle.models.recordings.read_recording`. Channels are averaged.
             instruction: One instruction for all recordings, or one for each.
+            sampling_rate: Rate of the waveforms in Hz (default: 16,000). Files, and pairs with a rate, have their own.
             decoding: Options of `LLM.generate`: ``max_new_tokens`` (200), ``temperature`` (0: greedy), ``top_p``.
+
+        A warning says if the model was not trained to answer, or not on recordings of that length. Raises `DataError`
+        for audio that cannot be read or is too long for the LLM, and `ConfigError` for another number of instructions.
         """
-        recordings = audio if isinstance(audio, list) else [audio]
-        instructions = instruction if isinstance(instruction, list) else [instruction] * len(recordings)
-        samples = [
-            Sample(id=str(i), audio=Path(), instruction=asked)
-            for i, (_, asked) in enumerate(zip(recordings, instructions, strict=True))
-        ]
-        waveforms = pad([_waveform(recording) for recording in recordings])
-        batch = Batch(samples=samples, waveforms=waveforms, chat=self.prompter().chat(samples, 0))
-        return self.generate_batch(batch.to(next(self.projector.parameters()).device), **decoding)
+        from ossicle.models.recordings import batch_of  # not on the path from data to loss
+
+        batch = batch_of(self, audio, instruction, sampling_rate)
+        return self.generate_batch(batch.to(next(self.projector.parameters()).device), **decoding) if batch else []
 
     def save(self, folder: str | Path) -> None:
         """Write the trained weights, the configuration and the fingerprints of the base models to ``folder``.
@@ -250,8 +272,9 @@ class SpeechLLM(nn.Module):
     def load_projector(self, folder: str | Path) -> None:
         """Load the trained weights of a checkpoint. Weights that train here but not there keep their values.
 
-        Raises `CheckpointError` if the checkpoint was trained with other base models, another encoder layer or context,
-        or if it contains trained weights that do not train here.
+        Raises `CheckpointError` if the checkpoint is damaged or holds values that are not finite, if it was trained
+        with other base models or other settings that change what the weights compute, or if it contains trained weights
+        that do not train here.
         """
         from ossicle.models import saving  # not on the path from data to loss
 
@@ -264,23 +287,24 @@ class SpeechLLM(nn.Module):
         *,
         encoder: str | None = None,
         llm: str | None = None,
-        device: torch.device | None = None,
+        device: str | torch.device | None = None,
     ) -> SpeechLLM:
-        """Load a saved model, on the CPU and in evaluation mode.
+        """Load a saved model in evaluation mode, onto ``device``.
 
         Args:
             folder: Folder that `save` wrote.
             encoder: New place of the encoder, if it has moved.
             llm: New place of the LLM, if it has moved.
-            device: Where the model will run, see `ModelConfig.build`.
+            device: Where the model is to run, such as ``cuda``. By default it is on the CPU, see `ModelConfig.build`.
 
-        Raises `CheckpointError` if ``folder`` is not a checkpoint or a base model is not the one of the training.
+        Raises `CheckpointError` if ``folder`` is not a checkpoint or a base model is not the one of the training, and
+        `ModelError` if a base model does not load.
         """
-        from ossicle.models.saving import read_record  # not on the path from data to loss
+        from ossicle.models.saving import existing_device, read_config  # not on the path from data to loss
 
-        moved = {name: where for name, where in (("encoder", encoder), ("llm", llm)) if where is not None}
-        config = TypeAdapter(ModelConfig).validate_python({**read_record(folder)["model"], **moved})
-        model = config.build(device)
+        moved = {name: str(where) for name, where in (("encoder", encoder), ("llm", llm)) if where is not None}
+        config: ModelConfig = read_config(folder, ModelConfig, **moved)
+        model = config.build(None if device is None else existing_device(device))
         model.load_projector(folder)
         return model.eval()
 
@@ -290,7 +314,3 @@ def _text_ids(batch: Batch) -> Padded:
         missing = [sample.source for sample in batch.samples if not sample.text]
         raise DataError(f"this objective needs transcripts; add 'text' to {', '.join(missing[:3])}")
     return batch.text
-
-
-def _waveform(audio: Audio) -> Tensor:
-    return torch.as_tensor(read_audio(audio) if isinstance(audio, str | Path) else audio, dtype=torch.float32)

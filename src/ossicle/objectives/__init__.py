@@ -33,6 +33,7 @@ __all__ = [
     "Sum",
     "Term",
     "WeightedSum",
+    "names_of",
 ]
 
 Single = Annotated[
@@ -130,3 +131,8 @@ class WeightedSum(nn.Module):
 
 ObjectiveConfig = Annotated[Single | Sum, Field(discriminator="name")]
 """Every objective that a recipe can name."""
+
+
+def names_of(objective: ObjectiveConfig) -> tuple[str, ...]:
+    """Return the name of ``objective``, or those of the terms of a sum."""
+    return tuple(t.objective.name for t in objective.terms) if isinstance(objective, Sum) else (objective.name,)

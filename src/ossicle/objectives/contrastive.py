@@ -9,14 +9,13 @@ import math
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from ossicle.batch import Batch, HiddenStates, LossOutput
 from ossicle.distributed import gather_columns, gather_ragged
 from ossicle.errors import ConfigError
-from ossicle.losses.contrastive import Direction, info_nce, mean_pool
+from ossicle.losses.contrastive import Direction, cosine, info_nce, mean_pool
 from ossicle.models.frozen import Layers, resolve_layers
 from ossicle.models.speech_llm import SpeechLLM
 from ossicle.section import section
@@ -61,20 +60,20 @@ class Contrastive:
     of layers."""
     layer_weights: list[float] | None = None
     """Weight of each layer's loss, in the order of ``layers``. By default all weights are 1, as in the paper."""
-    temperature: float = Field(default=0.1, gt=0)
+    temperature: float = Field(default=0.1, gt=0, le=1e3)
     """Temperature of the softmax over utterances."""
     learn_temperature: bool = False
     """Train the temperature, starting at ``temperature``. Not in the paper."""
     direction: Direction = "text_to_speech"
     """Direction of the loss: ``text_to_speech`` classifies the speech of each text, as in the paper;
     ``speech_to_text`` classifies the text of each utterance; ``symmetric`` is the mean of both."""
-    position_shift: int = Field(default=0, ge=0)
+    position_shift: int = Field(default=0, ge=0, le=10**6)
     """Upper bound of a random offset of the position ids, the same for all sequences of a batch. By default there is no
     offset; the paper's variant has 400."""
     bos: bool = False
     """Prepend the LLM's begin-of-sequence token to both sides, and leave it out of the comparison. Without it, the
     first position serves as attention sink and dominates the mean at middle layers. Not in the paper."""
-    bank: int = Field(default=0, ge=0)
+    bank: int = Field(default=0, ge=0, le=10**7)
     """Number of cached texts (``data.cache_text``) that are further negatives of each utterance. It requires ``cosine``
     and ``speech_to_text`` or ``symmetric``. Cached texts stay valid because the LLM is frozen. Not in the paper."""
 
@@ -116,7 +115,7 @@ class Contrastive:
         if self.bank:
             texts = torch.cat([texts, self._banked(model, batch, layers)], 1)
         pooled = torch.stack([mean_pool(state, speech.mask) for state in speech.states.values()])
-        similarity = F.normalize(texts, dim=-1) @ F.normalize(pooled, dim=-1).mT  # (K, B_all, B)
+        similarity = cosine(texts, pooled)  # (K, B_all, B)
         return {layer: gather_columns(columns) for layer, columns in zip(layers, similarity, strict=True)}
 
     def _wasserstein(self, model: SpeechLLM, batch: Batch, speech: HiddenStates, shift: int) -> dict[int, Tensor]:

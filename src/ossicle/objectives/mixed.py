@@ -8,15 +8,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
-import torch
-import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from ossicle.batch import Batch, LossOutput, Mixed, Padded
 from ossicle.distributed import gather_columns, gather_ragged, gather_rows
 from ossicle.errors import ConfigError, DataError
-from ossicle.losses.contrastive import Direction, info_nce, mean_pool, token_info_nce
+from ossicle.losses.contrastive import Direction, cosine, info_nce, mean_pool, token_info_nce
 from ossicle.models.frozen import Layers
 from ossicle.models.speech_llm import IGNORE, SpeechLLM
 from ossicle.objectives.contrastive import weighted_sum, weights_by_layer
@@ -40,6 +38,9 @@ class MixedNextToken:
     """
 
     name: Literal["mixed_next_token"] = "mixed_next_token"
+    average: Literal["token", "batch"] = "token"
+    """Unit of the average: ``token`` averages over all labels of the optimiser step, in all its batches and processes.
+    ``batch`` averages over the labels of each batch and then over batches, as the paper's code does."""
 
     needs_negatives = False
     needs_mixed = True
@@ -49,10 +50,11 @@ class MixedNextToken:
         return self
 
     def __call__(self, model: SpeechLLM, batch: Batch) -> LossOutput:
-        """Return the loss in nats per token, averaged over all labels of the batch."""
+        """Return the loss in nats per token."""
         mixed = mixed_of(batch)
         embeds, tokens = model.mixed_inputs(mixed)
-        loss = token_losses(model, embeds, labels_of(mixed, tokens)).mean()
+        mean = token_losses(model, embeds, labels_of(mixed, tokens)).mean()
+        loss = batch.weighted(mean, "mixed") if self.average == "token" else mean
         return LossOutput(loss, {"mixed_next_token": loss.detach()})
 
 
@@ -90,7 +92,7 @@ class MixedContrastive:
     of layers."""
     layer_weights: list[float] | None = None
     """Weight of each layer's loss, in the order of ``layers``. By default all weights are 1."""
-    temperature: float | None = Field(default=None, gt=0)
+    temperature: float | None = Field(default=None, gt=0, le=1e3)
     """Temperature of the softmax. The default is the paper's: 0.5 for ``subword`` and 0.1 otherwise."""
     direction: Direction = "text_to_speech"
     """Direction of the loss over utterances, as in `Contrastive`. ``subword`` has ``text_to_speech`` only."""
@@ -142,17 +144,16 @@ class MixedContrastive:
     def _loss(self, text: Padded, mixed: Padded) -> Tensor:
         """Return the loss of one layer, given its states of ``text`` (B, N, D) and ``mixed`` (B, L, D)."""
         temperature = self.temperature or (0.5 if self.similarity == "subword" else 0.1)
-        # Both sides have the same tokens, so that their states differ by less than the precision of bfloat16.
-        with torch.autocast(mixed.values.device.type, enabled=False):
-            if self.similarity == "subword":
-                return token_info_nce(text.values, text.mask, mixed.values, mixed.mask, temperature=temperature)
-            if self.similarity == "cosine":
-                texts = F.normalize(gather_rows(mean_pool(text.values, text.mask)), dim=-1)
-                columns = texts @ F.normalize(mean_pool(mixed.values, mixed.mask), dim=-1).T
-            else:
-                # Imported here because few runs use the solver.
-                from ossicle.losses.sinkhorn import wasserstein_similarity
+        # The losses compute in float32 under autocast too: states of the same tokens differ little.
+        if self.similarity == "subword":
+            return token_info_nce(text.values, text.mask, mixed.values, mixed.mask, temperature=temperature)
+        if self.similarity == "cosine":
+            texts = gather_rows(mean_pool(text.values, text.mask))
+            columns = cosine(texts, mean_pool(mixed.values, mixed.mask))
+        else:
+            # Imported here because few runs use the solver.
+            from ossicle.losses.sinkhorn import wasserstein_similarity
 
-                texts, mask = gather_ragged(text.values), gather_ragged(text.mask)
-                columns = wasserstein_similarity(texts, mask, mixed.values, mixed.mask)
-            return info_nce(gather_columns(columns), temperature=temperature, direction=self.direction)
+            texts, mask = gather_ragged(text.values), gather_ragged(text.mask)
+            columns = wasserstein_similarity(texts, mask, mixed.values, mixed.mask)
+        return info_nce(gather_columns(columns), temperature=temperature, direction=self.direction)

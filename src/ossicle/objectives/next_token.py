@@ -57,9 +57,10 @@ class NextToken:
     """
 
     name: Literal["next_token"] = "next_token"
-    average: Literal["token", "example"] = "token"
-    """Unit of the average: ``token`` averages over all labels of the batch, as the paper does. ``example`` averages
-    over the labels of each example first, so that short answers have the same weight as long ones."""
+    average: Literal["token", "batch", "example"] = "token"
+    """Unit of the average: ``token`` averages over all labels of the optimiser step, in all its batches and processes.
+    ``batch`` averages over the labels of each batch and then over batches, as the paper's code does. ``example``
+    averages over the labels of each example first, so that short answers have the same weight as long ones."""
 
     needs_negatives = False
     needs_mixed = False
@@ -74,9 +75,9 @@ class NextToken:
         losses = token_losses(model, embeds, labels)
         if self.average == "example":
             counts = (labels[:, 1:] != IGNORE).sum(1)  # (B,)
-            loss = (losses / counts.repeat_interleave(counts)).sum() / len(counts)
+            loss = batch.weighted((losses / counts.repeat_interleave(counts)).sum() / len(counts), "examples")
         else:
-            loss = losses.mean()
+            loss = batch.weighted(losses.mean(), "answers") if self.average == "token" else losses.mean()
         return LossOutput(loss, {"next_token": loss.detach()})
 
 
@@ -91,8 +92,10 @@ class Distillation:
     """
 
     name: Literal["distillation"] = "distillation"
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: float = Field(default=1.0, gt=0, le=1e3)
     """Temperature of both distributions."""
+    average: Literal["token", "batch"] = "token"
+    """Unit of the average, as in `NextToken`."""
 
     needs_negatives = False
     needs_mixed = False
@@ -121,5 +124,6 @@ class Distillation:
             sums = [divergence(teacher, student)]
         else:
             sums = [checkpoint(divergence, *pair, use_reentrant=False) for pair in pairs]
-        loss = torch.stack(sums).sum() / len(teacher)
+        mean = torch.stack(sums).sum() / len(teacher)
+        loss = batch.weighted(mean, "answers") if self.average == "token" else mean
         return LossOutput(loss, {"distillation": loss.detach()})

@@ -17,13 +17,16 @@ def find(name: str | Path) -> Path:
 
     Raises `ConfigError` if there is neither.
     """
-    path = Path(name).expanduser()
-    if path.is_file():
-        return path
-    relative = path if path.suffix == ".yaml" else path.with_name(f"{path.name}.yaml")
-    for folder in _folders():
-        if (folder / relative).is_file():
-            return folder / relative
+    try:
+        path = Path(name).expanduser()
+        if path.is_file():
+            return path
+        relative = path if path.suffix == ".yaml" else path.with_name(f"{path.name}.yaml")
+        for folder in _folders():
+            if (folder / relative).is_file():
+                return folder / relative
+    except (OSError, ValueError, RuntimeError):  # a name that no file can have, or a user without a home folder
+        name = ascii(str(name)[:100])
     raise ConfigError(f"{name}: no such recipe; `ossicle recipes` lists those that are installed")
 
 

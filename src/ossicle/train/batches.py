@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +20,8 @@ from ossicle.errors import ConfigError
 from ossicle.models.encoder import Encoder
 from ossicle.models.speech_llm import SpeechLLM
 from ossicle.objectives import Objective
-from ossicle.train.checkpoint import Position
 from ossicle.train.recipe import DataConfig
+from ossicle.train.state import Position
 
 if TYPE_CHECKING:
     from ossicle.train.cache import CachedDataset, FrameCache
@@ -37,6 +37,8 @@ class Data:
     sampler: BatchSampler
     collator: Collator
     loader: DataLoader[Any]
+    label_rates: dict[str, float] | None = None
+    """Labels per utterance, which the evaluation counts once."""
 
     @classmethod
     def load(cls, config: DataConfig, model: SpeechLLM, accelerator: Accelerator, *, objective: Objective) -> Data:
@@ -50,16 +52,31 @@ class Data:
         if objective.needs_mixed:
             _refuse_for_mixed(config)
         data = cls._make(samples, config, model, accelerator, objective=objective)
+        if data.batches_per_epoch == 0:
+            raise ConfigError(_no_batch(config, len(data.sampler.durations_s)))
         data.collator.augment = config.augment.build(seed=config.seed)
         model.augment = config.augment
+        model.asr_instructions = tuple(config.asr_instructions)
+        model.longest_s = max(model.longest_s or 0.0, *data.sampler.durations_s) or None
         return data
 
     @classmethod
     def load_dev(
         cls, config: DataConfig, model: SpeechLLM, accelerator: Accelerator, *, objective: Objective
     ) -> Data | None:
-        """Load the whole development data, or return None if the configuration names none."""
-        return cls._make(read_all(config.dev), config, model, accelerator, objective=objective) if config.dev else None
+        """Load the development data, or return None if the configuration names none.
+
+        An epoch has every usable utterance once: the subset, the curriculum and the mixture are those of training.
+        Raises `ConfigError` if there are too few utterances for ``objective``.
+        """
+        if not config.dev:
+            return None
+        from ossicle.train.dev_sampler import DevSampler, check_size  # many runs have no development data
+
+        plain = replace(config, curriculum_epochs=0, mixture={})
+        data = cls._make(read_all(config.dev), plain, model, accelerator, objective=objective, sampler=DevSampler)
+        check_size(data.sampler, data.dataset.report())
+        return data
 
     @classmethod
     def _make(
@@ -70,6 +87,7 @@ class Data:
         accelerator: Accelerator,
         *,
         objective: Objective,
+        sampler: type[BatchSampler] = BatchSampler,
     ) -> Data:
         dataset = SpeechDataset(
             samples,
@@ -81,8 +99,9 @@ class Data:
             _keep_mixable(dataset, config)
         source = _with_cached_frames(dataset, config, model, accelerator) if config.cache_frames else dataset
         if not source.samples:
-            raise ConfigError(f"data: no utterance is left. {dataset.report()}")
-        sampler = BatchSampler(
+            name = "data.train" if sampler is BatchSampler else "data.dev"
+            raise ConfigError(f"{name}: no utterance is left. {dataset.report()}")
+        planned = sampler(
             durations_s=[sample.duration_s or 0.0 for sample in source.samples],
             batch_size=config.batch_size,
             max_batch_s=config.max_batch_s,
@@ -99,12 +118,13 @@ class Data:
         # The loader has its own generator, so that it does not change the random state from which dropout resumes.
         loader: DataLoader[Any] = DataLoader(
             source,
-            batch_sampler=sampler,
+            batch_sampler=planned,
             collate_fn=collator,
             num_workers=config.workers,
             generator=torch.Generator(),
+            pin_memory=accelerator.device.type == "cuda",
         )
-        return cls(dataset, sampler, collator, loader)
+        return cls(dataset, planned, collator, loader)
 
     @property
     def hours(self) -> float:
@@ -129,19 +149,31 @@ class Data:
     def stream(self, position: Position) -> Iterator[Batch]:
         """Yield batches without end, starting at ``position``, which is updated with each batch.
 
-        Raises `ConfigError` after an epoch of which no utterance could be read.
+        A batch that unreadable files leave too small for the objective is left out. Raises `ConfigError` after an epoch
+        of which no utterance could be read.
         """
         while True:
             usable, whole = False, position.batch == 0
             for batch in self.epoch(position.epoch, start=position.batch):
                 position.batch += 1
-                if len(batch) > 0:
+                if len(batch) >= self.sampler.min_batch_size:
                     usable = True
                     yield batch
-            if whole and not usable:
+            # An early epoch of a curriculum may be too small for a batch.
+            if whole and not usable and len(self.sampler):
                 raise ConfigError(f"data: no utterance could be read. {self.dataset.report()}")
             position.epoch += 1
             position.batch = 0
+
+
+def _no_batch(config: DataConfig, utterances: int) -> str:
+    if config.batch_size < 2:
+        reason = f"data.batch_size is {config.batch_size}: set it to 2 or more"
+    elif utterances < 2:
+        reason = "data.train has 1 usable utterance: add some"
+    else:
+        reason = f"data.max_batch_s={config.max_batch_s:g} has no room for two utterances: raise it"
+    return f"no batch has two utterances, which the objective compares with each other: {reason}"
 
 
 def frame_cache(config: DataConfig, encoder: Encoder) -> FrameCache:
@@ -162,7 +194,10 @@ def _with_cached_frames(
 ) -> CachedDataset:
     from ossicle.train.cache import CachedDataset
 
-    cache = frame_cache(config, model.encoder)
+    cache, ranks = frame_cache(config, model.encoder), accelerator.num_processes
+    if ranks > 1:
+        accelerator.wait_for_everyone()  # so that all processes divide the same work
+        cache.fill(dataset, accelerator.device, rank=accelerator.process_index, ranks=ranks)
     with accelerator.main_process_first():
         cache.fill(dataset, accelerator.device)
     return CachedDataset(dataset, cache)

@@ -9,9 +9,11 @@ Shape legend: B utterances, T frames, N text tokens, K layers, D width.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,18 +21,22 @@ from torch.utils.data import Dataset
 
 from ossicle.batch import HiddenStates, Padded, Sample, Skipped, Utterance, pad
 from ossicle.data.dataset import SpeechDataset
-from ossicle.errors import ConfigError
+from ossicle.errors import CacheError, ConfigError
 from ossicle.losses.contrastive import mean_pool
 from ossicle.models.encoder import Encoder
 from ossicle.models.llm import LLM
 from ossicle.progress import Progress
 from ossicle.train.cache_store import CacheStore
 
+logger = logging.getLogger(__name__)
+
 CACHE_DTYPE = torch.bfloat16
 SHARD_FRAMES = 200_000
 """Number of frames per file, about an hour of audio. A killed run loses at most this many."""
 SHARD_TEXTS, SHARD_TOKENS = 1_000, 100_000
-"""Number of pooled texts and of tokens per file."""
+"""Number of pooled texts and of tokens per file. Large states fill a file earlier (`SHARD_BYTES`)."""
+FLUSH_S = 60.0
+"""Seconds after which new states are written, so that other processes find them."""
 
 Kind = Literal["mean", "tokens"]
 
@@ -49,6 +55,10 @@ class FrameCache:
         about = {"encoder": encoder.fingerprint + encoder.variant, "values": "frames (T, D)"}
         self._store = CacheStore(self.folder, about, shard_rows=SHARD_FRAMES)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a worker process needs to read: the encoder stays where it is."""
+        return {**self.__dict__, "encoder": None}
+
     def __contains__(self, sample: Sample) -> bool:
         return audio_key(sample) in self._store
 
@@ -56,19 +66,25 @@ class FrameCache:
         """Return the frames (T, D) of ``sample`` in bfloat16."""
         return self._store[audio_key(sample)]
 
-    def fill(self, dataset: SpeechDataset, device: torch.device, *, batch_s: float = 60.0) -> None:
+    def fill(
+        self, dataset: SpeechDataset, device: torch.device, *, batch_s: float = 60.0, rank: int = 0, ranks: int = 1
+    ) -> None:
         """Encode the utterances of ``dataset`` that are missing, in batches of ``batch_s`` padded seconds.
 
-        Utterances that the dataset skips stay missing.
+        Each of ``ranks`` processes that start together encodes every ``ranks``-th batch, from that of its ``rank`` on.
+        Utterances that the dataset skips stay missing. Frames that another process has written since are found.
         """
+        self._store.refresh()
         missing = [i for i, sample in enumerate(dataset.samples) if sample not in self]
         if not missing:
             return
         durations = dataset.durations_s
         missing.sort(key=lambda i: durations[i])
         self.encoder.to(device)
-        with Progress("Encoding speech", sum(durations[i] for i in missing), unit="s of audio") as progress:
-            for indices in _chunks(missing, durations, batch_s):
+        batches = list(_chunks(missing, durations, batch_s))[rank::ranks]
+        total_s = sum(durations[i] for indices in batches for i in indices)
+        with Progress("Encoding speech", total_s, unit="s of audio", enabled=rank == 0) as progress:
+            for indices in batches:
                 self._store.add(self._encode([dataset[i] for i in indices], dataset, device))
                 progress.advance(sum(durations[i] for i in indices))
             self._store.flush()
@@ -105,28 +121,35 @@ class CachedDataset(Dataset[Utterance | Skipped]):
 class TextCache:
     """The frozen LLM's states of transcripts, by their token ids; training fills the cache as it goes.
 
-    Mean-pooled states are kept for all texts. Per-token states are kept up to ``limit_gb`` on disk, and recomputed for
-    texts beyond it; layer 0 is always read from the embeddings. Values keep the precision in which they were computed,
-    so that the cache changes no loss. Raises `ConfigError` if a part of the LLM trains.
+    All states together are kept up to ``limit_gb`` on disk, and recomputed for texts beyond it; layer 0 of single
+    tokens is always read from the embeddings. Values keep the precision in which they were computed, so that the cache
+    changes no loss. Processes that share the folder find each other's states. Raises `ConfigError` if a part of the LLM
+    trains. If states cannot be written, the cache warns and keeps no more of them, or raises `CacheError` if it is
+    ``strict``.
     """
 
-    def __init__(self, folder: Path, llm: LLM, *, limit_gb: float = 50.0) -> None:
+    def __init__(self, folder: Path, llm: LLM, *, limit_gb: float = 50.0, strict: bool = False) -> None:
         if llm.trains:
             raise ConfigError(
                 "data.cache_text keeps the states of a frozen LLM, but a part of this one trains (model.trainable or "
                 "model.lora): set data.cache_text=false"
             )
-        self.folder, self.llm, self.limit_gb = folder, llm, limit_gb
+        self.folder, self.llm, self.limit_gb, self.strict = folder, llm, limit_gb, strict
+        self._full = False
         self._stores: dict[str, CacheStore] = {}
+        self._used: dict[str, dict[str, None]] = {}
+        """Keys of each store in a reproducible order: those on disk at the start, then those that this process used."""
+        self._flushed_s = time.monotonic()
 
     def pooled(self, ids: Padded, layers: Sequence[int], *, bos: bool) -> Tensor:
         """Return the mean over the valid tokens of ``ids`` (B, N) at each of ``layers``: (K, B, D), float32."""
-        store, keys = self._store("mean", layers, bos), text_keys(ids)
-        if missing := _first_of_each(keys, store):
+        name, keys = self._store("mean", layers, bos), text_keys(ids)
+        rows = self._cached(name, keys)
+        if missing := _first_of_each(keys, rows):
             hidden = self.llm.read(_rows(ids, missing), layers, bos=bos)
             means = torch.stack([mean_pool(hidden.states[layer], hidden.mask) for layer in layers], 1)  # (B, K, D)
-            store.add(zip([keys[i] for i in missing], means[:, None], strict=True))
-        return torch.cat([store[key] for key in keys]).transpose(0, 1).to(ids.values.device)
+            rows |= self._keep(name, {keys[i]: row.cpu() for i, row in zip(missing, means[:, None], strict=True)})
+        return torch.cat([rows[key] for key in keys]).transpose(0, 1).to(ids.values.device)
 
     def tokens(self, ids: Padded, layers: Sequence[int], *, bos: bool) -> HiddenStates:
         """Return the states of every token of ``ids`` (B, N) at ``layers``."""
@@ -138,8 +161,9 @@ class TextCache:
 
     def bank(self, count: int, layers: Sequence[int], *, bos: bool, without: Padded) -> Tensor:
         """Return pooled states of up to ``count`` random texts that are not in ``without`` (B, N): (K, count, D)."""
-        store, present = self._store("mean", layers, bos), set(text_keys(without))
-        keys = store.keys
+        name, present = self._store("mean", layers, bos), set(text_keys(without))
+        store = self._stores[name]
+        keys = [key for key in self._used[name] if key in store]
         drawn = [keys[i] for i in torch.randperm(len(keys))[: count + len(present)].tolist()]
         chosen = [key for key in drawn if key not in present][:count]
         if not chosen:
@@ -149,25 +173,55 @@ class TextCache:
     def flush(self) -> None:
         """Write the states that are still in memory."""
         for store in self._stores.values():
-            store.flush()
+            self._write(store.flush)
+        self._flushed_s = time.monotonic()
 
     def _deep(self, ids: Padded, layers: list[int], bos: bool) -> dict[int, Tensor]:
-        store, keys = self._store("tokens", layers, bos), text_keys(ids)
+        name, keys = self._store("tokens", layers, bos), text_keys(ids)
         lengths = ids.mask.sum(1).tolist()
-        rows: dict[str, Tensor] = {key: store[key] for key in keys if key in store}
+        rows = self._cached(name, keys)
         if missing := _first_of_each(keys, rows):
             hidden = self.llm.read(_rows(ids, missing), layers, bos=bos)
             computed = torch.stack([hidden.states[layer] for layer in layers], 2)  # (B, N, K, D)
             fresh = {keys[i]: row[: lengths[i]] for i, row in zip(missing, computed, strict=True)}
-            if store.size_bytes < self.limit_gb * 1e9:
-                store.add(fresh.items())
-            rows |= fresh
+            rows |= self._keep(name, fresh)
         values = pad([rows[key].to(ids.values.device) for key in keys]).values  # (B, N, K, D)
         short = ids.values.shape[1] - values.shape[1]
         values = torch.nn.functional.pad(values, (0, 0, 0, 0, 0, short))
         return {layer: values[:, :, k] for k, layer in enumerate(layers)}
 
-    def _store(self, kind: Kind, layers: Sequence[int], bos: bool) -> CacheStore:
+    def _cached(self, name: str, keys: list[str]) -> dict[str, Tensor]:
+        """Return the cached rows of ``keys`` in the store ``name``, and note that they are used."""
+        store = self._stores[name]
+        if not all(key in store for key in keys):
+            store.refresh(at_once=False)
+        self._used[name] |= dict.fromkeys(keys)
+        return {key: store[key] for key in keys if key in store}
+
+    def _keep(self, name: str, rows: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Add ``rows`` to the store ``name`` if there is room for them, and return them."""
+        size = sum(row.numel() * row.element_size() for row in rows.values())
+        if sum(store.size_bytes for store in self._stores.values()) + size <= self.limit_gb * 1e9:
+            self._write(lambda: self._stores[name].add(rows.items()))
+        elif not self._full and self.limit_gb > 0:
+            self._full = True
+            logger.warning("data.cache_text_gb=%g is used up: further texts are computed in every step", self.limit_gb)
+        if time.monotonic() - self._flushed_s > FLUSH_S:
+            self.flush()
+        return rows
+
+    def _write(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except CacheError as error:
+            if self.strict:
+                raise
+            if self.limit_gb > 0:
+                logger.warning("data.cache_text: %s. No more states of transcripts are cached in this run.", error)
+            self.limit_gb = 0.0
+
+    def _store(self, kind: Kind, layers: Sequence[int], bos: bool) -> str:
+        """Open or create the store of these states, and return its name."""
         # The precision of the states depends on autocast as well as on the LLM's own type.
         precision = [str(self.llm.model.dtype), str(_autocast_dtype(self.llm.model.device.type))]
         about = {
@@ -181,7 +235,8 @@ class TextCache:
         if name not in self._stores:
             rows = SHARD_TEXTS if kind == "mean" else SHARD_TOKENS
             self._stores[name] = CacheStore(self.folder / f"text-{name}", about, shard_rows=rows)
-        return self._stores[name]
+            self._used[name] = dict.fromkeys(self._stores[name].keys)
+        return name
 
 
 def audio_key(sample: Sample) -> str:
@@ -200,7 +255,7 @@ def text_keys(ids: Padded) -> list[str]:
     ]
 
 
-def _first_of_each(keys: list[str], known: CacheStore | dict[str, Tensor]) -> list[int]:
+def _first_of_each(keys: list[str], known: dict[str, Tensor]) -> list[int]:
     """Return the first index of each key that is not ``known``."""
     first = {key: i for i, key in reversed(list(enumerate(keys)))}
     return sorted(i for key, i in first.items() if key not in known)

@@ -40,7 +40,7 @@ def fill_caches(config: Config) -> None:
     if config.data.cache_frames:
         frame_cache(config.data, model.encoder).fill(dataset, accelerator.device)
     if config.data.cache_text:
-        cache = TextCache(Path(config.data.cache_dir), model.llm, limit_gb=config.data.cache_text_gb)
+        cache = TextCache(Path(config.data.cache_dir), model.llm, limit_gb=config.data.cache_text_gb, strict=True)
         model.text_cache = cache
         with accelerator.autocast():  # training computes the states in this precision
             _read_texts(model, sorted({sample.text for sample in dataset.samples if sample.text}, key=len), config)
@@ -58,7 +58,7 @@ def _read_texts(model: SpeechLLM, texts: list[str], config: Config) -> None:
     prompter = model.prompter()
     device = next(model.projector.parameters()).device
     for start in track(range(0, len(texts), TEXT_BATCH), "Reading transcripts", unit="batches"):
-        ids = [torch.tensor(prompter.ids(text)) for text in texts[start : start + TEXT_BATCH]]
+        ids = [torch.tensor(prompter.content_ids(text)) for text in texts[start : start + TEXT_BATCH]]
         batch = Batch(samples=[], text=pad(ids).to(device))
         for objective in objectives:
             objective.read_text(model, batch)

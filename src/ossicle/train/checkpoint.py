@@ -1,112 +1,304 @@
 """Save and load checkpoints, from which a run continues with the losses that it would have had without a stop.
 
-A checkpoint is a folder with the files of `SpeechLLM.save`, and ``trainer.pt`` with the optimiser, the schedule, the
-random states and the position in the data.
+A checkpoint is a folder with the files of `SpeechLLM.save`, and ``trainer.pt`` with the optimiser, the schedule, and
+the random states and the position in the data of every process.
 """
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import logging
+import random
+import re
 import shutil
-from dataclasses import asdict, dataclass
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from safetensors import SafetensorError
 
+from ossicle.errors import CheckpointError, OssicleError, TrainingError
+from ossicle.files import atomic_folder, write_json
 from ossicle.models.speech_llm import SpeechLLM
+from ossicle.train.batches import Data
+from ossicle.train.recipe import Config
+from ossicle.train.state import Position, Trainer, trainable
+
+logger = logging.getLogger(__name__)
 
 CHECKPOINTS, BEST, TRAINER_FILE = "checkpoints", "best", "trainer.pt"
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Numbers of the errors of a full disk and of a used-up quota."""
+_PARTS = {"optimizer", "schedule", "progress", "objective", "scaler", "data", "ranks"}
+_PER_RANK = ("epoch", "batch")
+"""Fields of `Position` that differ between processes, because each skips its own unreadable batches."""
 
 
-@dataclass
-class Position:
-    """How far a run has come."""
+def save(run_folder: Path, model: SpeechLLM, trainer: Trainer, accelerator: Accelerator, *, keep: int) -> Path:
+    """Write ``checkpoints/step-N`` atomically, delete all but the ``keep`` newest, and return the folder.
 
-    step: int = 0
-    """Number of optimiser steps taken."""
-    epoch: int = 0
-    """Index of the current pass over the data."""
-    batch: int = 0
-    """Number of batches of this epoch that this process has used."""
-    audio_s: float = 0.0
-    """Seconds of audio that all processes have used."""
-    best: float = float("inf")
-    """Lowest loss on the development data. With ``train.best_by: retrieval`` it is the highest R@1, negated."""
-
-
-@dataclass
-class Trainer:
-    """The parts of a run, besides the projector, that have a state."""
-
-    optimizer: torch.optim.Optimizer
-    schedule: torch.optim.lr_scheduler.LRScheduler
-    position: Position
-    objective: nn.Module | None = None
-    """The objective, if it is a module; it may have parameters, such as a temperature."""
-
-    def state(self) -> dict[str, Any]:
-        """Return the whole state as plain values and tensors."""
-        return {
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "progress": asdict(self.position),
-            "objective": None if self.objective is None else self.objective.state_dict(),
-            "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state_all(),
-        }
-
-    def load(self, state: dict[str, Any]) -> None:
-        """Restore a state that `state` returned."""
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        self.position = Position(**state["progress"])
-        if self.objective is not None:
-            self.objective.load_state_dict(state["objective"])
-        torch.set_rng_state(state["rng"])
-        if state["cuda_rng"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(state["cuda_rng"])
-
-
-def save(run_folder: Path, model: SpeechLLM, trainer: Trainer, *, keep: int) -> Path:
-    """Write ``checkpoints/step-N`` atomically, delete all but the ``keep`` newest, and return the folder."""
-    from ossicle.files import atomic_folder  # here, because only runs that reach a checkpoint write
-
-    folder = run_folder / CHECKPOINTS / f"step-{trainer.position.step:07d}"
-    with atomic_folder(folder) as partial:
+    Every process must call this; the first one writes. Raises `TrainingError` if the disk is full or a weight is not
+    finite.
+    """
+    step = trainer.position.step
+    folder = run_folder / CHECKPOINTS / f"step-{step:07d}"
+    ranks = gather_object([_rank_state(trainer.position)])
+    if not accelerator.is_main_process:
+        return folder
+    check_finite(run_folder, model)
+    with disk_errors(run_folder), atomic_folder(folder) as partial:
         model.save(partial)
-        torch.save(trainer.state(), partial / TRAINER_FILE)
-    for old in _all(run_folder)[:-keep]:
-        shutil.rmtree(old)
+        torch.save({**_state(trainer), "ranks": ranks}, partial / TRAINER_FILE)
+    # Checkpoints of later steps are damaged ones: the run was resumed from an older checkpoint.
+    kept = [path for path in _all(run_folder) if _step(path) <= step][-keep:]
+    for old in _all(run_folder):
+        if old not in kept:
+            shutil.rmtree(old)
     return folder
 
 
 def save_best(run_folder: Path, model: SpeechLLM, position: Position) -> None:
     """Write ``best`` atomically: the projector that did best on the development data, and its position."""
-    from ossicle.files import atomic_folder, write_json  # as in `save`
-
-    with atomic_folder(run_folder / BEST) as partial:
+    check_finite(run_folder, model)
+    with disk_errors(run_folder), atomic_folder(run_folder / BEST) as partial:
         model.save(partial)
         write_json(partial / "progress.json", asdict(position))
 
 
+def save_final(run_folder: Path, model: SpeechLLM) -> None:
+    """Write the trained model to the run's folder. Raises `TrainingError` as `save` does."""
+    check_finite(run_folder, model)
+    with disk_errors(run_folder):
+        model.save(run_folder)
+
+
 def latest(run_folder: Path) -> Path | None:
-    """Return the newest complete checkpoint of a run, or None."""
+    """Return the newest complete checkpoint of a run, or None. Its files are not read."""
     found = _all(run_folder)
     return found[-1] if found else None
 
 
-def load(folder: Path, model: SpeechLLM, trainer: Trainer) -> None:
-    """Restore projector, optimiser, schedule, random states and position from a checkpoint."""
-    model.load_projector(folder)
-    trainer.load(torch.load(folder / TRAINER_FILE, weights_only=True, map_location="cpu"))
+def restore(
+    run_folder: Path, model: SpeechLLM, trainer: Trainer, accelerator: Accelerator, *, allow_changed_data: bool
+) -> Path | None:
+    """Restore the newest valid checkpoint of a run and return its folder, or return None if the run has none yet.
+
+    A damaged checkpoint is reported and the next older one is used. Raises `CheckpointError` if all are damaged, if
+    the number of processes differs, and if the data differ, unless ``allow_changed_data``; the epoch then starts again.
+    """
+    errors: list[OssicleError] = []
+    for folder in reversed(_all(run_folder)):
+        try:
+            state = _read(folder)
+            rank = _own_state(folder, state, accelerator)
+            model.load_projector(folder)
+            changed = state["data"] != trainer.data
+            if not (changed and not allow_changed_data):
+                _apply(folder, trainer, state, rank)
+        except _Mismatch:
+            raise
+        except OssicleError as error:
+            errors.append(error)
+            logger.warning("%s; the next older checkpoint is tried", error)
+            continue
+        if changed and not allow_changed_data:
+            raise _Mismatch(_changed(folder, state["data"], trainer.data))
+        if changed:
+            trainer.position.batch = 0
+        return folder
+    if errors:
+        raise CheckpointError(
+            f"{errors[0]}; no other checkpoint in {run_folder / CHECKPOINTS} can be loaded: start the run without "
+            "--resume and with another name=…"
+        ) from errors[0]
+    return None
+
+
+class _Mismatch(CheckpointError):
+    """The checkpoint is valid, and older ones would not fit either."""
+
+
+def check_finite(run_folder: Path, model: SpeechLLM) -> None:
+    """Raise `TrainingError` if a trained weight is NaN or infinite."""
+    if not all(bool(parameter.isfinite().all()) for parameter in trainable(model)):
+        raise TrainingError(
+            f"{run_folder}: a trained weight is not finite, so that nothing was saved: lower optim.lr and start again"
+            f"{describe_newest(run_folder)}"
+        )
+
+
+@contextmanager
+def disk_errors(run_folder: Path) -> Iterator[None]:
+    """Raise `TrainingError`, with the newest checkpoint and what to do, if the block cannot write a file."""
+    try:
+        yield
+    except OssicleError:
+        raise
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch raises RuntimeError if it cannot write
+        raise _unwritable(run_folder, error) from error
+
+
+@contextmanager
+def full_disk(run_folder: Path) -> Iterator[None]:
+    """Raise `TrainingError` as `disk_errors` does, but only for a full disk: the block also does other work."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise _unwritable(run_folder, error) from error
+
+
+def _unwritable(run_folder: Path, error: Exception) -> TrainingError:
+    full = isinstance(error, OSError) and error.errno in FULL
+    fix = "free some space" if full else "check the disk and its free space"
+    first = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return TrainingError(
+        f"{run_folder}: cannot be written: {first}; {fix}, and run the same command with --resume"
+        f"{describe_newest(run_folder)}"
+    )
+
+
+def fingerprints(config: Config, data: Data, dev: Data | None) -> dict[str, str]:
+    """Return fingerprints of the training and of the development data (``train``, ``dev``).
+
+    They depend on the content of the manifests and on the lengths of the usable utterances. The names and folders of
+    the manifests do not count.
+    """
+    parts = {"train": (config.data.train, data), "dev": (config.data.dev, dev)}
+    return {
+        name: _fingerprint(manifests, part.sampler.durations_s)
+        for name, (manifests, part) in parts.items()
+        if part is not None
+    }
+
+
+def _fingerprint(manifests: Sequence[str], durations_s: Sequence[float]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for manifest in manifests:
+        with Path(manifest).expanduser().open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    digest.update(np.asarray(durations_s, dtype=np.float64).tobytes())
+    return digest.hexdigest()
+
+
+def describe_newest(run_folder: Path) -> str:
+    """Return the newest checkpoint in parentheses, to end a message with."""
+    newest = latest(run_folder)
+    return f" (newest checkpoint: {newest})" if newest is not None else " (there is no checkpoint yet)"
+
+
+def _state(trainer: Trainer) -> dict[str, Any]:
+    return {
+        "optimizer": trainer.optimizer.state_dict(),
+        "schedule": trainer.schedule.state_dict(),
+        "progress": asdict(trainer.position),
+        "objective": None if trainer.objective is None else trainer.objective.state_dict(),
+        "scaler": None if trainer.scaler is None else trainer.scaler.state_dict(),
+        "data": trainer.data,
+    }
+
+
+def _rank_state(position: Position) -> dict[str, Any]:
+    """Return the random states of this process and its position in the data, as plain values and tensors."""
+    _, keys, index, has_gauss, gauss = np.random.get_state()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        "numpy": [torch.from_numpy(np.asarray(keys).astype(np.int64)), int(index), int(has_gauss), float(gauss)],
+        "python": list(random.getstate()),
+        "position": {name: getattr(position, name) for name in _PER_RANK},
+    }
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    """Return the content of ``trainer.pt``. Raises `CheckpointError` if it is missing or damaged."""
+    path = folder / TRAINER_FILE
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such file; the checkpoint is incomplete")
+    try:
+        with zipfile.ZipFile(path) as file:
+            damaged = file.testzip()
+        state = None if damaged else torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:  # the kinds of errors of damaged files are not documented
+        raise CheckpointError(f"{path}: the file is damaged ({type(error).__name__})") from error
+    if damaged:
+        raise CheckpointError(f"{path}: the file is damaged (wrong checksum)")
+    if not isinstance(state, dict) or not state.keys() >= _PARTS:
+        missing = sorted(_PARTS - state.keys()) if isinstance(state, dict) else sorted(_PARTS)
+        raise CheckpointError(f"{path}: the file lacks {', '.join(missing)}; it is damaged or of another version")
+    return state
+
+
+def _own_state(folder: Path, state: dict[str, Any], accelerator: Accelerator) -> Any:
+    """Return the state of this process. Raises `CheckpointError` if the number of processes differs."""
+    ranks, now = state["ranks"], accelerator.num_processes
+    if not isinstance(ranks, list) or not ranks:
+        raise CheckpointError(f"{folder / TRAINER_FILE}: the file is damaged (no process)")
+    if len(ranks) != now:
+        raise _Mismatch(
+            f"{folder}: the run had {len(ranks)} processes and now has {now}, which changes the order of the data: "
+            f"start {len(ranks)} processes (torchrun --nproc_per_node), or start a new run with another name=…"
+        )
+    return ranks[accelerator.process_index]
+
+
+def _apply(folder: Path, trainer: Trainer, state: dict[str, Any], rank: Any) -> None:
+    """Restore the state of ``trainer`` and of this process. Raises `CheckpointError` if a part does not fit."""
+    try:
+        position = Position(**{**state["progress"], **rank["position"]})
+        if any(not isinstance(getattr(position, name), type(start)) for name, start in asdict(Position()).items()):
+            raise TypeError("progress")
+        trainer.optimizer.load_state_dict(state["optimizer"])
+        trainer.schedule.load_state_dict(state["schedule"])
+        if trainer.objective is not None:
+            trainer.objective.load_state_dict(state["objective"])
+        if trainer.scaler is not None and state["scaler"]:
+            trainer.scaler.load_state_dict(state["scaler"])
+        _follow_schedule(trainer)
+        torch.set_rng_state(rank["torch"])
+        if rank["cuda"] is not None and torch.cuda.is_available():
+            torch.cuda.set_rng_state(rank["cuda"])
+        keys, index, has_gauss, gauss = rank["numpy"]
+        np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), index, has_gauss, gauss))
+        version, internal, gauss_next = rank["python"]
+        random.setstate((version, tuple(internal), gauss_next))
+    except (AttributeError, KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        first = str(error).splitlines()[0] if str(error) else ""
+        raise CheckpointError(
+            f"{folder / TRAINER_FILE}: the file is damaged or of another version ({type(error).__name__}: {first})"
+        ) from error
+    trainer.position = position
+
+
+def _follow_schedule(trainer: Trainer) -> None:
+    """Set the learning rate of the next step, which differs from the saved one if the number of steps has changed."""
+    schedule: Any = trainer.schedule
+    for group, base, factor in zip(trainer.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
+        group["lr"] = base * factor(schedule.last_epoch)
+
+
+def _changed(folder: Path, then: Any, now: dict[str, str]) -> str:
+    names = [f"data.{name}" for name in now if not isinstance(then, dict) or then.get(name) != now[name]]
+    return (
+        f"{folder}: the content of {' and '.join(names) or 'the data'} has changed since this checkpoint: restore the "
+        "manifests and their files, or add --allow-changed-data to start the epoch again with the new data"
+    )
 
 
 def _all(run_folder: Path) -> list[Path]:
     """Return all complete checkpoints, oldest first; partial ones have names that start with a dot."""
-    return sorted((run_folder / CHECKPOINTS).glob("step-*"))
+    found = [path for path in (run_folder / CHECKPOINTS).glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
+    return sorted((path for path in found if path.is_dir()), key=_step)
 
 
-def trainable(model: nn.Module) -> list[nn.Parameter]:
-    """Return the parameters that the optimiser updates."""
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.partition("-")[2])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import chain
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -44,10 +45,16 @@ def check_transcripts(dev: Data) -> None:
 def measure(model: SpeechLLM, dev: Data, accelerator: Accelerator) -> dict[str, float]:
     """Return R@1 in both directions and the modality gap of every layer, and ``r_at_1``, the mean of all R@1.
 
-    R@1 is in percent, among the first 500 utterances of ``dev`` in all processes. The model is left in evaluation mode.
+    R@1 is in percent, among the first 500 utterances of ``dev`` in all processes. The result is empty if fewer than two
+    utterances could be read. The model is left in evaluation mode.
     """
-    states = pooled_states(model, _first(dev, accelerator))
-    together = PooledStates.joined(gather_object([states]))
+    batches = _first(dev, accelerator)
+    first = next(batches, None)
+    own = [] if first is None else [pooled_states(model, chain([first], batches))]
+    found = gather_object(own)
+    if sum(len(part.transcripts) for part in found) < 2:
+        return {}
+    together = PooledStates.joined(found)
     return values_of(alignment_report(together.text, together.speech, together.transcripts))
 
 

@@ -4,80 +4,123 @@ from __future__ import annotations
 
 import contextlib
 import math
-import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
+from traceback import clear_frames
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from torch import nn
+from torch import Tensor, nn
 
 from ossicle.batch import Batch, LossOutput
 from ossicle.data.collate import padding_share
+from ossicle.errors import ConfigError
 from ossicle.models.lora import describe
 from ossicle.models.speech_llm import SpeechLLM
-from ossicle.objectives import Objective
+from ossicle.objectives import Objective, names_of
 from ossicle.precision import describe_fallbacks, new_accelerator
 from ossicle.private import reset_accelerator_state
 from ossicle.prompts import learned_instructions
-from ossicle.train import checkpoint
 from ossicle.train.batches import Data
-from ossicle.train.checkpoint import Position, Trainer
 from ossicle.train.recipe import Config
-from ossicle.train.tracking import Tracker, mean
+from ossicle.train.state import Position, Trainer, trainable
+from ossicle.train.steps import any_process, is_finite, mean_of_all, values_of, weigh
+
+if TYPE_CHECKING:
+    from ossicle.train.tracking import Tracker
+
+# Checkpoints, metrics, evaluation and signals are imported by the functions that need them: they do not touch the loss.
 
 
-def train(config: Config, *, objective: Objective | None = None, resume: bool = False) -> Path:
+def train(
+    config: Config, *, objective: Objective | None = None, resume: bool = False, allow_changed_data: bool = False
+) -> Path:
     """Train the projector and return the run's folder, which `SpeechLLM.from_pretrained` loads.
 
     Args:
         config: The run's settings.
         objective: A callable ``(model, batch) -> LossOutput`` that replaces the configured objective.
         resume: Continue the run from its newest checkpoint, with the losses that it would have had without a stop.
+        allow_changed_data: Resume even if the data have changed since the checkpoint; the epoch then starts again.
 
-    Ctrl-C saves a checkpoint and returns. Raises `ConfigError` for settings that do not fit together or to the run's
-    folder, `DataError` for invalid data, and `ModelError` for models that do not load.
+    Ctrl-C and SIGTERM save a checkpoint and return. Raises `ConfigError` for settings that do not fit together or to
+    the run's folder, `DataError` for invalid data, `ModelError` for models that do not load, `CheckpointError` for a
+    checkpoint that does not fit, and `TrainingError` if losses stay non-finite or files cannot be written.
     """
     if config.train.analyze_every or config.train.best_by == "retrieval":
         from ossicle.train import dev_alignment  # it needs all of `ossicle.inspect`, which few runs use
 
         dev_alignment.check_settings(config)
-    from ossicle.train.run_folder import claim_folder  # here, because it is done once and does not touch the loss
+    from ossicle.train.run_folder import claimed
 
     accelerator = new_accelerator(config.train.precision, cpu=config.train.cpu)
-    claim_folder(config, objective, resume=resume, first=accelerator.is_main_process)
+    try:
+        with claimed(config, objective, accelerator, resume=resume):
+            _run(config, accelerator, objective, resume=resume, allow_changed_data=allow_changed_data)
+            accelerator.wait_for_everyone()
+    except BaseException as error:
+        if accelerator.num_processes > 1:
+            clear_frames(error.__traceback__)  # they keep the gradient reducer alive
+        raise
+    finally:
+        # The gradient reducer must be freed before its process group: in the other order the process can hang.
+        accelerator.free_memory()
+        accelerator.end_training()
+        reset_accelerator_state()  # the next run of this process may have another precision
+    return config.folder
+
+
+def _run(
+    config: Config, accelerator: Accelerator, objective: Objective | None, *, resume: bool, allow_changed_data: bool
+) -> None:
+    from ossicle.train import checkpoint, early_checks
+    from ossicle.train.tracking import Tracker
+
+    early_checks.check_files(config)
+    if objective is None:
+        early_checks.check_layers(config)
     set_seed(config.train.seed)
-    model = _load_model(config, accelerator.device)
+    start = config.train.init_from if not resume or checkpoint.latest(config.folder) is None else None
+    model = _load_model(config, accelerator.device, start)
     chosen: Objective = objective or config.objective.build()
     data = Data.load(config.data, model, accelerator, objective=chosen)
     dev = Data.load_dev(config.data, model, accelerator, objective=chosen)
+    if objective is None:
+        early_checks.check_targets(config.objective, data, dev)
     if dev is not None and config.train.analyze_every:
+        from ossicle.train import dev_alignment  # as in `train`
+
         dev_alignment.check_transcripts(dev)
 
-    model.instructions |= learned_instructions(data.dataset.samples)
     steps = config.train.steps or math.ceil(config.train.epochs * data.batches_per_epoch / config.train.accumulate)
     unprepared = Step(model, chosen)
-    optimizer, schedule = config.optim.build(checkpoint.trainable(unprepared), steps=steps)
+    optimizer, schedule = config.optim.build(trainable(unprepared), steps=steps)
     step, optimizer = accelerator.prepare(unprepared, optimizer)
-    trainer = Trainer(optimizer, schedule, Position(), chosen if isinstance(chosen, nn.Module) else None)
-    start = checkpoint.latest(config.folder) if resume else None
-    if start is not None:
-        checkpoint.load(start, model, trainer)
+    module = chosen if isinstance(chosen, nn.Module) else None
+    trainer = Trainer(
+        optimizer, schedule, Position(), module, accelerator.scaler, checkpoint.fingerprints(config, data, dev)
+    )
+    if resume:
+        checkpoint.restore(config.folder, model, trainer, accelerator, allow_changed_data=allow_changed_data)
+    done = trainer.position.step
+    if done > steps:
+        raise ConfigError(
+            f"{config.folder}: the checkpoint is of step {done}, and the run has {steps}: raise train.steps"
+        )
+    model.instructions |= learned_instructions(data.dataset.samples)
+    model.objectives = names_of(config.objective) if objective is None else ()
 
     loop = Loop(config, accelerator, step, trainer, steps)
     shown, board = accelerator.is_main_process, config.train.tensorboard
-    with Tracker(config.folder, steps=steps, tensorboard=board, enabled=shown) as tracker:
-        tracker.say(_summary(config, model, data, steps, trainer.position.step))
+    with Tracker(config.folder, steps=steps, tensorboard=board, start=done, enabled=shown) as tracker:
+        tracker.say(_summary(config, model, data, steps, done))
         if fallbacks := describe_fallbacks(config.precisions, accelerator.device):
             tracker.say(fallbacks)
         loop.run(data, dev, model, tracker)
-    accelerator.end_training()
-    reset_accelerator_state()  # the next run of this process may have another precision
-    return config.folder
 
 
 class Step(nn.Module):
@@ -103,31 +146,37 @@ class Loop:
     steps: int
 
     def __post_init__(self) -> None:
-        self._window: list[dict[str, float]] = []
+        self._outputs: list[LossOutput] = []
+        self._padding: list[float] = []
+        self._audio_s = 0.0
         self._window_started_s = time.perf_counter()
 
     def run(self, data: Data, dev: Data | None, model: SpeechLLM, tracker: Tracker) -> None:
         """Train until all steps are done or the user interrupts, and save the result."""
-        settings, position, first = self.config.train, self.trainer.position, self.accelerator.is_main_process
-        with Interruptible() as interrupted:
+        from ossicle.train import checkpoint
+        from ossicle.train.interrupts import Interruptible
+
+        settings, position, folder = self.config.train, self.trainer.position, self.config.folder
+        with Interruptible() as interrupted, checkpoint.full_disk(folder):
             batches = data.stream(position)
             model.train()
-            while position.step < self.steps and not interrupted():
+            # A signal may reach one process only, and all processes have to stop at the same step.
+            while position.step < self.steps and not any_process(interrupted(), self.accelerator):
                 tracker.advance(position.step)
                 self.step(batches, tracker)
                 if dev is not None and self.is_due(settings.eval_every):
                     self.evaluate(dev, model, tracker)
                 if dev is not None and settings.analyze_every and self.is_due(settings.analyze_every):
                     self.analyze(dev, model, tracker)
-                if first and self.is_due(settings.save_every):
-                    checkpoint.save(self.config.folder, model, self.trainer, keep=settings.keep)
+                if self.is_due(settings.save_every):
+                    checkpoint.save(folder, model, self.trainer, self.accelerator, keep=settings.keep)
             tracker.advance(position.step)
-            if first:
-                _finish(self.config, model, self.trainer, tracker, done=position.step == self.steps)
+            self._finish(model, tracker)
             if model.text_cache is not None:
                 model.text_cache.flush()
-            if data.dataset.skipped:
-                tracker.say(data.dataset.report())
+        for part in (data, dev):
+            if part is not None and part.dataset.skipped:
+                tracker.say(part.dataset.report())
 
     def is_due(self, every: int) -> bool:
         """Return True every ``every`` steps and at the last step."""
@@ -135,41 +184,46 @@ class Loop:
         return step == self.steps or step % every == 0
 
     def step(self, batches: Iterator[Batch], tracker: Tracker) -> None:
-        """Take one optimiser step: forward and backward over ``accumulate`` batches, clip, update, log."""
+        """Take one optimiser step: forward and backward over ``accumulate`` batches, clip, update, log.
+
+        A step whose loss or gradient is not finite changes no weight.
+        """
         accumulate, position = self.config.train.accumulate, self.trainer.position
-        for i in range(accumulate):
-            batch = next(batches).to(self.accelerator.device)
-            with contextlib.nullcontext() if i == accumulate - 1 else self.accelerator.no_sync(self.module):
-                output = self.module(batch)
-                self.accelerator.backward(output.total / accumulate)
-            self._note(output, batch)
-        parameters = checkpoint.trainable(self.module)
-        norm = self.accelerator.clip_grad_norm_(parameters, self.config.optim.clip)
-        self.trainer.optimizer.step()
+        read = weigh([next(batches) for _ in range(accumulate)], self.accelerator)
+        outputs = [self._backward(batch, i == accumulate - 1) for i, batch in enumerate(read)]
+        totals = [output.total for output in outputs]
+        norm = self.accelerator.clip_grad_norm_(trainable(self.module), self.config.optim.clip)
+        finite = is_finite(totals, norm, self.trainer, self.accelerator)
+        if finite or self.trainer.scaler is not None:  # the scaler itself skips a step whose gradient is not finite
+            self.trainer.optimizer.step()
         self.trainer.schedule.step()
         self.trainer.optimizer.zero_grad()
         position.step += 1
+        self._note(read, outputs if finite else [])
+        if finite:
+            position.nonfinite_in_a_row = 0
+        else:
+            from ossicle.train.nonfinite import note_skipped
+
+            note_skipped(read, totals, self.config, position, tracker, last=position.step == self.steps)
         if position.step % self.config.train.log_every == 0 or position.step in (1, self.steps):
             self._log(tracker, norm)
 
-    @torch.no_grad()
+    def _backward(self, batch: Batch, last: bool) -> LossOutput:
+        """Add the gradient of ``batch`` and return its loss; the ``last`` batch of a step exchanges the gradients."""
+        with contextlib.nullcontext() if last else self.accelerator.no_sync(self.module):
+            output: LossOutput = self.module(batch.to(self.accelerator.device))
+            self.accelerator.backward(output.total / self.config.train.accumulate)
+        return LossOutput(output.total.detach(), {name: part.detach() for name, part in output.parts.items()})
+
     def evaluate(self, dev: Data, model: SpeechLLM, tracker: Tracker) -> None:
         """Log the mean loss on the development data, and save the projector if it is the best so far."""
-        model.eval()
-        totals: dict[str, float] = {}
-        count = 0
-        for batch in dev.epoch(0):
-            if len(batch) == 0:
-                continue
-            output = self.module(batch.to(self.accelerator.device))
-            for name, part in _values(output).items():
-                totals[name] = totals.get(name, 0.0) + part * len(batch)
-            count += len(batch)
-        model.train()
-        names = sorted(totals)
-        sums = torch.tensor([*(totals[name] for name in names), float(count)], device=self.accelerator.device)
-        *sums_of_parts, everything = self.accelerator.reduce(sums, reduction="sum").tolist()
-        values = {name: value / everything for name, value in zip(names, sums_of_parts, strict=True)}
+        from ossicle.train.evaluation import evaluate
+
+        values = evaluate(self.module, model, dev, self.accelerator)
+        if values is None:
+            tracker.say(f"step {self.trainer.position.step}: data.dev was not evaluated. {dev.dataset.report()}")
+            return
         tracker.log(self.trainer.position.step, values, split="dev")
         if self.config.train.best_by == "loss":
             self._keep_best(model, values["loss"])
@@ -180,70 +234,59 @@ class Loop:
 
         values = dev_alignment.measure(model, dev, self.accelerator)
         model.train()
+        if not values:
+            tracker.say(f"step {self.trainer.position.step}: data.dev was not analysed. {dev.dataset.report()}")
+            return
         tracker.log(self.trainer.position.step, values, split="alignment")
         if self.config.train.best_by == "retrieval":
             self._keep_best(model, -values[dev_alignment.R_AT_1])
 
     def _keep_best(self, model: SpeechLLM, value: float) -> None:
         """Save the projector if ``value`` is the lowest so far."""
+        from ossicle.train import checkpoint
+
         position = self.trainer.position
         if value < position.best:
             position.best = value
             if self.accelerator.is_main_process:
                 checkpoint.save_best(self.config.folder, model, position)
 
-    def _note(self, output: LossOutput, batch: Batch) -> None:
-        seconds = batch.audio_s * self.accelerator.num_processes
-        self.trainer.position.audio_s += seconds
-        self._window.append({**_values(output), "audio_s": seconds, "padding": padding_share(batch)})
+    def _finish(self, model: SpeechLLM, tracker: Tracker) -> None:
+        """Save the projector to the folder of a finished run, or a checkpoint of an interrupted one."""
+        from ossicle.train import checkpoint
 
-    def _log(self, tracker: Tracker, norm: torch.Tensor | None) -> None:
-        now = time.perf_counter()
-        values = mean(self._window)
-        values["audio_s_per_s"] = sum(v["audio_s"] for v in self._window) / (now - self._window_started_s)
+        folder, step = self.config.folder, self.trainer.position.step
+        if step < self.steps:
+            saved = checkpoint.save(folder, model, self.trainer, self.accelerator, keep=self.config.train.keep)
+            tracker.say(f"stopped at step {step}; saved {saved}. Run the same command with --resume to continue.")
+        elif self.accelerator.is_main_process:
+            checkpoint.save_final(folder, model)
+
+    def _note(self, batches: list[Batch], outputs: list[LossOutput]) -> None:
+        seconds = sum(batch.audio_s for batch in batches) * self.accelerator.num_processes
+        self.trainer.position.audio_s += seconds
+        self._audio_s += seconds
+        self._padding += [padding_share(batch) for batch in batches]
+        self._outputs += outputs
+
+    def _log(self, tracker: Tracker, norm: Tensor | None) -> None:
+        now, position = time.perf_counter(), self.trainer.position
+        values = mean_of_all(values_of(self._outputs) or {"loss": math.nan}, self.accelerator)
+        values["audio_s_per_s"] = self._audio_s / (now - self._window_started_s)
+        values["padding"] = sum(self._padding) / len(self._padding)
         values["lr"] = float(self.trainer.schedule.get_last_lr()[0])
         if norm is not None:
             values["grad_norm"] = float(norm)
-        tracker.log(self.trainer.position.step, values)
-        self._window, self._window_started_s = [], now
+        if position.nonfinite:
+            values["skipped_steps"] = position.nonfinite
+        tracker.log(position.step, values)
+        self._outputs, self._padding, self._audio_s, self._window_started_s = [], [], 0.0, now
 
 
-class Interruptible:
-    """End the loop after the running step at Ctrl-C or SIGTERM; a second signal stops the process at once."""
-
-    def __enter__(self) -> Interruptible:
-        self._seen = False
-        try:
-            self._old = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # not the main thread, and only the main thread receives signals
-            self._old = {}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-
-    def __call__(self) -> bool:
-        """Return True if the user asked to stop."""
-        return self._seen
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self._seen:
-            raise KeyboardInterrupt
-        self._seen = True
-
-
-def _values(output: LossOutput) -> dict[str, float]:
-    return {
-        "loss": float(output.total.detach()),
-        **{f"part/{name}": float(part) for name, part in output.parts.items()},
-    }
-
-
-def _load_model(config: Config, device: torch.device) -> SpeechLLM:
+def _load_model(config: Config, device: torch.device, start: str | None) -> SpeechLLM:
     model = config.model.build(device)
-    if config.train.init_from is not None:
-        model.load_projector(config.train.init_from)
+    if start is not None:
+        model.load_projector(start)
     if config.train.gradient_checkpointing:
         model.llm.checkpoint_gradients()
     if config.data.cache_text:
@@ -254,7 +297,7 @@ def _load_model(config: Config, device: torch.device) -> SpeechLLM:
 
 
 def _summary(config: Config, model: SpeechLLM, data: Data, steps: int, start: int) -> str:
-    count = sum(parameter.numel() for parameter in checkpoint.trainable(model))
+    count = sum(parameter.numel() for parameter in trainable(model))
     resumed = f", resumed at {start}" if start else ""
     projector = sum(parameter.numel() for parameter in model.projector.parameters())
     lines = [
@@ -264,14 +307,3 @@ def _summary(config: Config, model: SpeechLLM, data: Data, steps: int, start: in
         *describe(model),
     ]
     return "\n  trains: ".join(lines)
-
-
-def _finish(config: Config, model: SpeechLLM, trainer: Trainer, tracker: Tracker, *, done: bool) -> None:
-    """Save the projector to the folder of a finished run, or a checkpoint of an interrupted one."""
-    if done:
-        model.save(config.folder)
-        return
-    saved = checkpoint.save(config.folder, model, trainer, keep=config.train.keep)
-    tracker.say(
-        f"stopped at step {trainer.position.step}; saved {saved}. Run the same command with --resume to continue."
-    )

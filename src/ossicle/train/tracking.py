@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
+import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-METRICS_FILE = "metrics.jsonl"
+from ossicle.files import write_text
+from ossicle.progress import Progress
+
+METRICS_FILE, EVENTS = "metrics.jsonl", "tensorboard"
 PARTS_SHOWN = 3
 T = TypeVar("T")
 
@@ -22,16 +28,17 @@ class Tracker(AbstractContextManager["Tracker"]):
         folder: The run's folder.
         steps: Number of optimiser steps of the whole run.
         tensorboard: Write TensorBoard events to ``folder/tensorboard``.
+        start: Number of steps that were taken before, in a resumed run. Records of later steps are deleted.
         enabled: False turns every call into a no-op, as in every process but the first.
     """
 
-    def __init__(self, folder: Path, *, steps: int, tensorboard: bool, enabled: bool = True) -> None:
-        from ossicle.progress import Progress  # the display is needed only once a run starts
-
+    def __init__(self, folder: Path, *, steps: int, tensorboard: bool, start: int = 0, enabled: bool = True) -> None:
         self.folder, self.steps, self.enabled = folder, steps, enabled
         self.started_s = time.perf_counter()
-        self._metrics = (folder / METRICS_FILE).open("a") if enabled else None
-        self._writer = _tensorboard(folder) if tensorboard and enabled else None
+        if enabled:
+            _delete_after(start, folder)
+        self._metrics = (folder / METRICS_FILE).open("a", encoding="utf-8") if enabled else None
+        self._writer = _tensorboard(folder, start) if tensorboard and enabled else None
         self._progress = Progress(folder.name, steps, unit="steps", enabled=enabled, lines=False)
         self._has_begun = False
 
@@ -56,13 +63,13 @@ class Tracker(AbstractContextManager["Tracker"]):
         self._progress.update(step)
 
     def log(self, step: int, values: dict[str, float], *, split: str = "train") -> None:
-        """Record ``values`` of ``step``, and show the loss, its parts, the throughput and the padding."""
+        """Record ``values`` of ``step``, and show the loss, its parts, the throughput and the padding.
+
+        A value that is not finite is null in ``metrics.jsonl``, because JSON has no NaN.
+        """
         if not self.enabled:
             return
-        record = {"step": step, "split": split, "time_s": round(time.perf_counter() - self.started_s, 2), **values}
-        if self._metrics is not None:
-            self._metrics.write(json.dumps(record) + "\n")
-            self._metrics.flush()
+        self.record(step, split, {name: value if math.isfinite(value) else None for name, value in values.items()})
         if self._writer is not None:
             for name, value in values.items():
                 self._writer.add_scalar(f"{split}/{name}", value, step)
@@ -71,6 +78,14 @@ class Tracker(AbstractContextManager["Tracker"]):
         if split != "train" or not self._progress.is_bar:
             place = f"{self.folder.name} {split} step {step}/{self.steps}"
             self.say("  ".join(filter(None, [place, status, self._progress.eta()])))
+
+    def record(self, step: int, split: str, values: dict[str, Any]) -> None:
+        """Append a record with ``values``, which JSON has to be able to express, to ``metrics.jsonl``."""
+        if self._metrics is not None:
+            time_s = round(time.perf_counter() - self.started_s, 2)
+            record = {"step": step, "split": split, "time_s": time_s, **values}
+            self._metrics.write(json.dumps(record, allow_nan=False) + "\n")
+            self._metrics.flush()
 
     def say(self, text: str) -> None:
         """Print ``text`` on a line of its own, above the bar."""
@@ -100,9 +115,29 @@ def spread(items: Sequence[T], count: int) -> list[T]:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the records of a ``metrics.jsonl``; of a step that a resumed run repeated, only the last record."""
-    records = (json.loads(line) for line in path.read_text().splitlines() if line)
-    return list({(record["split"], record["step"]): record for record in records}.values())
+    """Return the records of a ``metrics.jsonl``; of a step that a resumed run repeated, only the last record.
+
+    A line that a crash has cut off is left out.
+    """
+    return list({(record["split"], record["step"]): record for record in _records(path)}.values())
+
+
+def _records(path: Path) -> Iterator[dict[str, Any]]:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with contextlib.suppress(ValueError):
+            record = json.loads(line)
+            if isinstance(record, dict) and isinstance(record.get("step"), int) and "split" in record:
+                yield record
+
+
+def _delete_after(step: int, folder: Path) -> None:
+    """Delete what an earlier start of the run recorded after ``step``; everything if that is 0."""
+    path = folder / METRICS_FILE
+    if path.is_file():
+        kept = [record for record in _records(path) if 0 < record["step"] <= step]
+        write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+    if step == 0:
+        shutil.rmtree(folder / EVENTS, ignore_errors=True)
 
 
 def mean(records: Iterable[dict[str, float]]) -> dict[str, float]:
@@ -114,8 +149,8 @@ def mean(records: Iterable[dict[str, float]]) -> dict[str, float]:
     return {name: sum(values) / len(values) for name, values in sums.items()}
 
 
-def _tensorboard(folder: Path) -> Any:
+def _tensorboard(folder: Path, start: int) -> Any:
     from torch.utils.tensorboard import SummaryWriter
 
     writer: Any = SummaryWriter  # it has no types
-    return writer(str(folder / "tensorboard"))
+    return writer(str(folder / EVENTS), purge_step=start + 1)

@@ -29,7 +29,7 @@ _OTHERS = tuple(task for task in TASKS if task not in ("asr", "st", "qa", "echo"
 
 @dataclass(frozen=True)
 class Stage:
-    """What rows consist of from a training step on."""
+    """The mix of rows from one training step on."""
 
     first_step: int
     sentence_shares: tuple[float, float, float]

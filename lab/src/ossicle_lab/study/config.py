@@ -7,7 +7,6 @@ Recipes are found relative to the file or by their packaged name. As in `ossicle
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -16,6 +15,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from ossicle.errors import ConfigError
 from ossicle.section import config_error, section
 from ossicle.train.recipe import read_tree
+from ossicle.validation import check_switches, check_texts, field_paths
 
 Mode = Literal["steps", "compute", "chosen"]
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -228,7 +228,6 @@ class StudyConfig:
 
 
 _STUDY = TypeAdapter(StudyConfig)
-_SECTIONS = (StudyConfig, StudyData, LabCorpus, Pretraining, Stage1, Finetuning, Choose, Compare, Claim, Normalise)
 
 
 def load(path: str | Path, overrides: Iterable[str] = (), *, quick: bool = False) -> StudyConfig:
@@ -236,7 +235,9 @@ def load(path: str | Path, overrides: Iterable[str] = (), *, quick: bool = False
 
     Raises `ConfigError` with the file and the field if the study is invalid.
     """
-    shortcuts = list(read_tree(path).get("quick") or ()) if quick else []
+    shortcuts = (read_tree(path).get("quick") or []) if quick else []
+    if not isinstance(shortcuts, list) or not all(isinstance(shortcut, str) for shortcut in shortcuts):
+        raise ConfigError(f"{path}: quick: is not a list of overrides; write section.field=value in each line")
     if quick and not shortcuts:
         raise ConfigError(f"{path}: quick: has no overrides; list the changes of --quick, or run without it")
     tree = read_tree(path, [*shortcuts, *overrides])
@@ -255,11 +256,12 @@ def _resolve_recipes(tree: dict[str, Any], folder: Path) -> None:
 
 def parse(tree: dict[str, Any], *, where: str = "study") -> StudyConfig:
     """Return the study in a tree of plain values. Raises `ConfigError` if it is invalid."""
+    check_texts(tree, where, numbers=True)  # fractions are keys
     try:
         config = _STUDY.validate_python(tree)
     except ValidationError as error:
-        names = {field.name for kind in _SECTIONS if is_dataclass(kind) for field in fields(kind)}
-        raise config_error(error, tree, where, names) from error
+        raise config_error(error, tree, where, field_paths(StudyConfig)) from error
+    check_switches(tree, to_dict(config), where)
     if problems := list(_contradictions(config)):
         raise ConfigError("\n".join(f"{where}: {problem}" for problem in problems))
     return config

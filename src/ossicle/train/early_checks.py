@@ -1,0 +1,67 @@
+"""Find settings and lines that cannot be trained with, before the models load and before the first step."""
+
+from __future__ import annotations
+
+from ossicle.data.manifest import iterate_manifest
+from ossicle.errors import DataError
+from ossicle.models.frozen import resolve
+from ossicle.objectives import Contrastive, MixedContrastive, ObjectiveConfig, Sum, names_of
+from ossicle.objectives.contrastive import weights_by_layer
+from ossicle.train.batches import Data
+from ossicle.train.recipe import Config
+
+COMPARE_WITH_TEXT = {"contrastive", "distillation"}
+"""Objectives that need the transcript itself."""
+READ_TARGET = {"next_token"}
+"""Objectives that need an answer, or else the transcript."""
+
+
+def check_files(config: Config) -> None:
+    """Raise `ManifestError` for a manifest that does not exist or does not begin with a valid line."""
+    for path in (*config.data.train, *config.data.dev, *config.data.augment.noise):
+        next(iterate_manifest(path), None)
+
+
+def check_layers(config: Config) -> None:
+    """Compare the layers of the objective with those of the LLM, of which only the settings are read.
+
+    Raises `ConfigError` for a layer that the LLM does not have. An LLM whose settings cannot be read is not judged,
+    because loading it explains the fault.
+    """
+    compared = [one for one in _terms(config.objective) if isinstance(one, Contrastive | MixedContrastive)]
+    num_layers = _num_layers(config.model.llm) if compared else None
+    if num_layers is not None:
+        for objective in compared:
+            weights_by_layer(objective.layers, objective.layer_weights, num_layers)
+
+
+def check_targets(objective: ObjectiveConfig, *parts: Data | None) -> None:
+    """Raise `DataError` for samples of ``parts`` without the text that ``objective`` needs; the first one is named."""
+    samples = [sample for part in parts if part is not None for sample in part.dataset.samples]
+    names = set(names_of(objective))
+    if names & COMPARE_WITH_TEXT:
+        lacking = [sample for sample in samples if not (sample.text or "").strip()]
+        what, fix = "transcript, with which the objective compares the speech", 'add "text", or remove the line'
+    elif names & READ_TARGET:
+        lacking = [sample for sample in samples if sample.text is None and not sample.answers]
+        what, fix = "answer and no transcript to learn", 'add "text" or "answer", or remove the line'
+    else:
+        return
+    if lacking:
+        more = f" ({len(lacking) - 1} more lines have none either)" if len(lacking) > 1 else ""
+        raise DataError(f"{lacking[0].source}: {lacking[0].id!r} has no {what}; {fix}{more}")
+
+
+def _num_layers(name: str) -> int | None:
+    from transformers import AutoConfig
+
+    try:
+        settings = AutoConfig.from_pretrained(resolve(name, "llm")).get_text_config(decoder=True)
+    except Exception:  # transformers raises errors of many kinds, and loading the model explains them
+        return None
+    found = getattr(settings, "num_hidden_layers", None)
+    return found if isinstance(found, int) else None
+
+
+def _terms(objective: ObjectiveConfig) -> list[ObjectiveConfig]:
+    return [term.objective for term in objective.terms] if isinstance(objective, Sum) else [objective]
