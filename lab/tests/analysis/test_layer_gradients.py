@@ -7,8 +7,8 @@ from typer.testing import CliRunner
 
 from ossicle.errors import ConfigError
 from ossicle.objectives.contrastive import Contrastive
-from ossicle.train.state import trainable
 from ossicle.train.loop import train
+from ossicle.train.state import trainable
 from ossicle_lab import cli
 from ossicle_lab.analysis.layer_gradients import layer_gradients, measure
 

@@ -29,8 +29,8 @@ from ossicle.objectives.contrastive import Contrastive
 from ossicle.progress import track
 from ossicle.train import recipe as configuration
 from ossicle.train.batches import Data
-from ossicle.train.state import trainable
 from ossicle.train.run_folder import CONFIG_FILE
+from ossicle.train.state import trainable
 
 RESULTS_FILE = "layer_gradients.json"
 
