@@ -123,6 +123,9 @@ def test_paper_recipes_are_trained_as_the_paper_trains(recipe):
     ) == (stage_1 if recipe in STAGE_1 else (4, 5, 2, 150))
     assert (config.optim.lr, config.optim.warmup, config.optim.weight_decay, config.optim.clip) == (1e-4, 0.03, 0, 1)
     assert config.data.min_duration_s == 1
+    assert config.data.workers == 4
+    # Batches of similar length would make negatives easier to tell apart by their length alone.
+    assert config.data.order == "random" or (config.data.order is None and config.objective.build().needs_negatives)
     assert config.data.max_batch_s >= config.data.batch_size * config.data.max_duration_s  # a batch is always full
     assert config.model.projector == QFormerConfig(match_embedding_rms=False)
 

@@ -35,7 +35,7 @@ AGAIN = "its values are computed again"
 
 
 class _Place(NamedTuple):
-    """Where a tensor lies: its file, its rows in it, and its index among the tensors of the file."""
+    """The place of a tensor: its file, its rows in it, and its index among the tensors of the file."""
 
     path: Path
     start: int

@@ -11,7 +11,7 @@ from torch import nn
 
 @dataclass
 class Position:
-    """How far a run has come."""
+    """The position of a run: its step, epoch and batch, and its best score."""
 
     step: int = 0
     """Number of optimiser steps taken, skipped ones included."""

@@ -14,7 +14,7 @@ from ossicle.batch import Batch, LossOutput
 from ossicle.train.state import Trainer
 
 KINDS = ("answers", "mixed", "examples")
-"""What losses are averaged over, see `Batch.label_counts`."""
+"""Units that losses are averaged over, see `Batch.label_counts`."""
 
 
 def weigh(batches: Sequence[Batch], accelerator: Accelerator) -> list[Batch]:
