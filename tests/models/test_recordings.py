@@ -1,4 +1,4 @@
-"""What `SpeechLLM.generate` accepts as a recording, and what it refuses in one line."""
+"""`SpeechLLM.generate` accepts recordings of many kinds and refuses unusable ones in one line."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""What a checkpoint refuses: other settings, damage, values that are not finite, other weights."""
+"""A checkpoint refuses other settings, damage, values that are not finite, and other weights."""
 
 import json
 import os

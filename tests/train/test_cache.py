@@ -318,7 +318,7 @@ def test_frames_that_another_process_wrote_are_not_encoded_again(encoder, datase
 
 
 def test_filling_shows_its_progress_in_a_log(encoder, dataset, tmp_path, monkeypatch, capfd):
-    """Where the output is no terminal, lines say how far it is."""
+    """Lines report the progress if the output is not a terminal."""
     monkeypatch.setattr("ossicle.progress.LINE_EVERY_S", 0.0)
     FrameCache(tmp_path, encoder).fill(dataset, CPU, batch_s=0.5)
     shown = capfd.readouterr()
