@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 INSTALL := $(PIP) install $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo quick test check types format docs bench lab real text clean
+.PHONY: help demo quick test check types format docs bench lab real clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -46,13 +46,9 @@ bench: $(VENV)/.dev  ## Run the benchmarks; each prints one table
 lab: $(VENV)/.demo  ## Train the laboratory's tiny encoder and LLM again (about 40 minutes on 2 cores; continues if stopped)
 	$(BIN)/python -m ossicle_lab.models.build
 
-real: $(VENV)/.demo  ## The paper's table on recorded speech: make real SPEECH=FOLDER TEXT=FOLDER
-	$(BIN)/python -m ossicle_lab.real.speech \
-		$(or $(SPEECH),$(error say where the recordings are: make real SPEECH=FOLDER TEXT=FOLDER)) \
-		$(or $(TEXT),$(error say where the texts are: make real SPEECH=FOLDER TEXT=FOLDER))
-
-text: $(VENV)/.demo  ## Both stages on real text in generated voices: make text DATA=FOLDER (about 25 minutes)
-	$(BIN)/python -m ossicle_lab.real.text $(or $(DATA),$(error say where the texts are: make text DATA=FOLDER))
+real: $(VENV)/.real  ## A SpeechLLM of published models from recordings: make real RECORDINGS=FOLDER (under 3 hours on 2 cores)
+	$(BIN)/python -m ossicle_lab.real \
+		$(or $(RECORDINGS),$(wildcard ../shared/data),$(error say where the recordings are: make real RECORDINGS=FOLDER)) --out $(or $(OUT),runs/real)
 
 clean:  ## Delete the environment and caches, not the runs
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache site
@@ -64,6 +60,10 @@ $(VENV)/.demo: pyproject.toml lab/pyproject.toml | $(VENV)/bin/python
 	@echo "Installing Ossicle and $(TORCH) into $(VENV) (once) ..."
 	@$(PIP) install $(TORCH)
 	@$(INSTALL) -e '.[tts]' -e ./lab
+	@touch $@
+
+$(VENV)/.real: $(VENV)/.demo
+	@$(INSTALL) -e './lab[real]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.demo

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from ossicle.batch import Sample
+from ossicle.errors import ConfigError
 from ossicle.prompts import (
     ASR_INSTRUCTIONS,
     ChatTemplate,
@@ -102,3 +103,20 @@ def test_the_most_frequent_wording_of_a_task_is_learned():
     ]
     assert learned_instructions(samples) == {"asr": "repeat", "st/de": "to german", "st/es": "to spanish"}
     assert task_key("asr", "de") == "asr"
+
+
+def test_the_turn_can_mark_where_the_speech_ends():
+    tokenizer = tiny_tokenizer()
+    end = {tokenizer.eos_token_id}
+    plain = Prompter(tokenizer, end).turn("repeat", "cat")
+    marked = Prompter(tokenizer, end, turn='"{speech}"\n{instruction} now').turn("repeat", "cat")
+    assert tokenizer.decode(marked.before) == tokenizer.decode(plain.before) + '"'
+    assert tokenizer.decode(marked.after) == tokenizer.decode(plain.after).replace(" repeat", '"\nrepeat now')
+    assert marked.answer == plain.answer
+
+
+@pytest.mark.parametrize("turn", ["{speech}", "{instruction} {speech}", "{speech}{speech} {instruction}", ""])
+def test_a_turn_without_its_slots_is_refused(turn):
+    tokenizer = tiny_tokenizer()
+    with pytest.raises(ConfigError, match=r"model\.turn"):
+        Prompter(tokenizer, {tokenizer.eos_token_id}, turn=turn)

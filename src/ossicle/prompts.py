@@ -6,12 +6,12 @@ import hashlib
 from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
 from ossicle.batch import Chat, Sample, pad_ids
-from ossicle.errors import ModelError
+from ossicle.errors import ConfigError, ModelError
 
 ASR_INSTRUCTIONS = (
     "Transcribe the speech.",
@@ -20,6 +20,8 @@ ASR_INSTRUCTIONS = (
     "What does the speaker say? Answer with the transcript only.",
 )
 TRANSLATE_INSTRUCTION = "Translate the speech to {language}."
+TURN = "{speech} {instruction}"
+"""Text of the user's turn."""
 LANGUAGE_NAMES = {
     "ar": "Arabic", "ca": "Catalan", "cs": "Czech", "cy": "Welsh", "de": "German", "en": "English", "es": "Spanish",
     "et": "Estonian", "fa": "Persian", "fr": "French", "hi": "Hindi", "id": "Indonesian", "it": "Italian",
@@ -72,12 +74,18 @@ class Prompter:
     """
 
     def __init__(
-        self, tokenizer: Any, end_ids: set[int], *, asr_instructions: tuple[str, ...] = ASR_INSTRUCTIONS
+        self,
+        tokenizer: Any,
+        end_ids: set[int],
+        *,
+        asr_instructions: tuple[str, ...] = ASR_INSTRUCTIONS,
+        turn: str = TURN,
     ) -> None:
         from ossicle.chat_template import PlainText  # as in `ChatTemplate.of`
 
         self.tokenizer, self.asr_instructions = tokenizer, asr_instructions
-        self.template = ChatTemplate.of(tokenizer)
+        template, (lead, between, tail) = ChatTemplate.of(tokenizer), split_turn(turn)
+        self.template = replace(template, before=template.before + lead, between=between, header=tail + template.header)
         self.plain = PlainText(tokenizer)
         self.before = self.ids(self.template.before)
         self.end = self._end(end_ids)
@@ -160,6 +168,18 @@ class Prompter:
                 f"{self.template.end!r}, and its tokenizer has no eos_token; set one in tokenizer_config.json"
             )
         return [self.tokenizer.eos_token_id]
+
+
+def split_turn(turn: str) -> tuple[str, str, str]:
+    """Return the text of ``turn`` before the speech, between speech and instruction, and after the instruction.
+
+    Raises `ConfigError` unless it has ``{speech}`` and then ``{instruction}``, each once.
+    """
+    lead, *rest = turn.split("{speech}")
+    parts = rest[0].split("{instruction}") if len(rest) == 1 else []
+    if len(parts) != 2:
+        raise ConfigError(f"model.turn={turn!r}: write {{speech}} and then {{instruction}}, each once")
+    return lead, parts[0], parts[1]
 
 
 def answer_of(sample: Sample) -> str:

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from ossicle.errors import ConfigError
-from ossicle.models.projectors import ConvConfig, ConvProjector, LinearConfig, MLPConfig, QFormerConfig, StackProjector
+from ossicle.models.projectors import ConvConfig, LinearConfig, MLPConfig, QFormerConfig
+from ossicle.models.stacking import ConvProjector, StackProjector
 
 CONFIGS = {
     "linear": LinearConfig(),

@@ -41,6 +41,7 @@ class BaseProjectorConfig:
         frame_rate_hz: float,
         embedding_rms: float,
         embedding_mean: Tensor | None = None,
+        llm: Any = None,
     ) -> nn.Module:
         """Build the projector between an encoder of width ``in_dim`` and an LLM of width ``out_dim``.
 
@@ -50,6 +51,7 @@ class BaseProjectorConfig:
             frame_rate_hz: Encoder frames per second.
             embedding_rms: Root mean square of the LLM's token embeddings.
             embedding_mean: Mean of the LLM's token embeddings (out_dim,), or None for zero.
+            llm: The LLM, whose tokens ``ctc`` predicts; other projectors ignore it.
         """
         projector = self.new_module(in_dim, out_dim, frame_rate_hz)
         if self.match_embedding_rms:
@@ -185,63 +187,6 @@ class QFormerProjector(nn.Module):
         return tokens.flatten(1, 2), valid.repeat_interleave(self.num_queries, dim=1)
 
 
-class StackProjector(nn.Module):
-    """Concatenate ``stack`` neighbouring frames and apply one linear layer, or two with a GELU between them.
-
-    Frames are normalised one by one. ``width`` is that of the hidden layer; None leaves the layer out. A token with at
-    least one valid frame is valid.
-    """
-
-    def __init__(self, in_dim: int, out_dim: int, *, stack: int, width: int | None = None) -> None:
-        super().__init__()
-        self.in_dim, self.out_dim, self.frames_per_token = in_dim, out_dim, stack
-        self.norm_frames = nn.LayerNorm(in_dim)
-        joined = stack * in_dim
-        self.hidden = (
-            nn.Identity() if width is None else nn.Sequential(nn.Linear(joined, width), nn.GELU(), nn.LayerNorm(width))
-        )
-        self.out = nn.Linear(joined if width is None else width, out_dim)
-
-    def forward(self, frames: Tensor, frame_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Project ``frames`` (B, T, in_dim) with their mask (B, T) to tokens (B, M, out_dim) with their mask (B, M)."""
-        stack = self.frames_per_token
-        padding = -frames.shape[1] % stack
-        normed = F.pad(self.norm_frames(frames) * frame_mask[..., None], (0, 0, 0, padding))
-        joined = torch.unflatten(normed, 1, (-1, stack)).flatten(2)  # (B, M, stack * in_dim)
-        mask = torch.unflatten(F.pad(frame_mask, (0, padding)), 1, (-1, stack)).any(-1)  # (B, M)
-        return self.out(self.hidden(joined)) * mask[..., None], mask
-
-
-class ConvProjector(nn.Module):
-    """``halvings`` convolutions of stride 2, which each halve the frame rate, then a linear layer.
-
-    A convolution reads zeros beyond the end of an utterance, so that padding changes nothing. A token is valid if the
-    first of its ``2 ** halvings`` frames is valid.
-    """
-
-    def __init__(self, in_dim: int, out_dim: int, *, halvings: int, width: int, kernel: int) -> None:
-        super().__init__()
-        self.in_dim, self.out_dim = in_dim, out_dim
-        self.frames_per_token: int = 2**halvings
-        self.norm_frames = nn.LayerNorm(in_dim)
-        self.enter = nn.Linear(in_dim, width)
-        self.convs = nn.ModuleList(
-            nn.Conv1d(width, width, kernel, stride=2, padding=(kernel - 1) // 2) for _ in range(halvings)
-        )
-        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(halvings))
-        self.norm = nn.LayerNorm(width)
-        self.out = nn.Linear(width, out_dim)
-
-    def forward(self, frames: Tensor, frame_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Project ``frames`` (B, T, in_dim) with their mask (B, T) to tokens (B, M, out_dim) with their mask (B, M)."""
-        values, mask = self.enter(self.norm_frames(frames)), frame_mask
-        for conv, norm in zip(self.convs, self.norms, strict=True):
-            values = norm(values) * mask[..., None]
-            values = F.gelu(conv(values.transpose(1, 2)).transpose(1, 2))  # (B, ceil(T / 2), D)
-            mask = mask[:, ::2]
-        return self.out(self.norm(values)) * mask[..., None], mask
-
-
 @section
 class QFormerConfig(BaseProjectorConfig):
     """The paper's window-level Q-Former, with its sizes: 42.5 M parameters for HuBERT-large and Llama-3.1-8B."""
@@ -286,8 +231,10 @@ class LinearConfig(BaseProjectorConfig):
     token_s: float = Field(default=0.08, gt=0, le=LONGEST_S)
     """Seconds of speech per token, rounded to whole frames."""
 
-    def new_module(self, in_dim: int, out_dim: int, frame_rate_hz: float) -> StackProjector:
+    def new_module(self, in_dim: int, out_dim: int, frame_rate_hz: float) -> nn.Module:
         """Return a `StackProjector` without a hidden layer."""
+        from ossicle.models.stacking import StackProjector  # few runs use it
+
         return StackProjector(in_dim, out_dim, stack=max(1, round(self.token_s * frame_rate_hz)))
 
 
@@ -301,8 +248,10 @@ class MLPConfig(BaseProjectorConfig):
     width: int = Field(default=2048, ge=1, le=MOST_WIDTH)
     """Width of the hidden layer."""
 
-    def new_module(self, in_dim: int, out_dim: int, frame_rate_hz: float) -> StackProjector:
+    def new_module(self, in_dim: int, out_dim: int, frame_rate_hz: float) -> nn.Module:
         """Return a `StackProjector` with a hidden layer."""
+        from ossicle.models.stacking import StackProjector  # few runs use it
+
         return StackProjector(in_dim, out_dim, stack=max(1, round(self.token_s * frame_rate_hz)), width=self.width)
 
 
@@ -324,10 +273,62 @@ class ConvConfig(BaseProjectorConfig):
             raise ConfigError(f"model.projector.kernel={self.kernel} is even: set an odd number of frames")
         return self
 
-    def new_module(self, in_dim: int, out_dim: int, frame_rate_hz: float) -> ConvProjector:
+    def new_module(self, in_dim: int, out_dim: int, frame_rate_hz: float) -> nn.Module:
         """Return a `ConvProjector`."""
+        from ossicle.models.stacking import ConvProjector  # few runs use it
+
         halvings = max(0, round(math.log2(max(1.0, self.token_s * frame_rate_hz))))
         return ConvProjector(in_dim, out_dim, halvings=halvings, width=self.width, kernel=self.kernel)
+
+
+@section
+class CTCConfig(BaseProjectorConfig):
+    """A network that spells speech with the LLM's own tokens, for the objective ``ctc`` (not in the paper).
+
+    The LLM gets one vector per spoken token: the mean of its token embeddings, weighted by their probabilities.
+    """
+
+    name: Literal["ctc"] = "ctc"
+    width: int = Field(default=256, ge=1, le=MOST_WIDTH)
+    """Width of every layer."""
+    heads: int = Field(default=4, ge=1)
+    """Attention heads per layer; ``width`` must be a multiple of it."""
+    layers: int = Field(default=4, ge=1, le=256)
+    """Number of layers. In their middle the network also spells characters, which helps it to learn."""
+    ffn: int = Field(default=1024, ge=1, le=4 * MOST_WIDTH)
+    """Width of the hidden layer of each feed-forward block."""
+    kernel: int = Field(default=15, ge=1, le=999)
+    """Positions that a convolution reads; must be odd."""
+    position_s: float = Field(default=0.06, gt=0, le=LONGEST_S)
+    """Seconds of speech per position of the network, rounded to whole frames. A position spells one token at most."""
+    merges: int = Field(default=4000, ge=0, le=10**7)
+    """Number of merges of the LLM's tokenizer that spell words. Fewer merges give fewer and shorter tokens, which need
+    less data to learn and make longer sequences."""
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Dropout probability in training."""
+
+    @model_validator(mode="after")
+    def _check(self) -> CTCConfig:
+        if self.width % self.heads:
+            raise ConfigError(f"model.projector.width={self.width} must be a multiple of heads={self.heads}")
+        if self.kernel % 2 == 0:
+            raise ConfigError(f"model.projector.kernel={self.kernel} is even: set an odd number of positions")
+        return self
+
+    def build(
+        self,
+        in_dim: int,
+        out_dim: int,
+        *,
+        frame_rate_hz: float,
+        embedding_rms: float,
+        embedding_mean: Tensor | None = None,
+        llm: Any = None,
+    ) -> nn.Module:
+        """Build the projector for the tokens of ``llm``; its output is made of their embeddings."""
+        from ossicle.models.ctc import ctc_projector  # few runs use it
+
+        return ctc_projector(in_dim, self, llm, frame_rate_hz=frame_rate_hz)
 
 
 def projector_name(settings: Any) -> str | None:
@@ -339,7 +340,8 @@ ProjectorConfig = Annotated[
     Annotated[QFormerConfig, Tag("qformer")]
     | Annotated[MLPConfig, Tag("mlp")]
     | Annotated[ConvConfig, Tag("conv")]
-    | Annotated[LinearConfig, Tag("linear")],
+    | Annotated[LinearConfig, Tag("linear")]
+    | Annotated[CTCConfig, Tag("ctc")],
     Discriminator(projector_name),
 ]
 """The projectors that a recipe can name. Add a new one to this union."""

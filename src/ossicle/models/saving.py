@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields
 from importlib.metadata import entry_points
@@ -19,6 +20,7 @@ from torch import Tensor
 from ossicle import __version__
 from ossicle.errors import CheckpointError, ConfigError
 from ossicle.files import atomic, write_json
+from ossicle.models.likeness import alike, sketch
 from ossicle.models.lora import adapters
 from ossicle.section import config_error
 
@@ -28,6 +30,18 @@ TRAINING_ONLY = {"dropout", "init_std", "match_embedding_rms"}
 IN_FRAMES = {"window_s", "token_s"}
 """Settings of projectors in seconds, which are rounded to whole frames."""
 REMEDY = "restore the file, or use another checkpoint"
+SHIPPED = "ossicle.checkpoints"
+"""Group of entry points through which packages add checkpoints by name."""
+log = logging.getLogger(__name__)
+
+
+def locate(folder: str | Path) -> Path:
+    """Return the folder of a checkpoint: ``folder`` itself, or that of the packaged checkpoint of this name."""
+    path = Path(folder).expanduser()
+    if not path.exists():
+        for entry in entry_points(group=SHIPPED, name=str(folder)):
+            return Path(entry.load()())
+    return path
 
 
 def save(model: Any, folder: str | Path) -> None:
@@ -47,8 +61,9 @@ def save(model: Any, folder: str | Path) -> None:
     config = asdict(model.config)
     record = {
         "ossicle": __version__,
-        "model": {**config, **{part: _absolute(config[part]) for part in ("encoder", "llm")}},
+        "model": {**config, **{part: absolute_name(config[part]) for part in ("encoder", "llm")}},
         "fingerprints": {"encoder": model.encoder.fingerprint, "llm": model.llm.fingerprint},
+        "sketches": {"encoder": sketch(model.encoder.model), "llm": sketch(model.llm.model)},
         "files": checksums,
         "objectives": list(model.objectives),
         "instructions": model.instructions,
@@ -60,7 +75,7 @@ def save(model: Any, folder: str | Path) -> None:
 
 def read_record(folder: str | Path) -> dict[str, Any]:
     """Return the record of a checkpoint. Raises `CheckpointError` if ``folder`` has none or it is damaged."""
-    path = Path(folder).expanduser() / CONFIG_FILE
+    path = locate(folder) / CONFIG_FILE
     if not path.is_file():
         raise CheckpointError(f"{folder} is not a checkpoint of Ossicle: it has no {CONFIG_FILE}; check the path")
     try:
@@ -68,7 +83,7 @@ def read_record(folder: str | Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: is not valid JSON, so that it is damaged; {REMEDY}") from error
     kinds = {"model": dict, "fingerprints": dict, "instructions": dict}
-    optional = {"files": dict, "asr_instructions": list, "objectives": list, "longest_s": int | float}
+    optional = {"files": dict, "sketches": dict, "asr_instructions": list, "objectives": list, "longest_s": int | float}
     for field, kind in (kinds | optional).items():
         value = record.get(field) if isinstance(record, dict) else None
         if not isinstance(value, kind) and (field in kinds or value is not None):
@@ -86,17 +101,25 @@ def read_config(folder: str | Path, kind: Any, **moved: str) -> Any:
     try:
         return TypeAdapter(kind).validate_python(tree)
     except ValidationError as error:
-        raise CheckpointError(str(config_error(error, tree, f"{Path(folder) / CONFIG_FILE}: model", ()))) from error
+        raise CheckpointError(str(config_error(error, tree, f"{locate(folder) / CONFIG_FILE}: model", ()))) from error
 
 
 @torch.no_grad()
 def load(model: Any, folder: str | Path) -> None:
     """Load the weights of a checkpoint into ``model``; see `SpeechLLM.load_projector`."""
-    folder = Path(folder).expanduser()
+    folder = locate(folder)
     record = read_record(folder)
+    sketches = record.get("sketches") or {}
     for part, loaded in (("encoder", model.encoder), ("llm", model.llm)):
         expected = record["fingerprints"][part]
         if expected not in (loaded.fingerprint, loaded.former_fingerprint):
+            if (apart := alike(sketches.get(part), loaded.model)) is not None:
+                log.warning(
+                    "%s was trained with another copy of the %s: the weights of %s differ by %.1f %%, so that answers "
+                    "can differ",
+                    *(folder, part, loaded.name, 100 * apart),
+                )
+                continue
             raise CheckpointError(
                 f"{folder} was trained with the {part} '{record['model'].get(part)}' (fingerprint {expected}), but "
                 f"'{loaded.name}' has fingerprint {loaded.fingerprint}: give the folder of the original {part}"
@@ -209,7 +232,8 @@ def _in_frames(name: str, value: Any, model: Any) -> Any:
     return round(value * model.encoder.frame_rate_hz) if name in IN_FRAMES and isinstance(value, int | float) else value
 
 
-def _absolute(name: str) -> str:
+def absolute_name(name: str) -> str:
+    """Return the absolute path of a base model in a local folder; other names, such as hub ids, stay."""
     if entry_points(group="ossicle.models", name=name):  # such as lab, never the folder of that name
         return name
     path = Path(name).expanduser()

@@ -19,11 +19,11 @@ from ossicle.losses.contrastive import mean_pool
 from ossicle.models.encoder import Context, Encoder, Layer, load_encoder
 from ossicle.models.frozen import resolve
 from ossicle.models.llm import LLM, PRECISIONS, TextStates, load_llm
-from ossicle.models.lora import LoraConfig, adapter_dropouts, make_trainable
+from ossicle.models.lora import LoraConfig, adapter_dropouts
 from ossicle.models.packing import interleave, join
 from ossicle.models.projectors import ProjectorConfig, QFormerConfig, project
 from ossicle.precision import CPU, usable
-from ossicle.prompts import Prompter
+from ossicle.prompts import TURN, Prompter
 from ossicle.section import section
 
 if TYPE_CHECKING:
@@ -49,6 +49,9 @@ class ModelConfig:
     but changes the frames. Other encoders ignore it."""
     llm: str = "lab"
     """Hub id or folder of a causal LM with a chat template. ``lab`` is the tiny LLM of the package ossicle-lab."""
+    turn: str = TURN
+    """Text of the user's turn, with ``{speech}`` and ``{instruction}``. Marks around the speech, such as quotes and a
+    new line, help small LLMs to see where it ends."""
     projector: ProjectorConfig = QFormerConfig()
     """The projector and its sizes."""
     trainable: list[str] = Field(default_factory=list)
@@ -103,6 +106,7 @@ class SpeechLLM(nn.Module):
                 frame_rate_hz=encoder.frame_rate_hz,
                 embedding_rms=llm.embedding_rms,
                 embedding_mean=llm.embedding_mean,
+                llm=llm,
             )
         except RuntimeError as error:  # PyTorch's allocator
             first = str(error).splitlines()[0]
@@ -113,8 +117,11 @@ class SpeechLLM(nn.Module):
         self.longest_s: float | None = None
         self.text_cache: TextStates | None = None
         self.augment: SpecAugment | None = None
-        dtypes = {"encoder": config.encoder_dtype, "llm": config.llm_dtype}
-        make_trainable(self, config.trainable, config.lora, dtypes)
+        if config.trainable or config.lora.modules:
+            from ossicle.models.adapting import make_trainable  # by default only the projector trains
+
+            dtypes = {"encoder": config.encoder_dtype, "llm": config.llm_dtype}
+            make_trainable(self, config.trainable, config.lora, dtypes)
 
     @property
     def token_rate_hz(self) -> float:
@@ -136,28 +143,35 @@ class SpeechLLM(nn.Module):
         """
         drawn = asr_instructions or self.asr_instructions
         options: dict[str, Any] = {"asr_instructions": drawn} if drawn else {}
-        return Prompter(self.llm.tokenizer, self.llm.end_ids, **options)
+        return Prompter(self.llm.tokenizer, self.llm.end_ids, turn=self.config.turn, **options)
 
     def speech(self, batch: Batch) -> Padded:
         """Return the speech tokens of ``batch`` (B, M, D); gradients reach the projector."""
         if batch.speech is not None:
             return batch.speech
-        frames = batch.frames
-        if frames is None:
-            if batch.waveforms is None:
-                raise ValueError("the batch has neither waveforms nor frames")
-            frames = self._encode(batch.waveforms, batch.seeds)
-        augment = self.augment
-        if batch.seeds and augment is not None and (augment.time_masks or augment.feature_masks):
-            from ossicle.models.spec_augment import mask_frames  # most runs have no masks
-
-            frames = mask_frames(frames, batch.seeds, augment, frame_rate_hz=self.encoder.frame_rate_hz)
-        speech = project(self.projector, frames)
+        speech = project(self.projector, self.frames(batch))
         if self.llm.context is not None and speech.values.shape[1] > self.llm.context:
             from ossicle.models.limits import explain_too_long  # only for the error
 
             raise explain_too_long(self, batch, speech)
         return speech
+
+    def frames(self, batch: Batch, *, augmented: bool = True) -> Padded:
+        """Return the encoder's frames of ``batch`` (B, T, D_encoder), with the masks of `augment` if ``augmented``.
+
+        The seeds of the batch decide the masks, so that a second call returns the same frames.
+        """
+        frames = batch.frames
+        if frames is None:
+            if batch.waveforms is None:
+                raise ValueError("the batch has neither waveforms nor frames")
+            frames = self._encode(batch.waveforms, batch.seeds)
+        augment = self.augment if augmented and batch.seeds else None
+        if augment is not None and (augment.time_masks or augment.feature_masks):
+            from ossicle.models.spec_augment import mask_frames  # most runs have no masks
+
+            frames = mask_frames(frames, batch.seeds, augment, frame_rate_hz=self.encoder.frame_rate_hz)
+        return frames
 
     def _encode(self, waveforms: Padded, seeds: list[int]) -> Padded:
         """Encode ``waveforms`` (B, S), in the encoder's training mode if that is set and there are ``seeds``."""
@@ -195,16 +209,16 @@ class SpeechLLM(nn.Module):
             raise ConfigError("objective.position_shift changes text states in every batch: turn data.cache_text off")
         return self.text_cache
 
-    def chat_inputs(self, chat: Chat, speech: Padded) -> tuple[Padded, Tensor]:
+    def chat_inputs(self, chat: Chat, speech: Padded, *, after_prefix: bool = False) -> tuple[Padded, Tensor]:
         """Return one sequence per chat turn, before + speech + after + answer (B, L, D), and its labels (B, L).
 
         Labels are the tokens of the answer and its end of turn, and -100 elsewhere. Position l - 1 predicts the label
-        at position l.
+        at position l. ``after_prefix`` leaves ``before`` out, for an LLM that gets it as `LLM.prefix`.
         """
-        before, after, answer = self._embed(chat.before), self._embed(chat.after), self._embed(chat.answer)
-        ignored = [torch.full_like(part.mask, IGNORE, dtype=torch.long) for part in (before, speech, after)]
+        parts = [speech, self._embed(chat.after)] if after_prefix else self._opened(chat, speech)
+        ignored = [torch.full_like(part.mask, IGNORE, dtype=torch.long) for part in parts]
         labels = torch.cat([*ignored, chat.answer.values], 1)
-        embeds, order = join([before, speech, after, answer])
+        embeds, order = join([*parts, self._embed(chat.answer)])
         return embeds, labels.gather(1, order).masked_fill(~embeds.mask, IGNORE)
 
     def spans(self, mixed: Mixed) -> Padded:
@@ -220,7 +234,10 @@ class SpeechLLM(nn.Module):
 
     def prompt(self, chat: Chat, speech: Padded) -> Padded:
         """Return the chat turn up to the answer (B, L, D), padded on the left as generation requires."""
-        return join([self._embed(chat.before), speech, self._embed(chat.after)], pad="left")[0]
+        return join(self._opened(chat, speech), pad="left")[0]
+
+    def _opened(self, chat: Chat, speech: Padded) -> list[Padded]:
+        return [self._embed(chat.before), speech, self._embed(chat.after)]
 
     def _embed(self, ids: Padded) -> Padded:
         return Padded(self.llm.embed(ids.values), ids.mask)

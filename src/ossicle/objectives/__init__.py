@@ -18,11 +18,13 @@ from torch import Tensor, nn
 from ossicle.batch import Batch, LossOutput
 from ossicle.models.speech_llm import SpeechLLM
 from ossicle.objectives.contrastive import Contrastive
+from ossicle.objectives.ctc import CTC
 from ossicle.objectives.mixed import MixedContrastive, MixedNextToken, mixed_of
 from ossicle.objectives.next_token import Distillation, NextToken
 from ossicle.section import section
 
 __all__ = [
+    "CTC",
     "Contrastive",
     "Distillation",
     "MixedContrastive",
@@ -37,7 +39,7 @@ __all__ = [
 ]
 
 Single = Annotated[
-    Contrastive | NextToken | MixedNextToken | MixedContrastive | Distillation, Field(discriminator="name")
+    Contrastive | NextToken | MixedNextToken | MixedContrastive | Distillation | CTC, Field(discriminator="name")
 ]
 """Every objective that can be a term of a sum. Add a new one to this union."""
 
@@ -120,8 +122,9 @@ class WeightedSum(nn.Module):
         return LossOutput(torch.stack(totals).sum(), parts)
 
     def _projected(self, model: SpeechLLM, batch: Batch) -> Batch:
-        """Return ``batch`` with the speech tokens that the terms need."""
+        """Return ``batch`` with the frames and speech tokens that the terms need, so that they are computed once."""
         if not all(objective.needs_mixed for _, objective in self.terms):
+            batch = replace(batch, frames=model.frames(batch, augmented=False))
             batch = replace(batch, speech=model.speech(batch))
         if self.needs_mixed:
             mixed = mixed_of(batch)

@@ -5,6 +5,7 @@ Shape legend: B chat turns, L positions, K labels of the whole batch, D width of
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -15,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ossicle.batch import Batch, Chat, LossOutput, Padded
 from ossicle.errors import DataError
+from ossicle.models.packing import KeysValues
 from ossicle.models.speech_llm import IGNORE, SpeechLLM
 from ossicle.section import section
 
@@ -24,21 +26,37 @@ vocabulary of 128,000 reaches this with 260 tokens. Further logits are computed 
 pass."""
 
 
-def states_before_labels(model: SpeechLLM, embeds: Padded, labels: Tensor) -> Tensor:
+def states_before_labels(model: SpeechLLM, embeds: Padded, labels: Tensor, prefix: Sequence[KeysValues] = ()) -> Tensor:
     """Return the final hidden states (K, D) of the positions of ``embeds`` (B, L, D) that predict a label.
 
-    Their order is that of ``labels[:, 1:][labels[:, 1:] != IGNORE]`` for ``labels`` (B, L).
+    Their order is that of ``labels[:, 1:][labels[:, 1:] != IGNORE]`` for ``labels`` (B, L). The LLM has read ``prefix``
+    (`LLM.prefix`) before every sequence.
     """
     last = model.llm.num_layers
-    hidden = model.llm.hidden_states(embeds, [last]).states[last]
+    hidden = model.llm.hidden_states(embeds, [last], prefix=prefix).states[last]
     return hidden[:, :-1][labels[:, 1:] != IGNORE]
+
+
+def answer_states(model: SpeechLLM, chat: Chat, heard: Padded) -> tuple[Tensor, Tensor]:
+    """Return the final hidden states (K, D) that predict the answers of ``chat`` about ``heard`` (B, M, D).
+
+    Also return the labels (B, L), as in `states_before_labels`. The tokens before the speech are computed once for all
+    batches, where the LLM allows it.
+    """
+    prefix = model.llm.prefix(chat.before)
+    embeds, labels = model.chat_inputs(chat, heard, after_prefix=bool(prefix))
+    return states_before_labels(model, embeds, labels, prefix), labels
+
+
+def label_losses(model: SpeechLLM, states: Tensor, labels: Tensor) -> Tensor:
+    """Return the negative log-probability (K,) in nats of each label in ``labels`` (B, L), given ``states`` (K, D)."""
+    targets = labels[:, 1:]
+    return F.cross_entropy(model.llm.logits(states).float(), targets[targets != IGNORE], reduction="none")
 
 
 def token_losses(model: SpeechLLM, embeds: Padded, labels: Tensor) -> Tensor:
     """Return the negative log-probability (K,) of each of the K labels in ``labels`` (B, L), in nats."""
-    logits = model.llm.logits(states_before_labels(model, embeds, labels))  # (K, vocabulary)
-    targets = labels[:, 1:]
-    return F.cross_entropy(logits.float(), targets[targets != IGNORE], reduction="none")
+    return label_losses(model, states_before_labels(model, embeds, labels), labels)
 
 
 def chat_of(batch: Batch) -> Chat:
@@ -71,8 +89,8 @@ class NextToken:
 
     def __call__(self, model: SpeechLLM, batch: Batch) -> LossOutput:
         """Return the loss in nats per token."""
-        embeds, labels = model.chat_inputs(chat_of(batch), model.speech(batch))
-        losses = token_losses(model, embeds, labels)
+        states, labels = answer_states(model, chat_of(batch), model.speech(batch))
+        losses = label_losses(model, states, labels)
         if self.average == "example":
             counts = (labels[:, 1:] != IGNORE).sum(1)  # (B,)
             loss = batch.weighted((losses / counts.repeat_interleave(counts)).sum() / len(counts), "examples")
@@ -110,8 +128,8 @@ class Distillation:
 
         chat = chat_of(batch)
         with torch.no_grad():
-            teacher = states_before_labels(model, *model.chat_inputs(chat, model.text(batch)))  # (K, D)
-        student = states_before_labels(model, *model.chat_inputs(chat, model.speech(batch)))  # (K, D)
+            teacher = answer_states(model, chat, model.text(batch))[0]  # (K, D)
+        student = answer_states(model, chat, model.speech(batch))[0]  # (K, D)
 
         def divergence(from_text: Tensor, from_speech: Tensor) -> Tensor:
             with torch.no_grad():

@@ -1,1 +1,1 @@
-"""The method on recorded speech and on real text in generated voices."""
+"""Train and test on published models and recorded speech (`python -m ossicle_lab.real`)."""

@@ -1,0 +1,68 @@
+"""Choose the tokens of an LLM that speech can be spelled with, and spell texts with them.
+
+A byte-pair tokenizer learns its merges in the order of their frequency. Its first merges alone are therefore a
+tokenizer as well, with fewer tokens: frequent words stay whole, and rare words are spelled in parts. All of its tokens
+are tokens of the LLM.
+"""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from typing import Any
+
+from ossicle.errors import ModelError
+
+_APOSTROPHES = str.maketrans(dict.fromkeys("\u2018\u2019\u02bc`\u00b4", "'"))
+_INCOMPLETE = "\ufffd"
+"""Character that stands for bytes which are not a whole character."""
+
+
+def spoken_form(text: str) -> str:
+    """Return what is heard of ``text``: words in lower case, without punctuation, with single spaces.
+
+    Letters, their marks, digits, and apostrophes inside words stay.
+    """
+    folded = unicodedata.normalize("NFC", text.translate(_APOSTROPHES)).lower()
+    kept = "".join(c if c == "'" or unicodedata.category(c)[0] in "LMN" else " " for c in folded)
+    return " ".join(word.strip("'") for word in kept.split() if word.strip("'"))
+
+
+class SpokenTokens:
+    """The tokens of the first ``merges`` merges of a tokenizer that consist of letters, digits and apostrophes.
+
+    Attributes:
+        ids: Ids of the tokens in the LLM's vocabulary, ascending.
+
+    Raises `ModelError` if the tokenizer is no byte-pair encoding.
+    """
+
+    def __init__(self, tokenizer: Any, merges: int, *, name: str) -> None:
+        from tokenizers import Tokenizer
+
+        tree = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else {"model": {}}
+        if tree["model"].get("type") != "BPE":
+            raise ModelError(f"{name}: its tokenizer is no byte-pair encoding: use another projector than 'ctc'")
+        tree["model"] |= {"merges": tree["model"]["merges"][:merges], "ignore_merges": False}
+        tree |= {"post_processor": None, "truncation": None, "padding": None}
+        self._tokenizer = Tokenizer.from_str(json.dumps(tree))
+        self._prefix = " " if any(token.startswith("\u0120") for token in tree["model"]["vocab"]) else ""
+        special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+        parts = {i for token, i in tree["model"]["vocab"].items() if len(token) == 1}
+        made = {i for merge in tree["model"]["merges"] if (i := _result(merge, tree["model"]["vocab"])) is not None}
+        self.ids = sorted(i for i in (parts | made) - special if self._is_spoken(i))
+        self._index = {i: k for k, i in enumerate(self.ids)}
+
+    def _is_spoken(self, token: int) -> bool:
+        text = self._tokenizer.decode([token], skip_special_tokens=False)
+        return _INCOMPLETE in text or text == " " or (text.strip() != "" and spoken_form(text) == text.strip(" '"))
+
+    def spell(self, text: str) -> list[int]:
+        """Return the indices in `ids` of the tokens of what is heard of ``text``."""
+        found = self._tokenizer.encode(self._prefix + spoken_form(text), add_special_tokens=False).ids
+        return [self._index[i] for i in found if i in self._index]
+
+
+def _result(merge: Any, vocabulary: dict[str, int]) -> int | None:
+    """Return the id of the token that ``merge`` makes; tokenizer files write a pair, or two words in one text."""
+    return vocabulary.get("".join(merge.split(" ") if isinstance(merge, str) else merge))
