@@ -52,3 +52,27 @@ def test_a_step_of_generation_is_what_transformers_computes(dtype: torch.dtype, 
     expected, _ = sdpa_attention_forward(module, query, key, value, mask, scaling=0.3)
     assert found.shape == (3, 1, 4, 8) and found.dtype == dtype
     assert torch.allclose(found, expected, atol=1e-5 if dtype == torch.float32 else 3e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["causal", "mask of pairs", "mask of keys"])
+@pytest.mark.parametrize("length", [1, 5, SHORT + 1])
+def test_heads_that_share_keys_and_queries_that_come_last(dtype: torch.dtype, length: int, kind: str):
+    """Use two query heads per key head, and four more keys than queries, as after a prefix."""
+    generator = torch.Generator().manual_seed(length)
+    query = torch.randn(2, 4, length, 8, generator=generator).to(dtype)
+    key, value = (torch.randn(2, 2, length + 4, 8, generator=generator).to(dtype) for _ in range(2))
+    behind = torch.ones(length, length + 4, dtype=torch.bool).tril(4)
+    mask = {"mask of pairs": behind, "mask of keys": torch.arange(length + 4).expand(2, 1, 1, -1) > 1}.get(kind)
+    inputs = [each.clone().requires_grad_() for each in (query, key, value)]
+    exact = [each.detach().double().requires_grad_() for each in (query, key, value)]
+    out = attend(*inputs, mask=mask, causal=kind == "causal", scale=0.3)
+    repeated = exact[0], *(each.repeat_interleave(2, 1) for each in exact[1:])
+    expected = F.scaled_dot_product_attention(*repeated, attn_mask=behind if mask is None else mask, scale=0.3)
+    tolerance = 1e-5 if dtype == torch.float32 else 3e-2
+    torch.testing.assert_close(out.double(), expected, rtol=tolerance, atol=tolerance)
+    weights = torch.randn(expected.shape)
+    (out * weights).sum().backward()
+    (expected * weights).sum().backward()
+    for mine, theirs in zip(inputs, exact, strict=True):
+        assert (mine.grad.double() - theirs.grad).norm() <= 2 * tolerance * theirs.grad.norm() + tolerance

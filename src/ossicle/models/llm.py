@@ -18,6 +18,7 @@ from ossicle.batch import HiddenStates, Padded
 from ossicle.errors import ConfigError, DataError
 from ossicle.models import packing
 from ossicle.models.frozen import Fingerprint, freeze, layer_outputs, resolve_layers
+from ossicle.models.packing import Prefix
 from ossicle.private import shallow_copy
 from ossicle.prompts import ChatTemplate
 
@@ -67,6 +68,7 @@ class LLM(nn.Module):
         self._logit_cap: float | None = model.config.to_dict().get("final_logit_softcapping")
         self._trunks: dict[int, Any] = {}
         self._recomputed: list[nn.Module] = []
+        self._prefixes: dict[Any, Prefix] = {}
 
     @property
     def trains(self) -> bool:
@@ -111,8 +113,17 @@ class LLM(nn.Module):
         """Return the hidden states of token ids (B, N) without a graph; arguments as in `hidden_states`."""
         return self.hidden_states(Padded(self.embed(ids.values), ids.mask), layers, bos=bos, start=start)
 
+    def prefix(self, ids: Padded) -> Prefix:
+        """Return the keys and values of token ids (B, F) that all sequences start with; empty if they cannot be shared.
+
+        See `ossicle.models.prefix.shared_prefix`.
+        """
+        from ossicle.models.prefix import shared_prefix  # only chat turns have one
+
+        return shared_prefix(self, ids, self._prefixes)
+
     def hidden_states(
-        self, embeds: Padded, layers: Iterable[int], *, bos: bool = False, start: int = 0
+        self, embeds: Padded, layers: Iterable[int], *, bos: bool = False, start: int = 0, prefix: Prefix = ()
     ) -> HiddenStates:
         """Run ``embeds`` (B, L, D) through the LLM and return the hidden states of ``layers``.
 
@@ -125,12 +136,14 @@ class LLM(nn.Module):
             layers: Indices of hidden states.
             bos: Prepend the begin-of-sequence token, and leave its position out of the result.
             start: First position id.
+            prefix: Keys and values of tokens before each sequence, from `prefix`; without ``bos`` and ``start``.
 
         Raises `ConfigError` for a layer that the model does not have, or if ``bos`` is set for an LLM without a
         begin-of-sequence token, and `DataError` for a sequence that is longer than the LLM's context.
         """
         wanted = resolve_layers(sorted(set(layers)), self.num_layers, field="layers")
-        self.check_context(embeds.values.shape[1] + bos)
+        start = prefix[0][0].shape[2] if prefix else start
+        self.check_context(embeds.values.shape[1] + (start if prefix else bos))
         if wanted == [0]:
             return HiddenStates({0: embeds.values}, embeds.mask)
         if bos:
@@ -140,7 +153,7 @@ class LLM(nn.Module):
         trunk = partial(self._trunk(wanted[-1]), use_cache=False)
         with layer_outputs(self.model.base_model.layers, (layer for layer in wanted if layer)) as states:
             if self.packs:
-                packed = packing.Packing.of(embeds.mask)
+                packed = packing.Packing.of(embeds.mask, prefix)
                 states[wanted[-1]] = trunk(
                     inputs_embeds=packed.pack(values)[None],
                     attention_mask=packed.empty_mask(),

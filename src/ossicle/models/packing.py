@@ -5,12 +5,12 @@ every linear layer and norm of the LLM computes real positions only. Attention a
 causal mask is sufficient, because padding on the right comes after every real position.
 
 Shape legend: B sequences or windows, L longest of them (or queries), P real positions of the whole batch, H heads,
-S keys, d width of a head, D width of the LLM, K spans of speech, M speech tokens, N text tokens.
+S keys, d width of a head, D width of the LLM, K spans of speech, M speech tokens, N text tokens, F tokens of a prefix.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -29,10 +29,12 @@ from ossicle.private import takes_registered_attention
 ATTENTION = "ossicle_packed"
 """Name of `packed_attention` in transformers' registry."""
 LONG = 64
-"""Mean length in positions from which attention on a CPU goes sequence by sequence."""
+"""Mean number of keys, those of a prefix included, from which attention on a CPU goes sequence by sequence."""
 SHORT = 128
 """Positions up to which plain products in float32 are used on a CPU. Beyond them the fused kernel is faster."""
 HALF = (torch.bfloat16, torch.float16)
+Prefix = Sequence[tuple[Tensor, Tensor]]
+"""Keys and values (1, H_kv, F, d) of each layer, for tokens that come before every sequence of a batch."""
 
 
 def join(parts: list[Padded], *, pad: Literal["left", "right"] = "right") -> tuple[Padded, Tensor]:
@@ -78,11 +80,13 @@ class Packing:
 
     mask: Tensor  # (B, L) bool
     index: Tensor  # (P,) place of each real position in the flattened (B * L)
+    prefix: Prefix = ()
+    seen: dict[int, tuple[Tensor, Tensor]] | None = None  # filled by `packed_attention`, layer by layer, if it is given
 
     @classmethod
-    def of(cls, mask: Tensor) -> Packing:
-        """Return the packing of ``mask`` (B, L), whose padding is on the right."""
-        return cls(mask, mask.flatten().nonzero().squeeze(1))
+    def of(cls, mask: Tensor, prefix: Prefix = ()) -> Packing:
+        """Return the packing of ``mask`` (B, L), whose padding is on the right, after a ``prefix`` that all share."""
+        return cls(mask, mask.flatten().nonzero().squeeze(1), prefix)
 
     @cached_property
     def lengths(self) -> list[int]:
@@ -125,47 +129,55 @@ def packed_attention(
     window, scale = options.get("sliding_window"), options.get("scaling")
     if packing is None:
         if query.device.type == "cpu" and query.shape[2] == 1:  # a step of generation, slow with the fused kernel
-            groups = query.shape[1] // key.shape[1]
-            heads = query, repeat_kv(key, groups), repeat_kv(value, groups)
-            return attend(*heads, mask=attention_mask, scale=scale).transpose(1, 2), None
+            return attend(query, key, value, mask=attention_mask, scale=scale).transpose(1, 2), None
         attended: Tensor = sdpa_attention_forward(module, query, key, value, attention_mask, **options)[0]
         return attended, None
-    if query.is_cuda:
+    if packing.seen is not None:
+        packing.seen[getattr(module, "layer_idx", 0)] = key, value
+    prefix = packing.prefix[module.layer_idx] if packing.prefix else ()
+    if query.is_cuda and not prefix:
         from ossicle.models import varlen  # only GPUs have its kernel
 
         if varlen.is_available(query):
             return varlen.causal_attention(query, key, value, packing.mask, window=window, scale=scale), None
-    return checkpoint(
-        _within, packing, query, key, value, window, scale, use_reentrant=False, preserve_rng_state=False
-    ), None
+    arguments = packing, query, key, value, window, scale, *prefix
+    return checkpoint(_within, *arguments, use_reentrant=False, preserve_rng_state=False), None
 
 
 def _within(
-    packing: Packing, query: Tensor, key: Tensor, value: Tensor, window: int | None, scale: float | None
+    packing: Packing, query: Tensor, key: Tensor, value: Tensor, window: int | None, scale: float | None, *first: Tensor
 ) -> Tensor:
-    """Compute attention within each sequence; input and output are packed.
+    """Compute attention within each sequence and to the ``first`` keys and values; input and output are packed.
 
     The backward pass runs this function again, so that only the packed vectors are kept until then: not the padded
-    ones, the keys and values repeated for each head, or the weights. The extra work is a small part of an LLM's.
+    ones, the keys and values with their prefix, or the weights. The extra work is a small part of an LLM's.
 
     A GPU processes the sequences as one padded batch, because it waits for kernel launches. A CPU processes long
     sequences one by one, which is four times as fast at a token efficiency of 0.4. It processes short ones as a batch,
     because there a call costs more than padding.
     """
-    groups = query.shape[1] // key.shape[1]
-    heads = query, repeat_kv(key, groups), repeat_kv(value, groups)  # (1, H, P, d) each
-    if query.device.type == "cpu" and query.shape[2] >= LONG * len(packing.lengths):
-        sequences = zip(*(each.split(packing.lengths, 2) for each in heads), strict=True)
-        return torch.cat([_causal(sequence, window, scale) for sequence in sequences], 2).transpose(1, 2)
+    heads = query, key, value  # (1, H or H_kv, P, d) each
+    before = first[0].shape[2] if first else 0
+    if query.device.type == "cpu" and query.shape[2] >= (LONG - before) * len(packing.lengths):
+        sequences = zip(*(torch.split(each, packing.lengths, 2) for each in heads), strict=True)
+        return torch.cat([_causal(sequence, window, scale, first) for sequence in sequences], 2).transpose(1, 2)
     padded = [packing.unpack(each[0].transpose(0, 1)).transpose(1, 2) for each in heads]  # (B, H, L, d) each
-    return packing.pack(_causal(padded, window, scale).transpose(1, 2))[None]
+    return packing.pack(_causal(padded, window, scale, first).transpose(1, 2))[None]
 
 
-def _causal(heads: Iterable[Tensor], window: int | None, scale: float | None) -> Tensor:
-    """Compute causal attention of query, key and value (B, H, L, d), over at most ``window`` positions if given."""
+def _causal(heads: Iterable[Tensor], window: int | None, scale: float | None, first: Sequence[Tensor]) -> Tensor:
+    """Compute causal attention of query, key and value (B, H, L, d), over at most ``window`` positions if given.
+
+    The ``first`` keys and values come before those of every sequence.
+    """
     query, key, value = heads
-    length = query.shape[2]
-    local = _window_mask(length, window, query.device) if window is not None and length > window else None
+    if first:
+        shared = (each.to(key.dtype).expand(len(key), -1, -1, -1) for each in first)
+        key, value = (torch.cat(pair, 2) for pair in zip(shared, (key, value), strict=True))
+    length = key.shape[2]
+    local = None
+    if window is not None and length > window:
+        local = _window_mask(length, window, query.device)[-query.shape[2] :]
     return attend(query, key, value, mask=local, causal=local is None, scale=scale)
 
 
@@ -185,9 +197,10 @@ def attend(  # noqa: PLR0913 - the arguments of torch's own function
     scale: float | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """Compute softmax attention of ``query`` (B, H, L, d) over ``key`` and ``value`` (B, H, S, d): (B, H, L, d).
+    """Compute softmax attention of ``query`` (B, H, L, d) over ``key`` and ``value`` (B, H_kv, S, d): (B, H, L, d).
 
-    ``mask``, broadcast to (B, H, L, S), is True where a key may be read. ``causal`` requires L = S and no mask.
+    Each head of the keys serves H / H_kv neighbouring heads of the queries. ``mask``, broadcast to (B, H_kv, L, S), is
+    True where a key may be read. ``causal`` requires no mask, and that the last query belongs to the last key.
 
     In half precision on a CPU this computes two plain matrix products. Forward and backward together are two to four
     times as fast as the fused kernel of PyTorch 2.13; scores and weights are rounded to half precision. Short causal
@@ -195,24 +208,30 @@ def attend(  # noqa: PLR0913 - the arguments of torch's own function
     ``torch.set_float32_matmul_precision("medium")`` the fused kernel takes three times as long
     (benchmarks/attention.py).
     """
+    groups, length = query.shape[1] // key.shape[1], query.shape[2]
+    whole = causal and length == key.shape[2]
     half = query.dtype in HALF or torch.is_autocast_enabled("cpu")
-    if query.device.type != "cpu" or not (half or (causal and query.shape[2] <= SHORT)):
-        return F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, is_causal=causal, scale=scale, dropout_p=dropout
-        )
+    plain = query.device.type == "cpu" and (half or (causal and length <= SHORT))
+    if causal and (plain or not whole):
+        mask = torch.ones(length, key.shape[2], dtype=torch.bool, device=query.device).tril(key.shape[2] - length)
+    if not plain:
+        heads = query, repeat_kv(key, groups), repeat_kv(value, groups)
+        return F.scaled_dot_product_attention(*heads, attn_mask=mask, is_causal=whole, scale=scale, dropout_p=dropout)
     query = query * (query.shape[-1] ** -0.5 if scale is None else scale)
-    if causal:
-        mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool).tril()
+    query = torch.unflatten(query, 1, (-1, groups)).flatten(2, 3)  # (B, H_kv, H / H_kv * L, d)
     if mask is None:
-        scores = query @ key.mT  # (B, H, L, S)
+        scores = query @ key.mT  # (B, H_kv, H / H_kv * L, S)
     else:
         bias = torch.zeros(mask.shape, dtype=query.dtype).masked_fill_(~mask, -torch.inf)
+        if groups > 1 and mask.shape[-2] > 1:
+            bias = torch.cat([bias] * groups, -2)
         if mask.dim() == 2:  # baddbmm adds the bias without another pass over the scores
             scores = torch.baddbmm(bias, query.flatten(0, 1), key.flatten(0, 1).mT)
-            scores = torch.unflatten(scores, 0, tuple(query.shape[:2]))
+            scores = torch.unflatten(scores, 0, (len(query), -1))
         else:
             scores = query @ key.mT + bias
-    return F.dropout(scores.softmax(-1), dropout) @ value
+    attended = F.dropout(scores.softmax(-1), dropout) @ value
+    return torch.unflatten(attended, 2, (groups, length)).flatten(1, 2)
 
 
 def can_pack(model: Any) -> bool:

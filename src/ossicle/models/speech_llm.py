@@ -174,13 +174,17 @@ class SpeechLLM(nn.Module):
         return frames
 
     def _encode(self, waveforms: Padded, seeds: list[int]) -> Padded:
-        """Encode ``waveforms`` (B, S), in the encoder's training mode if that is set and there are ``seeds``."""
+        """Encode ``waveforms`` (B, S), in the encoder's training mode if that is set and there are ``seeds``.
+
+        The frames are float32, as the weights of the projector, whatever the type of the encoder.
+        """
         if seeds and self.augment is not None and self.augment.train_mode_encoder:
             from ossicle.models.spec_augment import encode_in_train_mode  # most runs keep evaluation mode
 
-            return encode_in_train_mode(self.encoder, waveforms, seeds)
-        frames: Padded = self.encoder(waveforms)
-        return frames
+            frames = encode_in_train_mode(self.encoder, waveforms, seeds)
+        else:
+            frames = self.encoder(waveforms)
+        return Padded(frames.values.float(), frames.mask)
 
     def text(self, batch: Batch) -> Padded:
         """Return the token embeddings of the transcripts of ``batch`` (B, N, D), without special tokens."""

@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from ossicle.batch import Batch, LossOutput
 from ossicle.models.speech_llm import SpeechLLM
 from ossicle.objectives.contrastive import Contrastive
-from ossicle.objectives.ctc import CTC
 from ossicle.objectives.mixed import MixedContrastive, MixedNextToken, mixed_of
-from ossicle.objectives.next_token import Distillation, NextToken
+from ossicle.objectives.next_token import CTC, Distillation, NextToken
 from ossicle.section import section
 
 __all__ = [

@@ -1,11 +1,10 @@
-"""Losses on the next token of chat turns: ASR pretraining, fine-tuning on tasks, and distillation.
+"""Losses on tokens: ASR pretraining, fine-tuning on tasks, distillation, and CTC.
 
 Shape legend: B chat turns, L positions, K labels of the whole batch, D width of the LLM.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -15,8 +14,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ossicle.batch import Batch, Chat, LossOutput, Padded
-from ossicle.errors import DataError
-from ossicle.models.packing import KeysValues
+from ossicle.errors import ConfigError, DataError
+from ossicle.models.packing import Prefix
 from ossicle.models.speech_llm import IGNORE, SpeechLLM
 from ossicle.section import section
 
@@ -26,7 +25,7 @@ vocabulary of 128,000 reaches this with 260 tokens. Further logits are computed 
 pass."""
 
 
-def states_before_labels(model: SpeechLLM, embeds: Padded, labels: Tensor, prefix: Sequence[KeysValues] = ()) -> Tensor:
+def states_before_labels(model: SpeechLLM, embeds: Padded, labels: Tensor, prefix: Prefix = ()) -> Tensor:
     """Return the final hidden states (K, D) of the positions of ``embeds`` (B, L, D) that predict a label.
 
     Their order is that of ``labels[:, 1:][labels[:, 1:] != IGNORE]`` for ``labels`` (B, L). The LLM has read ``prefix``
@@ -37,26 +36,20 @@ def states_before_labels(model: SpeechLLM, embeds: Padded, labels: Tensor, prefi
     return hidden[:, :-1][labels[:, 1:] != IGNORE]
 
 
-def answer_states(model: SpeechLLM, chat: Chat, heard: Padded) -> tuple[Tensor, Tensor]:
-    """Return the final hidden states (K, D) that predict the answers of ``chat`` about ``heard`` (B, M, D).
+def answer_inputs(model: SpeechLLM, chat: Chat, heard: Padded) -> tuple[Padded, Tensor, Prefix]:
+    """Return `SpeechLLM.chat_inputs` about ``heard`` (B, M, D) after a prefix, and the prefix, empty if there is none.
 
-    Also return the labels (B, L), as in `states_before_labels`. The tokens before the speech are computed once for all
-    batches, where the LLM allows it.
+    The LLM computes the tokens before the speech once, not in every step.
     """
     prefix = model.llm.prefix(chat.before)
-    embeds, labels = model.chat_inputs(chat, heard, after_prefix=bool(prefix))
-    return states_before_labels(model, embeds, labels, prefix), labels
+    return *model.chat_inputs(chat, heard, after_prefix=bool(prefix)), prefix
 
 
-def label_losses(model: SpeechLLM, states: Tensor, labels: Tensor) -> Tensor:
-    """Return the negative log-probability (K,) in nats of each label in ``labels`` (B, L), given ``states`` (K, D)."""
-    targets = labels[:, 1:]
-    return F.cross_entropy(model.llm.logits(states).float(), targets[targets != IGNORE], reduction="none")
-
-
-def token_losses(model: SpeechLLM, embeds: Padded, labels: Tensor) -> Tensor:
+def token_losses(model: SpeechLLM, embeds: Padded, labels: Tensor, prefix: Prefix = ()) -> Tensor:
     """Return the negative log-probability (K,) of each of the K labels in ``labels`` (B, L), in nats."""
-    return label_losses(model, states_before_labels(model, embeds, labels), labels)
+    logits = model.llm.logits(states_before_labels(model, embeds, labels, prefix))  # (K, vocabulary)
+    targets = labels[:, 1:]
+    return F.cross_entropy(logits.float(), targets[targets != IGNORE], reduction="none")
 
 
 def chat_of(batch: Batch) -> Chat:
@@ -89,8 +82,8 @@ class NextToken:
 
     def __call__(self, model: SpeechLLM, batch: Batch) -> LossOutput:
         """Return the loss in nats per token."""
-        states, labels = answer_states(model, chat_of(batch), model.speech(batch))
-        losses = label_losses(model, states, labels)
+        embeds, labels, prefix = answer_inputs(model, chat_of(batch), model.speech(batch))
+        losses = token_losses(model, embeds, labels, prefix)
         if self.average == "example":
             counts = (labels[:, 1:] != IGNORE).sum(1)  # (B,)
             loss = batch.weighted((losses / counts.repeat_interleave(counts)).sum() / len(counts), "examples")
@@ -128,8 +121,8 @@ class Distillation:
 
         chat = chat_of(batch)
         with torch.no_grad():
-            teacher = answer_states(model, chat, model.text(batch))[0]  # (K, D)
-        student = answer_states(model, chat, model.speech(batch))[0]  # (K, D)
+            teacher = states_before_labels(model, *answer_inputs(model, chat, model.text(batch)))  # (K, D)
+        student = states_before_labels(model, *answer_inputs(model, chat, model.speech(batch)))  # (K, D)
 
         def divergence(from_text: Tensor, from_speech: Tensor) -> Tensor:
             with torch.no_grad():
@@ -145,3 +138,45 @@ class Distillation:
         mean = torch.stack(sums).sum() / len(teacher)
         loss = batch.weighted(mean, "answers") if self.average == "token" else mean
         return LossOutput(loss, {"distillation": loss.detach()})
+
+
+@section
+class CTC:
+    """CTC loss of the transcript, spelled with the LLM's tokens, and of its characters in the middle of the network.
+
+    The LLM does not run. The transcript counts as it is heard: in lower case, without punctuation. Not in the paper;
+    see `ossicle.models.ctc` for sources.
+    """
+
+    name: Literal["ctc"] = "ctc"
+    characters: float = Field(default=1.0, ge=0, le=1e3)
+    """Weight of the loss on characters beside that on tokens. Both are in nats per label."""
+
+    needs_negatives = False
+    needs_mixed = False
+
+    def build(self) -> CTC:
+        """Return the objective itself, since it has no parameters."""
+        return self
+
+    def __call__(self, model: SpeechLLM, batch: Batch) -> LossOutput:
+        """Return the loss. Raises `ConfigError` for another projector, and `DataError` without transcripts."""
+        from ossicle.losses.ctc import ctc_loss  # few runs use it, as the following
+        from ossicle.models.ctc import spelled
+
+        if model.config.projector.name != "ctc":
+            raise ConfigError("objective 'ctc' needs a projector that spells: set model.projector.name=ctc")
+        if missing := [sample.source for sample in batch.samples if not sample.text]:
+            raise DataError(f"objective 'ctc' needs transcripts; add 'text' to {', '.join(missing[:3])}")
+        spelling = spelled(model.projector, model.frames(batch))
+        tokens, characters = model.projector.targets([sample.text or "" for sample in batch.samples])
+        lengths = spelling.mask.sum(1)
+        slots = spelling.characters.shape[1] // spelling.tokens.shape[1]
+        parts = {
+            "ctc": ctc_loss(spelling.tokens, lengths, tokens),
+            "characters": ctc_loss(spelling.characters, slots * lengths, characters),
+        }
+        # Distributed training requires a gradient for every parameter, also for those that only the LLM's loss trains.
+        unused = sum(0.0 * parameter.sum() for parameter in model.projector.unspelled)
+        total = batch.weighted(parts["ctc"] + self.characters * parts["characters"] + unused, "examples")
+        return LossOutput(total, {name: part.detach() for name, part in parts.items()})

@@ -1,0 +1,61 @@
+"""The keys and values of the tokens before the speech, which are the same in every chat turn.
+
+A chat template begins every turn with the same system prompt. Attention is causal, so that the states of these tokens
+do not depend on the speech. They are computed once, and the sequences of a batch start after them.
+
+Shape legend: B sequences, F positions of the prefix, D width of the LLM.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ossicle.batch import Padded
+from ossicle.models.packing import Packing, Prefix
+
+LENGTH_DEPENDENT = ("dynamic", "longrope")
+"""Types of rotary embeddings whose rotation depends on the length of the whole sequence."""
+
+
+def shared_prefix(llm: Any, ids: Padded, computed: dict[Any, Prefix]) -> Prefix:
+    """Return the keys and values of each layer of the `LLM` ``llm`` for token ids (B, F) that all rows consist of.
+
+    They come from ``computed``, which keeps the newest prefix. The result is empty where `LLM.hidden_states` cannot use
+    them: if the rows differ, if the LLM trains or does not pack, if its rotary embeddings depend on the length of the
+    sequence, and on a GPU, whose kernel for packed sequences takes no prefix.
+    """
+    if not (llm.packs and ids.values.device.type == "cpu" and bool(ids.mask.all())) or llm.trains:
+        return ()
+    tokens = tuple(ids.values[0].tolist())
+    rotary = str(llm.model.config.to_dict().get("rope_parameters"))  # some families nest it by the type of the layer
+    differ = not bool((ids.values == ids.values[:1]).all())
+    if not tokens or differ or any(kind in rotary for kind in LENGTH_DEPENDENT):
+        return ()
+    key = tokens, llm.model.dtype, torch.is_autocast_enabled("cpu")
+    if key not in computed:
+        found = keys_values(llm.model.base_model, llm.embed(ids.values[:1]).detach())
+        computed.clear()
+        computed[key] = found
+    return computed[key]
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def keys_values(base: Any, embeds: torch.Tensor) -> Prefix:
+    """Return the keys and values of each layer of the decoder ``base`` for input vectors (1, F, D), without a graph.
+
+    The list is empty if layers of ``base`` share keys and values.
+    """
+    mask = torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
+    seen: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+    packing = Packing(mask, torch.arange(mask.numel(), device=mask.device), seen=seen)
+    base(
+        inputs_embeds=embeds,
+        attention_mask=packing.empty_mask(),
+        position_ids=packing.positions,
+        packing=packing,
+        use_cache=False,
+    )
+    return [seen[layer] for layer in sorted(seen)] if len(seen) == len(base.layers) else []
