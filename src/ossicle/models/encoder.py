@@ -104,7 +104,7 @@ class Encoder(nn.Module):
         It is empty for the last hidden state of the full context.
         """
         layer = "" if self.layer == "last" else f"-layer-{self.layer}"
-        return f"{layer}-short" if self.front.shortens_context else layer
+        return f"{layer}-audio" if self.front.shortens_context else layer
 
     def forward(self, waveforms: Padded) -> Padded:
         """Encode ``waveforms`` (B, S) to frames (B, T, D)."""
@@ -113,7 +113,7 @@ class Encoder(nn.Module):
         # Some releases of transformers draw a number for LayerDrop in evaluation mode too. Training must not see it.
         own_random_state = torch.random.fork_rng(devices=[], enabled=not self.model.training)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains), own_random_state:
-            frames = self._hidden_state(features.tensors)
+            frames = features.encode(self._hidden_state)
             if features.chunks is not None:
                 rows = frames.new_zeros(*features.chunks.shape, *frames.shape[1:])  # (B, C, T, D)
                 rows[features.chunks] = frames
@@ -170,8 +170,8 @@ def load_encoder(
 ) -> Encoder:
     """Load an encoder from a hub id or a folder, onto ``device`` (default: the CPU).
 
-    ``context`` is for Whisper, see `ossicle.models.front_ends.WhisperFront`; other encoders ignore it. The adapter that
-    some fine-tuned wav2vec 2.0 models have after their layers, which shortens the frames for CTC, is left out.
+    ``context`` is for Whisper, see `ossicle.models.whisper_front`; other encoders ignore it. The adapter that some
+    fine-tuned wav2vec 2.0 models have after their layers, which shortens the frames for CTC, is left out.
 
     Raises `ModelError` if the model does not load, is of no supported family or lacks weights, and `ConfigError` for a
     layer that the model does not have.

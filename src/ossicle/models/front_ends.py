@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -18,25 +17,14 @@ from torch import Tensor, nn
 
 from ossicle.audio import SAMPLE_RATE_HZ
 from ossicle.batch import Padded
+from ossicle.models.features import Features, last_hidden_state
 from ossicle.precision import outside_autocast
-from ossicle.private import shallow_copy
 from ossicle.public import cached_model_file
 
 WAVEFORM_VARIANCE_EPS = 1e-7
 KALDI_WINDOW, KALDI_HOP, KALDI_FFT = 400, 160, 512
 KALDI_PREEMPHASIS, KALDI_FLOOR = 0.97, 1.1920929e-07
 PARAKEET_FLOOR, PARAKEET_EPS = 2**-24, 1e-5
-SHORT_CONTEXT_MARGIN = 50
-"""Frames of silence (1 s) after the audio where Whisper's context is shortened, since its training data had some."""
-
-
-@dataclass(frozen=True)
-class Features:
-    """The keyword arguments of the model, and the place of its output in the batch."""
-
-    tensors: dict[str, Tensor]
-    lengths: Tensor  # (B,) valid frames of each utterance
-    chunks: Tensor | None = None  # (B, C) bool: the rows of the model are the True chunks, in order
 
 
 class FrontEnd(Protocol):
@@ -100,51 +88,7 @@ class ConvFront:
 
     def run(self, model: Any, tensors: dict[str, Tensor]) -> Tensor:
         """Return the model's last hidden state (B, T, D)."""
-        return _last_hidden_state(model, tensors)
-
-
-class WhisperFront:
-    """Front end of Whisper and distil-Whisper: log-mel features, always of 30 s; longer audio is cut into chunks.
-
-    With ``shortens_context`` the encoder runs on the longest audio of the batch and a second of silence instead. This
-    is an approximation: attention then has fewer positions of silence, and their number depends on the batch.
-    """
-
-    def __init__(self, extractor: Any, config: Any, *, shortens_context: bool = False) -> None:
-        self.extractor, self.positions = extractor, config.max_source_positions
-        self.shortens_context = shortens_context
-        self.hop = extractor.hop_length * 2  # the second convolution has stride 2
-        self.frame_rate_hz = SAMPLE_RATE_HZ / self.hop
-        self.chunk_samples = self.positions * self.hop
-        self.pads_exactly = not shortens_context
-
-    @outside_autocast
-    def __call__(self, waveforms: Padded, dtype: torch.dtype) -> Features:
-        """Compute the features of the chunks that hold audio."""
-        values, samples = waveforms.values.float(), waveforms.mask.sum(1)
-        chunks = F.pad(values, (0, -values.shape[1] % self.chunk_samples))
-        chunks = torch.unflatten(chunks, 1, (-1, self.chunk_samples))
-        starts = torch.arange(chunks.shape[1], device=values.device) * self.chunk_samples
-        used = starts < samples[:, None].clamp(min=1)  # (B, C)
-        features = self.extractor(
-            list(chunks[used].cpu().numpy()),
-            sampling_rate=SAMPLE_RATE_HZ,
-            padding="max_length",
-            max_length=self.chunk_samples,
-            return_tensors="pt",
-            device=str(values.device),
-        ).input_features
-        lengths = -(-samples // self.hop)
-        if self.shortens_context:
-            features = features[..., : 2 * (int(lengths.max()) + SHORT_CONTEXT_MARGIN)]
-        return Features({"input_features": features.to(values.device, dtype)}, lengths, used)
-
-    def run(self, model: Any, tensors: dict[str, Tensor]) -> Tensor:
-        """Return the model's last hidden state (rows, T, D)."""
-        positions = tensors["input_features"].shape[-1] // 2
-        if positions < self.positions:
-            model = _with_positions(model, positions)
-        return _last_hidden_state(model, tensors)
+        return last_hidden_state(model, tensors)
 
 
 class KaldiFront(nn.Module):
@@ -196,7 +140,7 @@ class KaldiFront(nn.Module):
 
     def run(self, model: Any, tensors: dict[str, Tensor]) -> Tensor:
         """Return the model's last hidden state (B, T, D)."""
-        return _last_hidden_state(model, tensors)
+        return last_hidden_state(model, tensors)
 
 
 class ParakeetFront(nn.Module):
@@ -261,7 +205,7 @@ class ParakeetFront(nn.Module):
 
     def run(self, model: Any, tensors: dict[str, Tensor]) -> Tensor:
         """Return the model's last hidden state (B, T, D)."""
-        return _last_hidden_state(model, tensors)
+        return last_hidden_state(model, tensors)
 
 
 def normalise_waveforms(values: Tensor, mask: Tensor) -> Tensor:
@@ -289,21 +233,6 @@ def _slaney_filters(fft: int, bins: int) -> Tensor:
     return torch.tensor(filters, dtype=torch.float32)
 
 
-def _with_positions(whisper: Any, positions: int) -> Any:
-    """Return a copy of Whisper's encoder for shorter features, with the first ``positions`` position embeddings."""
-    short = shallow_copy(whisper)
-    weight = whisper.embed_positions.weight[:positions]
-    short.embed_positions = nn.Embedding(len(weight), weight.shape[1], device="meta")
-    short.embed_positions.weight = nn.Parameter(weight, requires_grad=False)
-    short.config.max_source_positions = positions
-    return short
-
-
-def _last_hidden_state(model: Any, tensors: dict[str, Tensor]) -> Tensor:
-    state: Tensor = model(**tensors).last_hidden_state
-    return state
-
-
 def load_front_end(kind: str, config: Any, name: str, *, shorten_context: bool = False) -> FrontEnd:
     """Return the front end of an encoder.
 
@@ -311,7 +240,7 @@ def load_front_end(kind: str, config: Any, name: str, *, shorten_context: bool =
         kind: The family's ``front_end``: ``conv``, ``kaldi``, ``whisper`` or ``parakeet``.
         config: The configuration of the encoder.
         name: Hub id or folder of the encoder, where the settings of its feature extractor are.
-        shorten_context: Run Whisper on the audio alone (`WhisperFront`).
+        shorten_context: Run Whisper on the audio alone (`ossicle.models.whisper_front`).
     """
     match kind:
         case "conv":
@@ -321,6 +250,8 @@ def load_front_end(kind: str, config: Any, name: str, *, shorten_context: bool =
         case "kaldi":
             return KaldiFront(_extractor(name))
         case "whisper":
+            from ossicle.models.whisper_front import WhisperFront  # it imports this module
+
             return WhisperFront(_extractor(name), config, shortens_context=shorten_context)
         case _:
             return ParakeetFront(_extractor_settings(name), config)
