@@ -69,7 +69,7 @@ def layer_gradients(
     run_command(run, at or [], batches=batches, overrides=overrides or [], out=out)
 
 
-def study(
+def study(  # noqa: PLR0913 - each parameter is an option of the command
     recipe: Annotated[Path, typer.Argument(help="File or name of a study, e.g. lab/paper_table.", show_default=False)],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Settings as section.field=value, e.g. seeds=[0,1].")
@@ -89,6 +89,9 @@ def study(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check the file and list its cells without running anything.")
     ] = False,
+    summary: Annotated[
+        bool, typer.Option("--summary", help="Show the results so far without running anything.")
+    ] = False,
 ) -> None:
     """Run a grid of pretrainings, fine-tuning fractions and seeds; the same command continues it."""
     from rich.console import Console
@@ -100,9 +103,9 @@ def study(
     if dry_run:
         describe(config, Console())
         return
-    from ossicle_lab.study.run import run_study
+    from ossicle_lab.study.run import run_study, summarise
 
-    record = run_study(config, processes=jobs, rerun_changed=rerun_changed)
+    record = summarise(config) if summary else run_study(config, processes=jobs, rerun_changed=rerun_changed)
     print_results(record, Console())
     print(f"{config.folder / 'results.json'}; show it with: ossicle report {config.folder}")
 

@@ -243,12 +243,14 @@ def test_a_damaged_file_is_named(tmp_path, name, content):
 
 
 def test_names_of_columns():
-    titles = [column_title(c) for c in ("asr:wer", "st/de:bleu", "st/xx:bleu", "time_first:em", "unseen")]
+    columns = ("asr:wer", "st/de:bleu", "st/xx:bleu", "time_first:em", "unseen", "asr@test-other:wer")
+    titles = [column_title(column) for column in columns]
     assert titles == [
         "Recognition, WER",
         "German, BLEU",
         "xx, BLEU",
         "Time first, exact",
         "Unseen tasks, mean",
+        "Recognition (test-other), WER",
     ]
     assert [percent(f) for f in (0.01, 0.1, 1.0, 0.125)] == ["1%", "10%", "100%", "12.5%"]

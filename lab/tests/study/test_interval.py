@@ -10,6 +10,7 @@ from ossicle_lab.study.interval import (
     bootstrap,
     column_of,
     corpus_score,
+    metrics_of,
     spread,
     utterance_counts,
 )
@@ -49,6 +50,21 @@ def test_word_errors_by_hand():
 def test_lines_are_in_the_order_of_their_ids_so_that_runs_pair():
     lines = [line(2, "a", "a"), line(1, "a b", "a c")]
     assert utterance_counts(lines) == utterance_counts(lines[::-1]) == {"asr:wer": [[1, 2], [0, 1]]}
+
+
+def test_a_task_in_several_test_sets_is_counted_for_each_one_too():
+    lines = [line(1, "a b", "a c"), line(2, "a", "a"), line(3, "a", "a b", task="qa")]
+    sets = {lines[0].key: "clean", lines[1].key: "noisy", lines[2].key: "clean"}
+    counts = utterance_counts(lines, sets)
+    assert list(counts) == ["asr:wer", "qa:f1", "qa:em", "asr@clean:wer", "asr@noisy:wer"]
+    assert (counts["asr@clean:wer"], counts["asr@noisy:wer"]) == ([[1, 2]], [[0, 1]])
+    assert counts["asr:wer"] == [[1, 2], [0, 1]]
+    assert utterance_counts(lines, dict.fromkeys(sets, "all")) == utterance_counts(lines)
+
+
+def test_a_task_is_scored_by_its_kind():
+    assert metrics_of("qa-words") == metrics_of("qa") == ("f1", "em")
+    assert (metrics_of("st/es"), metrics_of("capitals")[0]) == (("bleu",), "em")
 
 
 def test_the_bootstrap_of_a_share_has_its_known_spread():

@@ -13,6 +13,7 @@ import yaml
 from rich.console import Console
 
 from ossicle.errors import ConfigError
+from ossicle.evaluate.metrics import wer
 from ossicle.train import checkpoint
 from ossicle.train.tracking import read_metrics
 from ossicle_lab.study.choices import Choices, development_score
@@ -20,7 +21,8 @@ from ossicle_lab.study.config import StudyConfig, load
 from ossicle_lab.study.data import prepare_data
 from ossicle_lab.study.job import StudyError, digest
 from ossicle_lab.study.plan import Plan
-from ossicle_lab.study.run import run_study
+from ossicle_lab.study.run import run_study, summarise
+from ossicle_lab.study.summary import print_results
 from ossicle_lab.study.watch import Watch
 from ossicle_lab.study.work import run_job
 
@@ -186,6 +188,53 @@ def test_a_failed_job_leaves_the_others_and_is_tried_again(study_file, tmp_path)
     with pytest.raises(StudyError, match=r"1 jobs failed.*\nbroken, stage 1.*objective\.layers=9.*log\.txt"):
         run_study(config, processes=0)
     assert json.loads((config.folder / "results.json").read_text())["cells"] == {"done": 6, "of": 8}
+
+
+def test_several_test_sets_have_scores_of_their_own(study_file, study_tree, tmp_path):
+    test = Path(study_tree["data"]["test"][0])
+    lines = test.read_text().splitlines()
+    asr = [line for line in lines if json.loads(line)["task"] == "asr"]
+    other = test.with_name("other.jsonl")
+    other.write_text("\n".join(asr[:1]) + "\n")
+    test.write_text("\n".join(line for line in lines if line != asr[0]) + "\n")
+    one = ["pretraining={contr: {recipe: contrastive.yaml}}", "finetuning.steps={0.5: 1}", "data.unseen_metric=f1"]
+    record = run_study(load(study_file, [*one, f"data.test=[{test}, {other}]"]), processes=0)
+    sets = [f"asr@{test.stem}:wer", "asr@other:wer"]
+    assert record["columns"] == ["asr:wer", "st/de:bleu", "qa:f1", "qa:em", "unseen", "count:f1", *sets]
+    (scores,) = [row["scores"] for row in record["rows"]]
+    assert {*sets, "asr:wer"} <= record["bound"].keys()
+    hypotheses = Path(load(study_file).folder, record["rows"][0]["hypotheses"][0]).read_text().splitlines()
+    (alone,) = [json.loads(line) for line in hypotheses if json.loads(line)["id"] == json.loads(asr[0])["id"]]
+    assert scores["asr@other:wer"]["mean"] == pytest.approx(wer([alone["hypothesis"]], [alone["references"]]).value)
+    console = Console(width=200)
+    with console.capture() as shown:
+        print_results(record, console)
+    assert "asr@other:wer" in shown.get() and "qa:em" not in shown.get()
+
+
+def test_a_row_may_have_its_own_settings_of_stage_two(study_file):
+    row = "pretraining={none: {recipe: null}, slow: {recipe: null, finetune_overrides: [data.batch_size=1]}}"
+    config = load(study_file, [row, "finetuning.steps={0.5: 1}"])
+    plan = Plan(config, config.data)
+    sizes = {key.name: plan.cell(key).settings().data.batch_size for key in plan.cells()}
+    assert sizes["slow"] == 1 != sizes["none"]
+
+
+def test_the_results_so_far_can_be_shown_without_running_anything(done):
+    config, record = done
+    (config.folder / "cells/none/0-steps/1/seed-0/cell.json").unlink()
+    (config.folder / "results.json").unlink()
+    before = records(config.folder)
+    found = summarise(config)
+    assert found["cells"] == {"done": 5, "of": 6}
+    assert found == json.loads((config.folder / "results.json").read_text())
+    assert [row for row in record["rows"] if (row["name"], row["fraction"]) != ("none", 1.0)] == found["rows"]
+    assert records(config.folder) == before
+
+
+def test_a_study_without_results_is_not_summarised(study_file):
+    with pytest.raises(StudyError, match="no cell is done yet"):
+        summarise(load(study_file))
 
 
 def test_a_study_that_trains_on_an_unseen_task_is_refused(study_file, study_tree):

@@ -34,6 +34,21 @@ def test_the_papers_table_has_its_rows_columns_and_seeds():
     assert set(config.claim.contrastive) <= set(rows)
 
 
+def test_the_table_on_recorded_speech_has_one_pair_of_models_in_all_recipes(tmp_path):
+    """All rows train the same projector, except ``ctc``, whose stage 2 then has its projector too."""
+    config = load(LAB_RECIPES / "real" / "paper_table.yaml")
+    assert set(config.claim.contrastive) | {"none", "asr", "contr-cos-all-asr", "ctc"} == set(config.pretraining)
+    train = f"data.train=[{tmp_path}]"
+    stage2 = recipes.load(config.finetuning.recipe, [train])
+    for row in config.pretraining.values():
+        own = recipes.load(config.finetuning.recipe, [train, *row.finetune_overrides])
+        if row.recipe is not None:
+            stage1 = recipes.load(row.recipe, [*row.overrides, train])
+            assert stage1.model == own.model
+            assert (stage1.data.batch_size, stage1.data.dev) == (32, [])
+        assert own.model.encoder == stage2.model.encoder
+
+
 def test_every_row_of_the_search_is_a_recipe_that_exists(tmp_path):
     config = load(PAPER_TABLE.with_name("search.yaml"))
     assert config.data.lab is not None and config.data.lab.test_split == "dev"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ossicle_lab.study.interval import SET_SIGN
+
 LOWER_IS_BETTER = ("wer", "cer")
 MODE_TITLES = {
     "steps": "the same number of steps in stage 1",
@@ -20,10 +22,13 @@ _METRICS = {"bleu": "BLEU", "em": "exact", "f1": "F1", "wer": "WER"}
 
 
 def column_title(column: str) -> str:
-    """Return the title of a column, such as ``German, BLEU`` for ``st/de:bleu``."""
+    """Return the title of a column, such as ``German, BLEU`` for ``st/de:bleu``, with the test set if it has one."""
     if column in _TITLES:
         return _TITLES[column]
     task, _, metric = column.partition(":")
+    if SET_SIGN in task:
+        task, _, name = task.partition(SET_SIGN)
+        return column_title(f"{task}:{metric}").replace(",", f" ({name}),")
     kind, _, language = task.partition("/")
     what = _LANGUAGES.get(language, language) if kind == "st" else task.replace("_", " ").capitalize()
     return f"{what}, {_METRICS.get(metric, metric)}"

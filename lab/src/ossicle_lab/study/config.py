@@ -65,13 +65,15 @@ class StudyData:
     dev: list[str] = Field(default_factory=list)
     """Manifests of task lines on which settings are chosen. Required if there are settings to choose."""
     test: list[str] = Field(default_factory=list)
-    """Manifests of task lines for the test."""
+    """Manifests of task lines for the test. A task in several of them is also scored for each one."""
     alignment: list[str] = Field(default_factory=list)
     """Manifests with transcripts for retrieval by layer after stage 1. Default: none, and retrieval is not measured."""
     tasks: list[str] = Field(default_factory=lambda: ["asr", "st/de", "qa"], min_length=1)
     """Tasks that stage 2 trains and the test scores: a task, or ``st/LANGUAGE``."""
     unseen: list[str] = Field(default_factory=list)
     """Tasks that only the test may contain. A study that trains on one of them is rejected."""
+    unseen_metric: Literal["em", "f1"] = "em"
+    """Metric of unseen tasks that are neither recognition, translation nor questions: exact match or token F1."""
 
 
 @section
@@ -88,6 +90,8 @@ class Pretraining:
     """Seeds of the row. Default: those of the study."""
     extra_data: bool = False
     """Use the extra data in stage 1."""
+    finetune_overrides: list[str] = Field(default_factory=list)
+    """Overrides of the recipe of stage 2 for this row, such as those of another projector."""
     finetune_steps: dict[float, int] = Field(default_factory=dict)
     """Steps of stage 2 by fraction, where they differ from the study's. A row without stage 1 needs more steps."""
     plateau: dict[float, Annotated[list[int], Field(min_length=2)]] = Field(default_factory=dict)

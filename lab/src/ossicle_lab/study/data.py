@@ -19,15 +19,21 @@ def prepare_data(config: StudyConfig, console: Console) -> StudyData:
 
     Raises `ConfigError` if stage 2 would train on an unseen task, or if a manifest lacks one of the tasks.
     """
-    data = config.data
-    if data.lab is not None:
-        from ossicle_lab.study.lab_data import make_lab_data
-
+    if config.data.lab is not None:
         console.print("Synthesising the corpus with espeak-ng …")
-        data = make_lab_data(config.folder / "data", data, data.lab)
+    data = find_data(config)
     _check_tasks(data)
     _encode(config, data, console)
     return data
+
+
+def find_data(config: StudyConfig) -> StudyData:
+    """Return the data of a study with the paths of all manifests; missing parts of the lab's corpus are synthesised."""
+    if config.data.lab is None:
+        return config.data
+    from ossicle_lab.study.lab_data import make_lab_data
+
+    return make_lab_data(config.folder / "data", config.data, config.data.lab)
 
 
 def _check_tasks(data: StudyData) -> None:

@@ -94,7 +94,12 @@ class Description:
         job = self._finetuning("cell", folder, fraction, f"{name}, {fraction:.3g} of the data, seed {seed}")
         return replace(
             job,
-            overrides=(*job.overrides, f"optim.lr={setting.finetune_lr!r}", *_seeds(seed)),
+            overrides=(
+                *job.overrides,
+                *self.config.pretraining[name].finetune_overrides,
+                f"optim.lr={setting.finetune_lr!r}",
+                *_seeds(seed),
+            ),
             steps=steps,
             cost_key=f"{fraction:g}",
             start=None if start is None else start.folder,

@@ -8,13 +8,13 @@ Shape legend: N utterances, K counts that a metric sums, R resamples.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ossicle.evaluate.bootstrap import RESAMPLES, resample
-from ossicle.evaluate.hypotheses import Hypothesis
+from ossicle.evaluate.hypotheses import Hypothesis, Key
 from ossicle.evaluate.metrics import bleu, exact_match, f1, wer
 from ossicle.evaluate.parts import Floats, Metric, Parts, bleu_value, mean_value, rate_value
 from ossicle.prompts import task_key
@@ -28,10 +28,19 @@ METRICS: dict[str, tuple[Metric, Callable[[Floats], Floats]]] = {
 """For each metric: the function that counts utterances, and the one that turns summed counts into a score."""
 
 
+ANSWERS = ("em", "f1")
+"""Metrics of tasks that are neither recognition, translation nor questions."""
+SET_SIGN = "@"
+"""Sign between a task and one of its test sets in a column, such as ``asr@test-other:wer``."""
+
+
 def metrics_of(task: str) -> tuple[str, ...]:
-    """Return the metrics of a task such as ``asr``, ``st/de`` or ``qa``; the first one decides comparisons."""
-    kind = task.partition("/")[0]
-    return {"asr": ("wer",), "st": ("bleu",), "qa": ("f1", "em")}.get(kind, ("em",))
+    """Return the metrics of a task such as ``asr``, ``st/de`` or ``qa``; the first one decides comparisons.
+
+    Tasks such as ``qa-words`` are questions too.
+    """
+    kind = task.partition("/")[0].partition("-")[0]
+    return {"asr": ("wer",), "st": ("bleu",), "qa": ("f1", "em")}.get(kind, ANSWERS)
 
 
 def column_of(task: str) -> str:
@@ -39,16 +48,25 @@ def column_of(task: str) -> str:
     return f"{task}:{metrics_of(task)[0]}"
 
 
-def utterance_counts(lines: Sequence[Hypothesis]) -> dict[str, list[list[float]]]:
-    """Return for each column the counts (N, K) of its utterances, in the order of their ids."""
+def utterance_counts(
+    lines: Sequence[Hypothesis], sets: Mapping[Key, str] | None = None
+) -> dict[str, list[list[float]]]:
+    """Return for each column the counts (N, K) of its utterances, in the order of their ids.
+
+    ``sets`` names the test set of each line. A task in several test sets has a column for each of them too.
+    """
     by_task: dict[str, list[Hypothesis]] = {}
+    by_set: dict[str, dict[str, list[Hypothesis]]] = {}
     for line in sorted(lines, key=lambda line: line.id):
-        task = line.task or "asr"
-        by_task.setdefault(task_key(task, line.target_language), []).append(line)
+        task = task_key(line.task or "asr", line.target_language)
+        by_task.setdefault(task, []).append(line)
+        by_set.setdefault(task, {}).setdefault((sets or {}).get(line.key, ""), []).append(line)
+    for task, groups in by_set.items():
+        by_task |= {f"{task}{SET_SIGN}{name}": group for name, group in sorted(groups.items()) if len(groups) > 1}
     return {
         f"{task}:{metric}": _counts(METRICS[metric][0], group)
         for task, group in by_task.items()
-        for metric in metrics_of(task)
+        for metric in metrics_of(task.partition(SET_SIGN)[0])
     }
 
 

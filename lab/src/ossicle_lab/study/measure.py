@@ -13,6 +13,8 @@ from ossicle.data.collate import Collator
 from ossicle.data.dataset import SpeechDataset
 from ossicle.data.manifest import read_manifest
 from ossicle.evaluate.decode import decode
+from ossicle.evaluate.hypotheses import Key
+from ossicle.evaluate.references import hypothesis_of
 from ossicle.evaluate.score import score, write_scores
 from ossicle.inspect.alignment import alignment_report, similarity_matrix
 from ossicle.inspect.states import KeptStates, PooledStates, encoded, pooled_states
@@ -51,6 +53,11 @@ def fill_frames(manifests: Sequence[str | Path], model: SpeechLLM, cache: Path) 
     unique = list({(sample.audio, sample.start_s, sample.end_s): sample for sample in samples}.values())
     dataset = SpeechDataset(unique, max_duration_s=float("inf"))
     FrameCache(cache, model.encoder).fill(dataset, model.llm.model.device)
+
+
+def test_sets(manifests: Sequence[str]) -> dict[Key, str]:
+    """Return the test set of each line, which is the name of its manifest without ``.jsonl``, by the line's key."""
+    return {hypothesis_of(sample).key: Path(path).stem for path in manifests for sample in read_manifest(path)}
 
 
 def decode_and_score(

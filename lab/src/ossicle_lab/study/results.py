@@ -15,7 +15,7 @@ from ossicle.train.run_folder import provenance
 from ossicle.train.tracking import METRICS_FILE
 from ossicle_lab.study.claims import evaluate_claims
 from ossicle_lab.study.config import MODES, Mode, to_dict
-from ossicle_lab.study.interval import bootstrap, column_of, metrics_of, spread
+from ossicle_lab.study.interval import ANSWERS, SET_SIGN, bootstrap, corpus_score, metrics_of, spread
 from ossicle_lab.study.job import HYPOTHESES, UTTERANCES, Job
 from ossicle_lab.study.normalised import NORMALISED, normalised, references
 from ossicle_lab.study.pictures import picture_tokens
@@ -87,23 +87,36 @@ def with_normalised(
 def columns(plan: Plan) -> list[str]:
     """Return the columns of the trained tasks, of the mean over unseen tasks, and of each unseen task."""
     tasks = [f"{task}:{metric}" for task in plan.data.tasks for metric in metrics_of(task)]
-    unseen = [column_of(task) for task in plan.data.unseen]
+    unseen = _unseen_columns(plan)
     return [*tasks, *([UNSEEN] if unseen else []), *unseen]
 
 
+def _unseen_columns(plan: Plan) -> list[str]:
+    metrics = {task: metrics_of(task) for task in plan.data.unseen}
+    chosen = plan.data.unseen_metric
+    return [f"{task}:{chosen if every == ANSWERS else every[0]}" for task, every in metrics.items()]
+
+
 def _figures(plan: Plan, jobs: Sequence[Job]) -> dict[str, Figure]:
+    """Return the figure of each column, averaged over ``jobs``, and those of single test sets at the end."""
     counts = [json.loads((job.folder / UTTERANCES).read_text()) for job in jobs]
     found: dict[str, Figure] = {}
-    for column in columns(plan):
+    sets = [column for column in counts[0] if SET_SIGN in column and all(column in count for count in counts)]
+    for column in [*columns(plan), *sets]:
         if column != UNSEEN:
             task, _, metric = column.partition(":")
-            values = [job.record()["scores"][task][metric] for job in jobs]
-            found[column] = _figure(values, bootstrap(metric, [np.asarray(count[column]) for count in counts]))
+            runs = [np.asarray(count[column]) for count in counts]
+            values = (
+                [corpus_score(metric, run.sum(0)) for run in runs]
+                if column in sets
+                else [job.record()["scores"][task][metric] for job in jobs]
+            )
+            found[column] = _figure(values, bootstrap(metric, runs))
     if plan.data.unseen:
-        parts = [found[column_of(task)] for task in plan.data.unseen]
+        parts = [found[column] for column in _unseen_columns(plan)]
         means = [sum(seed) / len(parts) for seed in zip(*(part.values for part in parts), strict=True)]
         found[UNSEEN] = _figure(means, np.mean([part.draws for part in parts], axis=0))
-    return {column: found[column] for column in columns(plan)}
+    return {column: found[column] for column in [*columns(plan), *sets]}
 
 
 def _figure(values: list[float], draws: NDArray[np.float64]) -> Figure:

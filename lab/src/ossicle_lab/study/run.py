@@ -20,7 +20,7 @@ from rich.console import Console
 from ossicle.files import write_json, write_text
 from ossicle_lab.jobs import cores, process_pool
 from ossicle_lab.study.config import StudyConfig, to_dict
-from ossicle_lab.study.data import prepare_data
+from ossicle_lab.study.data import find_data, prepare_data
 from ossicle_lab.study.job import Job, StudyError
 from ossicle_lab.study.plan import Plan, is_ready
 from ossicle_lab.study.results import collect
@@ -30,6 +30,19 @@ from ossicle_lab.study.work import run_job
 STUDY_FILE, RESULTS = "study.yaml", "results.json"
 REFRESH_S = 1.0
 CHANGES_SHOWN = 5
+
+
+def summarise(config: StudyConfig) -> dict[str, Any]:
+    """Return what ``results.json`` holds for the cells that are done, without running anything, and write the file.
+
+    A study that was stopped, or is still running, has such results too. Raises `StudyError` if no cell is done.
+    """
+    plan = Plan(config, find_data(config))
+    record = collect(plan)
+    if not record["rows"]:
+        raise StudyError(f"{config.folder}: no cell is done yet; run the study first, without --summary")
+    write_json(config.folder / RESULTS, record)
+    return record
 
 
 def run_study(config: StudyConfig, *, processes: int | None = None, rerun_changed: bool = False) -> dict[str, Any]:

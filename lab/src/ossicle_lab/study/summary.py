@@ -10,7 +10,7 @@ from rich.table import Table
 
 from ossicle.evaluate.tables import print_whole
 from ossicle_lab.study.config import MODE_NAMES, MODES, StudyConfig
-from ossicle_lab.study.interval import column_of
+from ossicle_lab.study.interval import SET_SIGN, column_of
 from ossicle_lab.study.normalised import NORMALISED
 
 VERDICT_STYLES = {"holds": "green", "partly": "yellow", "fails": "red", "not tested": "dim"}
@@ -36,8 +36,9 @@ def describe(config: StudyConfig, console: Console) -> None:
 def print_results(record: dict[str, Any], console: Console) -> None:
     """Print the table of each mode with the first metric of each task, then the verdicts."""
     tasks = record["config"]["data"]["tasks"]
-    wanted = [*(column_of(task) for task in tasks), NORMALISED, "unseen"]
-    columns = [column for column in record["columns"] if column in wanted]
+    firsts = [column_of(task) for task in tasks]
+    columns = [column for column in record["columns"] if column in (*firsts, NORMALISED, "unseen")]
+    columns += [column for column in record["columns"] if SET_SIGN in column and _whole(column) in firsts]
     for mode in dict.fromkeys(row["mode"] for row in record["rows"]):
         table = Table(title=f"{MODE_NAMES[mode]}: mean ± sd over seeds", box=box.SIMPLE)
         table.add_column("pretraining", no_wrap=True)
@@ -56,6 +57,12 @@ def print_results(record: dict[str, Any], console: Console) -> None:
             soft_wrap=True,
         )
         console.print(f"            {claim['figures']}", style="dim", highlight=False, soft_wrap=True)
+
+
+def _whole(column: str) -> str:
+    """Return the column of all test sets for a column of one test set."""
+    task, _, metric = column.partition(":")
+    return f"{task.partition(SET_SIGN)[0]}:{metric}"
 
 
 def _figure(figure: dict[str, Any]) -> str:

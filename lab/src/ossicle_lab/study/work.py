@@ -116,7 +116,8 @@ def _score(job: Job, model: Any, *, from_text: bool) -> dict[str, Any]:
         batch_size=job.decode_batch,
         max_new_tokens=job.max_new_tokens,
     )
-    write_json(job.folder / UTTERANCES, utterance_counts(read_hypotheses(job.folder / HYPOTHESES)))
+    found = read_hypotheses(job.folder / HYPOTHESES)
+    write_json(job.folder / UTTERANCES, utterance_counts(found, measure.test_sets(job.test)))
     return {"scores": {task_key(row["task"], row["target_language"]): row["scores"] for row in rows}}
 
 
