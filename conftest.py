@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +19,7 @@ from ossicle.data.collate import Collator
 from ossicle.data.dataset import SpeechDataset
 from ossicle.data.manifest import read_manifest
 from ossicle.data.words import WordTime, with_words
+from ossicle.errors import OssicleError
 from ossicle.models.projectors import QFormerConfig
 from ossicle.models.speech_llm import ModelConfig, SpeechLLM
 from ossicle.testing import ENCODERS, LLMS, tiny_encoder, tiny_llm, tiny_manifest
@@ -59,25 +58,19 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def real_models() -> dict[str, Path]:
     """Published weights by name: whisper-tiny.en and smollm2-135m-instruct; tests skip where they cannot be built.
 
-    They are built once, into $OSSICLE_TEST_MODELS or ~/.cache/ossicle-tests, by a script outside the repository.
+    They are fetched once, to $OSSICLE_TEST_MODELS or ~/.cache/ossicle-tests, in about a minute.
     """
     from filelock import FileLock
 
-    from places import SHARED
+    from ossicle_lab.real.models import fetch
 
-    script, names = SHARED / "tools" / "models.py", ("whisper-tiny.en", "smollm2-135m-instruct")
     folder = Path(os.environ.get("OSSICLE_TEST_MODELS", Path.home() / ".cache" / "ossicle-tests"))
-    if not all((folder / name / "config.json").is_file() for name in names):
-        if not script.is_file():
-            pytest.skip("the script that builds published models is missing (shared/tools/models.py)")
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock"):
-            built = subprocess.run(
-                [sys.executable, script, folder, *names], capture_output=True, text=True, check=False
-            )
-        if built.returncode:
-            pytest.skip(f"published models cannot be built: {built.stderr.strip().splitlines()[-1:]}")
-    return {name: folder / name for name in names}
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".lock"):  # the processes of pytest-xdist need them at the same time
+            return {name: fetch(name, folder) for name in ("whisper-tiny.en", "smollm2-135m-instruct")}
+    except OssicleError as error:
+        pytest.skip(f"published models cannot be fetched: {error}")
 
 
 @pytest.fixture(scope="session")

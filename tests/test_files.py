@@ -82,3 +82,10 @@ def test_what_an_interrupted_call_left_is_deleted(tmp_path):
         (partial / "a.txt").touch()
     assert names(tmp_path) == ["step-1"]
     assert names(tmp_path / "step-1") == ["a.txt"]
+
+
+def test_a_folder_in_the_place_of_a_file_is_named_before_the_work(tmp_path):
+    worked = []
+    with pytest.raises(IsADirectoryError) as caught, atomic(tmp_path) as partial:
+        worked.append(partial)
+    assert (caught.value.filename, worked) == (str(tmp_path), [])

@@ -1,11 +1,16 @@
 """Private interfaces of other libraries and the public ways that replace them agree."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 import transformers.utils
+from sacrebleu.metrics import BLEU, CHRF
 
 from ossicle import private, public
 from ossicle.errors import ConfigError
+from ossicle.evaluate.metrics import bleu, chrf
 from ossicle.models.llm import load_llm
 from ossicle.precision import new_accelerator
 
@@ -88,3 +93,49 @@ def test_another_precision_is_refused_where_accelerate_cannot_forget_the_first(m
     private.reset_accelerator_state()
     with pytest.raises(ConfigError, match=r"train\.precision=bf16"):
         new_accelerator("bf16", cpu=True)
+
+
+SAID = [
+    "Anna sah ein rotes Auto im Park.",
+    "",
+    "ja",
+    "Wir gehen morgen alle zusammen ins Kino.",
+    "a b",
+    "这是 一个测试",
+]
+REFERENCES = [
+    ["Anna sah das rote Auto im Park."],
+    ["Er kam nicht.", "Er kam."],
+    ["ja", "jawohl"],
+    ["Ins Kino gehen wir.", "Wir gehen morgen alle ins Kino.", "Wir gehen morgen alle ins Kino."],
+    ["", "c"],
+    ["这是一次测试"],
+]
+
+
+@pytest.mark.parametrize("metric", [BLEU(), BLEU(tokenize="zh"), BLEU(tokenize="char"), CHRF()])
+def test_translations_are_counted_alike_without_the_private_statistics_of_sacrebleu(metric):
+    class Public:
+        """The public part of a metric."""
+
+        def __init__(self) -> None:
+            self.corpus_score = metric.corpus_score
+            if isinstance(metric, CHRF):
+                self.char_order = metric.char_order
+
+    expected = public.translation_counts(metric, SAID, REFERENCES)
+    assert public.translation_counts(Public(), SAID, REFERENCES) == expected
+    assert sum(map(sum, expected)) > 100
+    assert len(expected[0]) == (18 if isinstance(metric, CHRF) else 10)
+
+
+def test_translations_are_scored_alike_without_the_private_statistics_of_sacrebleu(monkeypatch):
+    expected = bleu(SAID, REFERENCES).value, chrf(SAID, REFERENCES).value
+    monkeypatch.setattr("ossicle.public.getattr", lambda *_: None, raising=False)
+    assert (bleu(SAID, REFERENCES).value, chrf(SAID, REFERENCES).value) == expected
+    assert min(expected) > 10
+
+
+def test_scoring_needs_no_torch():
+    program = "import sys; import ossicle.evaluate.metrics; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout.strip() == "False"

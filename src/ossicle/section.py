@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
-from typing import Any, TypeVar, cast, dataclass_transform
+from typing import Annotated, Any, TypeVar, cast, dataclass_transform
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
 from ossicle.errors import ConfigError
 
 T = TypeVar("T")
+UserPath = Annotated[str, AfterValidator(os.path.expanduser)]
+"""Path of a file or folder; ``~`` becomes the home folder. Unlike pathlib, it keeps the name of an unknown user."""
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(Field,))

@@ -80,6 +80,24 @@ def test_prepare_options_that_are_wrong(recordings, tmp_path):
         run("prepare", "jsonl", recordings, tmp_path / "out", "--column", "text")
 
 
+@pytest.mark.parametrize(
+    ("command", "option", "values"),
+    [
+        ("prepare jsonl a b", "--jobs", (0, -1)),
+        ("prepare jsonl a b", "--min-duration", (-1,)),
+        ("prepare jsonl a b", "--max-duration", (-0.5,)),
+        ("prepare-tts a b", "--jobs", (0, -2)),
+        ("prepare-tts a b", "--limit", (0, -1)),
+        ("align a --out b", "--batch-size", (0, -3)),
+    ],
+)
+def test_numbers_that_no_work_can_be_done_with_are_refused(command, option, values):
+    """``align --batch-size -3`` ended without an error and without word times."""
+    for value in values:
+        with pytest.raises(typer.BadParameter, match=r"greater than or equal|not in the range"):
+            run(*command.split(), option, value)
+
+
 def test_prepare_tts_then_stats(tmp_path):
     pytest.importorskip("espeakng_loader")
     texts = tmp_path / "pairs.jsonl"

@@ -171,6 +171,7 @@ def test_only_known_placeholders_are_replaced():
         ("[]\n", {}, "texts.jsonl:1: is not a JSON object; expected"),
         ('{"id": "a", "de": "Hallo"}\n', {}, "'a' has no text in 'en'; its keys are id, de"),
         ("{}\n", {"command": "no-such-program {out}"}, "there is no program 'no-such-program'"),
+        ("{}\n", {"command": "'say {out}"}, "is no command (No closing quotation); close the quotation"),
         ("{}\n", {"command": "cat {text_file}"}, "has no {out}; write {out}"),
         ("{}\n", {"command": "cat {voice} {out}"}, "has {voice}; name the voices with --voice"),
     ],

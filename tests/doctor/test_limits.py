@@ -34,3 +34,18 @@ def test_an_llm_that_thinks_is_found(model):
     )
     check_template(model, found)
     assert any(f.level == "warning" and "empty thought" in f.message for f in found.findings)
+
+
+def test_a_doubled_begin_of_sequence_is_an_error_and_one_for_every_turn_is_not(model):
+    tokenizer = model.llm.tokenizer
+    plain = tokenizer.chat_template
+    for template, level in ((plain, "ok"), (tokenizer.bos_token + plain, "error")):
+        tokenizer.chat_template, found = template, report()
+        check_template(model, found)
+        assert found.findings[0].level == level
+        assert ("two begin-of-sequence tokens in a row" in found.findings[0].message) == (level == "error")
+    tokenizer.bos_token = "<|user|>"  # as in SmolLM2, every turn begins with it
+    tokenizer.chat_template, found = f"<|user|>system{plain.removeprefix('<s>')}", report()
+    check_template(model, found)
+    assert model.prompter().before.count(tokenizer.bos_token_id) == 2
+    assert [f.level for f in found.findings] == ["ok"]

@@ -116,3 +116,8 @@ def test_the_worker_finds_the_package_and_not_the_files_beside_it(monkeypatch, t
     score = comet(LINES, CometOptions(f"{sys.executable} '{module.WORKER}'"))
     assert score.parts.counts[:, 0].tolist() == [900, 0]
     assert "version:9" in score.signature
+
+
+def test_a_command_with_an_open_quotation_is_named():
+    with pytest.raises(CometError, match=r"--comet-command 'scorer: is no command .*; close the quotation"):
+        comet(LINES, CometOptions("'scorer"))

@@ -116,6 +116,22 @@ def test_a_file_of_unknown_origin_is_refused(samples, out):
         decode(Parrot(), SpeechDataset(samples[:1]), collate, out, fingerprint="abc")
 
 
+def test_a_call_that_failed_before_its_first_answer_does_not_bind_the_next(samples, out):
+    with pytest.raises(KeyboardInterrupt):
+        decode(Parrot(dies_at=0), SpeechDataset(samples), collate, out, fingerprint="abc", max_new_tokens=10**6)
+    assert out.read_text() == ""
+    decode(Parrot(), SpeechDataset(samples), collate, out, fingerprint="other", max_new_tokens=5)
+    assert json.loads(meta_path(out).read_text()) == {"fingerprint": "other", "decoding": {"max_new_tokens": 5}}
+    with pytest.raises(HypothesesError, match="written with"):
+        decode(Parrot(), SpeechDataset(samples), collate, out, fingerprint="other", max_new_tokens=6)
+
+
+def test_a_folder_in_the_place_of_the_file_is_named(samples, out):
+    out.mkdir(parents=True)
+    with pytest.raises(HypothesesError, match=r"hypotheses\.jsonl: is a folder; name a file"):
+        decode(Parrot(), SpeechDataset(samples), collate, out, fingerprint="abc")
+
+
 def test_progress_is_printed_in_logs(samples, out, capsys, monkeypatch):
     monkeypatch.setattr("ossicle.progress.LINE_EVERY_S", 0)
     decode(Parrot(), SpeechDataset(samples), collate, out, fingerprint="abc", batch_size=2)

@@ -3,7 +3,9 @@ import math
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from ossicle.errors import DataError
 from ossicle.losses.contrastive import info_nce, mean_pool, pooled_cosine, token_info_nce
 from places import SHARED
 
@@ -23,6 +25,33 @@ def test_mean_pool_by_hand():
     hidden = torch.tensor([[[1.0, 2.0], [3.0, 6.0], [99.0, 99.0]], [[5.0, -1.0], [99.0, 99.0], [99.0, 99.0]]])
     mask = torch.tensor([[True, True, False], [True, False, False]])
     torch.testing.assert_close(mean_pool(hidden, mask), torch.tensor([[2.0, 4.0], [5.0, -1.0]]))
+
+
+class Reads(TorchDispatchMode):
+    """Count how often a value is read from a tensor, for which a GPU has to finish first."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_mask_is_checked_once_for_all_layers_and_every_other_mask_again():
+    layers, mask = ragged([3, 1, 2], 3)
+    with Reads() as reads:
+        for scale in range(1, 8):
+            mean_pool(scale * layers, mask)
+    assert reads.count == 1
+    empty = mask.clone()
+    empty[1] = False
+    for _ in range(2):  # a mask that was refused is not known
+        with pytest.raises(DataError, match=r"sequences \[1\]"):
+            mean_pool(layers, empty)
+    with Reads() as reads:
+        mean_pool(layers, mask)
+        mean_pool(layers, mask.clone())
+    assert reads.count == 1
 
 
 def test_pooled_cosine_by_hand():

@@ -36,7 +36,7 @@ def prepare(  # noqa: PLR0913 - each parameter is an option of the command
     lower: Lower = False,
     min_duration: MinDuration = 0.0,
     max_duration: MaxDuration = float("inf"),
-    jobs: Annotated[int, typer.Option(help="Threads that probe and decode audio.")] = 16,
+    jobs: Annotated[int, typer.Option(help="Threads that probe and decode audio.", min=1)] = 16,
 ) -> None:
     """Convert a downloaded corpus into manifests."""
     from ossicle.corpora.items import Options
@@ -70,11 +70,13 @@ def prepare_tts(  # noqa: PLR0913 - each parameter is an option of the command
     voice: Annotated[list[str] | None, typer.Option(help="Value for {voice} in the command; repeatable.")] = None,
     voices: Annotated[Literal["train", "test"], typer.Option(help="espeak-ng: set of voices to draw from.")] = "train",
     seed: Annotated[int, typer.Option(help="Seed for drawing voices, rates and pitches.")] = 0,
-    limit: Annotated[int | None, typer.Option(help="Maximum number of utterances, taken from the start.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Maximum number of utterances, taken from the start.", min=1)
+    ] = None,
     min_duration: MinDuration = 0.0,
     max_duration: MaxDuration = float("inf"),
     lower: Lower = False,
-    jobs: Annotated[int | None, typer.Option(help="Processes. Default: one per core.")] = None,
+    jobs: Annotated[int | None, typer.Option(help="Processes. Default: one per core.", min=1)] = None,
 ) -> None:
     """Synthesise speech for a text corpus and write manifests for asr, st and qa."""
     from ossicle.corpora.tts import TtsOptions
@@ -118,7 +120,7 @@ def align(  # noqa: PLR0913 - each parameter is an option of the command
     model: Annotated[
         str, typer.Option(help="CTC model: hub id, folder, or `lab` for the laboratory's tiny encoder.")
     ] = "lab",
-    batch_size: Annotated[int, typer.Option(help="Utterances per batch.")] = 16,
+    batch_size: Annotated[int, typer.Option(help="Utterances per batch.", min=1)] = 16,
     from_textgrid: Annotated[
         Path | None, typer.Option(help="Read word times from the TextGrids of this folder instead.")
     ] = None,

@@ -27,7 +27,7 @@ SkipBroken = Annotated[
 Targets = Annotated[
     list[str] | None, typer.Option("--target", help="Keep only translations into this language; repeatable.")
 ]
-MinDuration = Annotated[float, typer.Option(help="Leave out shorter utterances, in seconds.")]
-MaxDuration = Annotated[float, typer.Option(help="Leave out longer utterances, in seconds.")]
+MinDuration = Annotated[float, typer.Option(help="Leave out shorter utterances, in seconds.", min=0)]
+MaxDuration = Annotated[float, typer.Option(help="Leave out longer utterances, in seconds.", min=0)]
 Lower = Annotated[bool, typer.Option("--lower", help="Write transcripts in lower case.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]

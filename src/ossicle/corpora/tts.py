@@ -110,7 +110,10 @@ def _check_engine(options: TtsOptions) -> None:
     if options.command is None:
         espeak()
         return
-    words = fill(options.command, {})
+    try:
+        words = fill(options.command, {})
+    except ValueError as error:
+        raise CorpusError(f"--command {options.command}: is no command ({error}); close the quotation") from error
     if not words or shutil.which(words[0]) is None:
         raise CorpusError(f"--command {options.command}: there is no program {words[0] if words else ''!r}; install it")
     if "{out}" not in options.command:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from ossicle.section import section
+from ossicle.section import UserPath, section
 
 if TYPE_CHECKING:
     from ossicle.data.augmentation import Augmentation
@@ -24,7 +24,7 @@ class AugmentConfig:
     noise_snr_db: tuple[Decibels, Decibels] | None = None
     """Lowest and highest signal-to-noise ratio in dB, such as [5, 30]; one is drawn per utterance. Default: no
     noise."""
-    noise: list[str] = Field(default_factory=list)
+    noise: list[UserPath] = Field(default_factory=list)
     """Manifests of noise recordings; one is drawn per utterance. Default: white noise."""
     gain_db: tuple[Decibels, Decibels] | None = None
     """Lowest and highest gain in dB, such as [-10, 10]; one is drawn per utterance. Default: no gain."""

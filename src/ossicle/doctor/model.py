@@ -113,7 +113,7 @@ def check_padding(model: SpeechLLM, loaded: Loaded, report: Report) -> None:
         report.warning(
             "padding",
             f"{model.encoder.name} cannot promise the same frames in every batch (here they differ by "
-            f"{difference:.1%}): its front end normalises over the padded length, or it runs on a shortened context",
+            f"{difference:.1%}): its front end normalises over the padded length",
             "use an encoder with layer norm in its front end (the large ones), or data.order=duration, which pads less",
         )
     elif difference > PARITY:

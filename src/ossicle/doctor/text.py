@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
+from itertools import pairwise
 
 from ossicle.batch import Sample
 from ossicle.doctor.finding import Report, listed
@@ -23,10 +24,11 @@ def check_template(model: SpeechLLM, report: Report) -> None:
     before = tokenizer.decode(prompter.before)
     bos = tokenizer.bos_token_id
     starts = 0 if bos is None else prompter.before.count(bos)
-    if starts > 1:
+    # Some LLMs, such as SmolLM2, begin every turn with this token, so that only a repeated one is a fault.
+    if bos is not None and (bos, bos) in pairwise(prompter.before):
         report.error(
             "chat template",
-            f"{starts} begin-of-sequence tokens in {before!r}, with which no LLM is trained",
+            f"two begin-of-sequence tokens in a row in {before!r}, with which no LLM is trained",
             "fix tokenizer.chat_template, which writes one too many",
         )
     elif bos is not None and not starts:

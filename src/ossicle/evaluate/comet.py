@@ -63,7 +63,10 @@ def comet(lines: Sequence[Hypothesis], options: CometOptions) -> Score:
 def _run_scorer(utterances: Sequence[tuple[str, str, str]], options: CometOptions) -> tuple[str, list[float]]:
     """Return the signature and the scores of (source, translation, reference) triples."""
     requests = [{"model": options.model}, *({"src": src, "mt": mt, "ref": ref} for src, mt, ref in utterances)]
-    command = shlex.split(options.command) if options.command else _default_command()
+    try:
+        command = shlex.split(options.command) if options.command else _default_command()
+    except ValueError as error:
+        raise CometError(f"--comet-command {options.command}: is no command ({error}); close the quotation") from error
     with tempfile.TemporaryDirectory() as folder:
         request, answer = Path(folder) / "request.jsonl", Path(folder) / "answer.jsonl"
         request.write_text("".join(json.dumps(entry) + "\n" for entry in requests), encoding="utf-8")

@@ -199,10 +199,15 @@ def _reconcile(out_path: Path, samples: Sequence[Sample], hashes: Sequence[str])
 
 
 def _check_meta(out_path: Path, meta: dict[str, Any]) -> None:
-    """Write the meta file of a new file of hypotheses, or check that the existing one equals ``meta``."""
+    """Write the meta file of a new or empty file of hypotheses, or check that the existing one equals ``meta``.
+
+    A call that failed before its first answer leaves an empty file, which must not bind later calls to its settings.
+    """
     path = meta_path(out_path)
+    if out_path.is_dir():
+        raise HypothesesError(f"{out_path}: is a folder; name a file for the hypotheses (--out)")
     fix = f"decode into another file, or delete {out_path.name} and {path.name}"
-    if not out_path.exists():
+    if not out_path.exists() or out_path.stat().st_size == 0:
         write_json(path, meta)
         return
     if not path.is_file():

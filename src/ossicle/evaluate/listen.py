@@ -9,7 +9,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from ossicle.errors import OssicleError
+from ossicle.errors import DataError, OssicleError
 from ossicle.languages import canonical_tag, is_known, language_code
 from ossicle.models.speech_llm import SpeechLLM
 from ossicle.prompts import ASR_INSTRUCTIONS, LANGUAGE_NAMES, TRANSLATE_INSTRUCTION, task_key
@@ -40,7 +40,10 @@ def listen(
 
     Raises:
         CheckpointError: ``folder`` is not a checkpoint.
+        DataError: there is neither a task nor a question.
     """
+    if not task and not question.strip():
+        raise DataError('the question is empty: write one, such as "what is said?"')
     model = load_for_use(folder)
     for warning in warnings_for(model, folder, task, language, question=question):
         log.warning("warning: %s", warning)

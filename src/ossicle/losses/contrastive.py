@@ -7,6 +7,7 @@ Shape legend: B_t texts, B_s utterances of speech, N text tokens, M speech token
 
 from __future__ import annotations
 
+import weakref
 from typing import Literal
 
 import torch
@@ -17,6 +18,8 @@ from ossicle.errors import DataError
 from ossicle.precision import outside_autocast
 
 Direction = Literal["text_to_speech", "speech_to_text", "symmetric"]
+_checked: list[weakref.ref[Tensor]] = []
+"""The mask that was checked last. All layers share it, and each check waits for the GPU."""
 
 
 @outside_autocast
@@ -26,12 +29,14 @@ def mean_pool(hidden: Tensor, mask: Tensor) -> Tensor:
     ``mask`` (B, L) is True where a position is valid. Raises `DataError` if a sequence has no valid position.
     """
     counts = mask.sum(1, keepdim=True)
-    if not counts.all():
+    known = any(reference() is mask for reference in _checked)
+    if not known and not counts.all():
         rows = (counts.flatten() == 0).nonzero().flatten().tolist()
         raise DataError(
             f"sequences {rows} of the batch have no valid position: the text is empty, or the audio is shorter than a "
             "frame; remove these utterances"
         )
+    _checked[:] = [weakref.ref(mask)]
     # A matrix product reads the hidden states once and does not write a masked copy.
     weights = mask.float() / counts  # (B, L)
     return torch.einsum("bl,bld->bd", weights, hidden.float())

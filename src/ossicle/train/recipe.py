@@ -21,7 +21,7 @@ from ossicle.errors import ConfigError
 from ossicle.models.speech_llm import ModelConfig
 from ossicle.objectives import Contrastive, ObjectiveConfig
 from ossicle.precision import Precision
-from ossicle.section import config_error, section
+from ossicle.section import UserPath, config_error, section
 
 LONGEST_S, MOST_STEPS = 1e8, 10**9
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -32,9 +32,9 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 class DataConfig:
     """The manifests, the share that is used, and how utterances become batches."""
 
-    train: list[str] = Field(min_length=1)
+    train: list[UserPath] = Field(min_length=1)
     """Manifests (JSONL) of the training data. Relative paths start at the working directory."""
-    dev: list[str] = Field(default_factory=list)
+    dev: list[UserPath] = Field(default_factory=list)
     """Manifests of the development data, which is evaluated during training. Default: none, and no "best"
     checkpoint."""
     fraction: float = Field(default=1.0, gt=0, le=1)
@@ -77,7 +77,7 @@ class DataConfig:
     epoch. The LLM must be frozen."""
     cache_text_gb: float = Field(default=50.0, ge=0)
     """Disk budget in GB for ``cache_text``. Texts beyond it are recomputed in every step."""
-    cache_dir: str = "runs/cache"
+    cache_dir: UserPath = "runs/cache"
     """Folder of the caches, which runs with the same models share."""
 
 
@@ -129,7 +129,7 @@ class TrainConfig:
     weights stay in float32. A CPU without instructions for half precision computes in float32 (`ossicle.precision`)."""
     gradient_checkpointing: bool = False
     """Recompute the LLM's activations in the backward pass instead of keeping them: less memory, more time."""
-    init_from: str | None = None
+    init_from: UserPath | None = None
     """Checkpoint whose projector is the start, such as stage 1 for stage 2. Default: a new projector."""
     seed: Seed = 0
     """Seed for the initial weights of the projector and for dropout."""
@@ -162,7 +162,7 @@ class Config:
 
     name: str = Field(min_length=1, max_length=200)
     """Name of the run; its folder is ``output_dir``/``name``. Default: the name of the recipe's file."""
-    output_dir: str = "runs"
+    output_dir: UserPath = "runs"
     """Folder of all runs; a relative path starts at the working directory."""
     model: ModelConfig = ModelConfig()
     data: DataConfig

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import platform
 import shutil
 import subprocess
@@ -20,11 +21,13 @@ from filelock import BaseFileLock, FileLock, Timeout
 
 from ossicle.errors import ConfigError, OssicleError
 from ossicle.files import write_json
-from ossicle.models.saving import WEIGHTS_FILE
+from ossicle.models import saving
+from ossicle.models.saving import ADAPTERS_FILE, WEIGHTS_FILE, absolute_name
 from ossicle.objectives import Objective
 from ossicle.train import checkpoint
 from ossicle.train import recipe as configuration
 from ossicle.train.recipe import Config
+from ossicle.train.tracking import EVENTS, METRICS_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +42,8 @@ FREE = {
 }
 """Settings that a resumed run may change. The checkpoint has fingerprints of the models and of the data, so that these
 may have moved."""
+STARTS = ("train.init_from", "data.augment.noise")
+"""Settings with paths that a resumed run may change only if the old files are gone, because they may have moved."""
 
 
 @contextmanager
@@ -85,17 +90,38 @@ def _claim(config: Config, objective: Objective | None, *, resume: bool) -> Base
             f"{folder}: the run's folder cannot be created or locked ({error}): change output_dir or name"
         ) from error
     try:
+        _check_files(config)
         _check_run(config, saved, resume=resume)
         with checkpoint.disk_errors(folder):
             if not resume:
                 shutil.rmtree(folder / checkpoint.BEST, ignore_errors=True)
-            configuration.save(config, saved)
+            (folder / METRICS_FILE).touch()
+            configuration.save(configuration.parse(_absolute(config)), saved)
             record = {**provenance(), "objective": None if objective is None else repr(objective)}
             write_json(folder / VERSIONS_FILE, record)
     except BaseException:
         lock.release()
         raise
     return lock
+
+
+def _check_files(config: Config) -> None:
+    """Raise `ConfigError` for a file in the run's folder where training needs a folder, and the reverse.
+
+    The same holds for what may not be written. Files that are replaced as a whole only need a writable folder.
+    """
+    folder = config.folder
+    files = (CONFIG_FILE, VERSIONS_FILE, METRICS_FILE, WEIGHTS_FILE, ADAPTERS_FILE, saving.CONFIG_FILE)
+    folders = (checkpoint.CHECKPOINTS, checkpoint.BEST, *([EVENTS] if config.train.tensorboard else []))
+    for path in (folder / name for name in (*files, *folders)):
+        is_file = path.name in files
+        if path.exists() and path.is_dir() == is_file:
+            found, needed = ("folder", "file") if is_file else ("file", "folder")
+            raise ConfigError(
+                f"{path}: is a {found}, and training writes a {needed} of this name: move it, or choose another name=…"
+            )
+        if path.exists() and (path.is_dir() or path.name == METRICS_FILE) and not os.access(path, os.W_OK):
+            raise ConfigError(f"{path}: may not be written: change its permissions, or choose another name=…")
 
 
 def _check_run(config: Config, saved: Path, *, resume: bool) -> None:
@@ -105,8 +131,9 @@ def _check_run(config: Config, saved: Path, *, resume: bool) -> None:
         if checkpoint.latest(folder) is not None or (folder / WEIGHTS_FILE).is_file():
             raise ConfigError(f"{folder} holds a run: continue it with --resume, or choose another name=…")
         return
-    old, new = (_comparable(one) for one in (configuration.load(saved), config))
+    old, new = (_absolute(one) for one in (configuration.load(saved), config))
     changed = [(line.partition(" ")[0], line) for line in differences(old, new)]
+    changed = [(name, line) for name, line in changed if name not in STARTS or not _moved(*_values(name, old, new))]
     if refused := [line for name, line in changed if name not in FREE]:
         raise ConfigError(
             f"{folder} was started with other settings: {', '.join(refused)}; set them back, or choose another name=…"
@@ -115,12 +142,37 @@ def _check_run(config: Config, saved: Path, *, resume: bool) -> None:
         logger.warning("%s: %s: the learning rate follows the new length from here on", folder, ", ".join(longer))
 
 
-def _comparable(config: Config) -> dict[str, Any]:
-    """Return the settings as plain values, with the start of the projector as an absolute path."""
+def _absolute(config: Config) -> dict[str, Any]:
+    """Return the settings as plain values with absolute paths, which hold in every working directory."""
     tree = configuration.to_dict(config)
-    start = tree["train"]["init_from"]
-    tree["train"]["init_from"] = start and str(Path(start).expanduser().resolve())
-    return tree
+    model, data, train = tree["model"], tree["data"], tree["train"]
+    model |= {part: absolute_name(model[part]) for part in ("encoder", "llm")}
+    data |= {name: [_resolved(path) for path in data[name]] for name in ("train", "dev")}
+    data["augment"]["noise"] = [_resolved(path) for path in data["augment"]["noise"]]
+    data["cache_dir"] = _resolved(data["cache_dir"])
+    train["init_from"] = train["init_from"] and _resolved(train["init_from"])
+    return tree | {"output_dir": _resolved(tree["output_dir"])}
+
+
+def _resolved(path: str) -> str:
+    return str(Path(path).resolve())
+
+
+def _values(name: str, *trees: dict[str, Any]) -> list[list[str]]:
+    """Return the paths of the setting ``name`` in each of ``trees``."""
+    found: list[list[str]] = []
+    for tree in trees:
+        value: Any = tree
+        for part in name.split("."):
+            value = value[part]
+        found.append(value if isinstance(value, list) else [value] if value else [])
+    return found
+
+
+def _moved(old: list[str], new: list[str]) -> bool:
+    """Return True if the paths end in the same names and none of the old ones exists any more."""
+    same = [Path(path).name for path in old] == [Path(path).name for path in new]
+    return same and not any(Path(path).exists() for path in old)
 
 
 def differences(old: object, new: object, path: str = "") -> list[str]:
