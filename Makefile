@@ -46,7 +46,7 @@ bench: $(VENV)/.dev  ## Run the benchmarks; each prints one table
 lab: $(VENV)/.demo  ## Train the laboratory's tiny encoder and LLM again (about 40 minutes on 2 cores; continues if stopped)
 	$(BIN)/python -m ossicle_lab.models.build
 
-real: $(VENV)/.real  ## A SpeechLLM of published models from recordings: make real RECORDINGS=FOLDER (under 3 hours on 2 cores)
+real: $(VENV)/.demo  ## A SpeechLLM of published models from recordings: make real RECORDINGS=FOLDER (under 3 hours on 2 cores)
 	$(BIN)/python -m ossicle_lab.real \
 		$(or $(RECORDINGS),$(wildcard ../shared/data),$(error say where the recordings are: make real RECORDINGS=FOLDER)) --out $(or $(OUT),runs/real)
 
@@ -60,10 +60,6 @@ $(VENV)/.demo: pyproject.toml lab/pyproject.toml | $(VENV)/bin/python
 	@echo "Installing Ossicle and $(TORCH) into $(VENV) (once) ..."
 	@$(PIP) install $(TORCH)
 	@$(INSTALL) -e '.[tts]' -e ./lab
-	@touch $@
-
-$(VENV)/.real: $(VENV)/.demo
-	@$(INSTALL) -e './lab[real]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.demo

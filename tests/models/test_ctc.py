@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from ossicle.batch import Padded
 from ossicle.errors import ConfigError, DataError, ModelError
 from ossicle.losses.ctc import ctc_loss
-from ossicle.models.ctc import SLOTS, CTCProjector
+from ossicle.models.ctc import SLOTS, CTCProjector, Spelling
 from ossicle.models.projectors import CTCConfig
 from ossicle.models.speech_llm import ModelConfig, SpeechLLM
 from ossicle.models.spoken_tokens import SpokenTokens, spoken_form
@@ -93,7 +93,13 @@ def mixture(model, path, mask=None):
     """Return what the projector makes of positions that are certain of the classes in ``path`` (B, P)."""
     classes = 1 + len(model.projector.spoken.ids)
     certain = torch.nn.functional.one_hot(torch.tensor(path), classes).float().clamp(min=1e-30).log()
-    return model.projector.mix(certain, torch.ones(len(path), len(path[0])).bool() if mask is None else mask)
+    mask = torch.ones(len(path), len(path[0])).bool() if mask is None else mask
+    return mix(model, certain, mask)
+
+
+def mix(model, log_probabilities, mask):
+    states = torch.randn(*mask.shape, SIZES.width, generator=torch.Generator().manual_seed(3))
+    return model.projector.mix(Spelling(log_probabilities, torch.zeros(1), mask, states))
 
 
 def test_certain_tokens_become_their_embeddings_once_per_run(model):
@@ -110,7 +116,7 @@ def test_a_mixture_is_weighted_by_the_mean_probability_without_the_blank(model):
     p = torch.full((1, 2, classes), 1e-30)
     p[0, 0, [0, 1, 2]] = torch.tensor([0.2, 0.5, 0.3])
     p[0, 1, [0, 1, 2]] = torch.tensor([0.0, 0.9, 0.1]) + 1e-30
-    values, valid = model.projector.mix(p.log(), torch.ones(1, 2).bool())
+    values, valid = mix(model, p.log(), torch.ones(1, 2).bool())
     one, two = model.projector.embeddings[:2]
     assert valid.tolist() == [[True]]
     torch.testing.assert_close(values[0, 0], (1.4 * one + 0.4 * two) / 1.8)
@@ -121,9 +127,19 @@ def test_silence_is_one_token_and_padding_is_none(model):
     p = torch.full((1, 3, classes), 1e-30)
     p[0, :, 0] = torch.tensor([0.9, 0.8, 0.1])
     p[0, :, 4] = torch.tensor([0.1, 0.2, 0.9])
-    values, valid = model.projector.mix(p.log(), torch.tensor([[True, True, False]]))  # the third is padding
+    values, valid = mix(model, p.log(), torch.tensor([[True, True, False]]))  # the third is padding
     assert valid.tolist() == [[True]]
     torch.testing.assert_close(values[0, 0], model.projector.embeddings[3])
+
+
+def test_what_the_network_hears_is_the_text_of_its_most_probable_tokens(model):
+    labels = model.projector.targets(["red car", "two"])[0]
+    longest = max(map(len, labels))
+    path = [[x for label in row for x in (label, 0)] + [0] * 2 * (longest - len(row)) for row in labels]
+    certain = torch.nn.functional.one_hot(torch.tensor(path), 1 + len(model.projector.spoken.ids)).float()
+    mask = torch.tensor([[place < 2 * len(row) for place in range(2 * longest)] for row in labels])
+    spelling = Spelling(certain.clamp(min=1e-30).log(), torch.zeros(2, 1, 1), mask, torch.zeros(1))
+    assert model.projector.heard(spelling) == ["red car", "two"]
 
 
 def test_padding_changes_nothing(model):
@@ -136,6 +152,16 @@ def test_padding_changes_nothing(model):
     torch.testing.assert_close(joined.tokens[:, :positions], alone.tokens, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(joined.characters[:, : SLOTS * positions], alone.characters, rtol=1e-4, atol=1e-5)
     assert joined.mask.sum() == positions
+
+
+def test_the_learned_prompt_comes_first_and_both_additions_train(model, batch):
+    model = SpeechLLM(model.encoder, model.llm, replace(model.config, projector=replace(SIZES, prompt=3)))
+    speech = model.speech(batch)
+    torch.testing.assert_close(speech.values[:, :3], model.projector.prompt.expand(len(batch), -1, -1))
+    assert speech.mask[:, :4].all()
+    NextToken()(model, batch).total.backward()
+    for parameter in (model.projector.prompt, model.projector.residual.weight):
+        assert parameter.grad.abs().sum() > 0
 
 
 def test_the_network_learns_to_spell_a_batch(model, batch):

@@ -1,7 +1,8 @@
 """A projector that spells speech with the LLM's own tokens, found by connectionist temporal classification (CTC).
 
-It gives the LLM one vector per spoken token: a mixture of the LLM's token embeddings, weighted by how probable each
-token is. Speech then has the length, the places and nearly the vectors of text, which the frozen LLM can read at once.
+It gives the LLM a learned prompt and then one vector per spoken token: a mixture of the LLM's token embeddings,
+weighted by how probable each token is. Speech then has the length, the order and nearly the vectors of text, which the
+frozen LLM can read at once.
 
 Sources: CTC (Graves et al., 2006); mixtures of token embeddings (LegoSLM, arXiv 2505.11352); the loss on characters in
 the middle, fed back into the network (self-conditioned CTC, Nozaki & Komatsu, 2021). Not in the paper.
@@ -39,6 +40,7 @@ class Spelling:
     tokens: Tensor  # (B, P, V) of the blank and the spoken tokens
     characters: Tensor  # (B, P * SLOTS, 1 + BYTES) of the blank and the bytes of characters
     mask: Tensor  # (B, P)
+    states: Tensor  # (B, P, D) of the network, from which the tokens were computed
 
 
 class Block(nn.Module):
@@ -104,12 +106,27 @@ class CTCProjector(nn.Module):
         self.back = nn.Linear(SLOTS * (1 + BYTES), width)
         self.norm = nn.LayerNorm(width)
         self.tokens = nn.Linear(width, 1 + len(spoken.ids))
+        # The LLM must be told what to do with the speech, which mixtures of words cannot say: stage 2 trains these two.
+        self.prompt = nn.Parameter(embeddings[torch.arange(config.prompt) % len(embeddings)].detach().float().clone())
+        self.residual = nn.Linear(width, self.out_dim)
+        nn.init.zeros_(self.residual.weight)
+        nn.init.zeros_(self.residual.bias)
         self.register_buffer("embeddings", embeddings.detach().float().clone(), persistent=False)
 
     def forward(self, frames: Tensor, frame_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Project ``frames`` (B, T, in_dim) with their mask (B, T) to tokens (B, M, D_llm) with their mask (B, M)."""
+        """Project ``frames`` (B, T, in_dim) with their mask (B, T) to tokens (B, M, D_llm) with their mask (B, M).
+
+        The first tokens are those of the learned prompt, the same for every utterance.
+        """
         spelling = self.spell(frames, frame_mask)
-        return self.mix(spelling.tokens, spelling.mask)
+        values, valid = self.mix(spelling)
+        values = torch.cat([self.prompt.to(values.dtype).expand(len(values), -1, -1), values], 1)
+        return values, torch.cat([valid.new_ones(len(valid), len(self.prompt)), valid], 1)
+
+    @property
+    def unspelled(self) -> list[nn.Parameter]:
+        """Return the parameters that what is spelled does not depend on."""
+        return [self.prompt, *self.residual.parameters()]
 
     def spell(self, frames: Tensor, frame_mask: Tensor) -> Spelling:
         """Return the log-probabilities of tokens and characters of ``frames`` (B, T, in_dim), in float32."""
@@ -125,17 +142,20 @@ class CTCProjector(nn.Module):
         x = x + self.back(characters.exp().flatten(-2).to(x.dtype))
         for block in self.blocks[middle:]:
             x = block(x, mask)
-        tokens = self.tokens(self.norm(x)).float().log_softmax(-1)
-        return Spelling(tokens, characters.flatten(1, 2), mask)
+        states = self.norm(x)
+        tokens = self.tokens(states).float().log_softmax(-1)
+        return Spelling(tokens, characters.flatten(1, 2), mask, states)
 
     @outside_autocast
-    def mix(self, log_probabilities: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Return one mixture of embeddings for each spelled token (B, M, D_llm), and the mask (B, M).
+    def mix(self, spelling: Spelling) -> tuple[Tensor, Tensor]:
+        """Return one vector for each spelled token (B, M, D_llm), and the mask (B, M).
 
-        Neighbouring positions with the same most probable token form a segment. The mixture is that of the mean
-        probabilities in the segment, without the blank. An utterance of blanks only has one segment: the position whose
-        blank is the least probable.
+        Neighbouring positions with the same most probable token form a segment. Its vector is the mixture of embeddings
+        by the mean probabilities in the segment, without the blank, plus a linear function of the mean state, which is
+        zero before training. An utterance of blanks only has one segment: the position whose blank is the least
+        probable.
         """
+        log_probabilities, mask = spelling.tokens, spelling.mask
         best = log_probabilities.argmax(-1).masked_fill(~mask, BLANK)  # (B, P)
         silent = log_probabilities[..., BLANK].masked_fill(~mask, torch.inf)
         sounds = best != BLANK
@@ -147,13 +167,24 @@ class CTCProjector(nn.Module):
         counts = order[:, -1]  # (B,)
         offsets = F.pad(counts.cumsum(0), (1, 0))[:-1]
         segment = (offsets[:, None] + order - 1)[sounds]
-        spoken = log_probabilities[sounds][:, 1:].exp()  # (positions of all segments, V - 1)
-        summed = spoken.new_zeros(int(counts.sum()), spoken.shape[1]).index_add(0, segment, spoken)
-        mixtures = (summed / summed.sum(1, keepdim=True)) @ self.embeddings  # (S, D_llm)
+        total = int(counts.sum())
+
+        def summed(values: Tensor) -> Tensor:
+            return values.new_zeros(total, values.shape[1]).index_add(0, segment, values)  # (S, ...)
+
+        spoken = summed(log_probabilities[sounds][:, 1:].exp())  # (S, V - 1)
+        states = summed(spelling.states[sounds].float()) / summed(spoken.new_ones(len(segment), 1))
+        vectors = (spoken / spoken.sum(1, keepdim=True)) @ self.embeddings + self.residual(states)  # (S, D_llm)
         valid = torch.arange(int(counts.max()), device=mask.device) < counts[:, None]  # (B, M)
-        values = mixtures.new_zeros(*valid.shape, self.out_dim)
-        values[valid] = mixtures
+        values = vectors.new_zeros(*valid.shape, self.out_dim)
+        values[valid] = vectors
         return values, valid
+
+    def heard(self, spelling: Spelling) -> list[str]:
+        """Return the text that the network itself recognises in each utterance, in lower case, by greedy decoding."""
+        best = spelling.tokens.argmax(-1).masked_fill(~spelling.mask, BLANK)  # (B, P)
+        rows = (torch.unique_consecutive(row).tolist() for row in best)
+        return [self.spoken.text([label - 1 for label in row if label != BLANK]) for row in rows]
 
     def targets(self, texts: list[str]) -> tuple[list[list[int]], list[list[int]]]:
         """Return the labels of each text: those of its spoken tokens, and those of the bytes of its characters."""

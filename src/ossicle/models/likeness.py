@@ -53,7 +53,7 @@ def difference(sketches: Sequence[Sequence[float]]) -> float:
     one, two = (np.asarray(values, dtype=float) for values in sketches)
     if one.shape != two.shape or not one.size:
         return float("inf")
-    return float(np.linalg.norm(one - two) / max(np.linalg.norm(one), 1e-12))
+    return float(np.linalg.norm(one - two)) / max(float(np.linalg.norm(one)), 1e-12)
 
 
 def alike(known: Any, model: nn.Module) -> float | None:

@@ -304,6 +304,8 @@ class CTCConfig(BaseProjectorConfig):
     merges: int = Field(default=4000, ge=0, le=10**7)
     """Number of merges of the LLM's tokenizer that spell words. Fewer merges give fewer and shorter tokens, which need
     less data to learn and make longer sequences."""
+    prompt: int = Field(default=16, ge=0, le=1024)
+    """Number of learned vectors before the speech. They tell the LLM what mixtures of its words cannot say."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
     """Dropout probability in training."""
 

@@ -62,6 +62,10 @@ class SpokenTokens:
         found = self._tokenizer.encode(self._prefix + spoken_form(text), add_special_tokens=False).ids
         return [self._index[i] for i in found if i in self._index]
 
+    def text(self, spelled: list[int]) -> str:
+        """Return the text of indices in `ids`, with single spaces."""
+        return " ".join(self._tokenizer.decode([self.ids[k] for k in spelled]).split())
+
 
 def _result(merge: Any, vocabulary: dict[str, int]) -> int | None:
     """Return the id of the token that ``merge`` makes; tokenizer files write a pair, or two words in one text."""

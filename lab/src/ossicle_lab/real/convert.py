@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from ossicle.errors import MissingPackageError, ModelError
+from ossicle.errors import ModelError
 
 CTRANSLATE2_VERSION = 6
 TYPES = ("float32", "int8", "int16", "int32", "float16")
@@ -26,15 +25,10 @@ SPECIAL = {
 
 
 def convert_gguf(path: Path, out: Path) -> None:
-    """Write the LLM of a GGUF file and its tokenizer to ``out``, dequantised to bfloat16.
-
-    Raises `MissingPackageError` if the package ``gguf`` is not installed.
-    """
+    """Write the LLM of a GGUF file and its tokenizer to ``out``, dequantised to bfloat16."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.quantization_config import GgufConfig
 
-    if find_spec("gguf") is None:
-        raise MissingPackageError(f"{path.name} is a GGUF file: run pip install 'ossicle-lab[real]' to read it")
     # transformers reads the parts of a GGUF file by its name in a folder.
     place: dict[str, Any] = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
     plain = GgufConfig(dequantize=True)

@@ -10,11 +10,13 @@ from pathlib import Path
 from ossicle.batch import Sample
 from ossicle.data.manifest import read_manifest, write_manifest
 from ossicle.files import write_json
-from ossicle_lab.real.recordings import Split, split_recordings
+from ossicle_lab.real.recordings import Split, split_recordings, words_of
 from ossicle_lab.real.tasks import questions, recognition, recognition_test, unseen
 from ossicle_lab.real.voices import Kind, draw_passages, draw_sentences, draw_translations, speak
 
 SUMMARY = "corpus.json"
+TRANSLATED = "es"
+"""Language of the translation test."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,9 @@ def summary(samples: Sequence[Sample]) -> dict[str, object]:
 
 
 def _speak_sentences(texts: Path, corpus: Corpus, sizes: Sizes, split: Split, jobs: int | None) -> None:
-    lines = draw_sentences(texts, sizes.sentences, split.tested)
+    translated = draw_translations(texts, TRANSLATED, sizes.translations) if sizes.translations else []
+    tested = split.tested | {words_of(line["en"]) for line in translated}
+    lines = draw_sentences(texts, sizes.sentences, tested)
     spoken = speak(corpus.folder, "sentences", lines, "train", jobs=jobs)
     found = _generated(read_manifest(spoken / "sentences.jsonl"))
     write_manifest(corpus.tts, [replace(sample, task=None, instruction=None, answers=()) for sample in found])
@@ -154,10 +158,10 @@ def _passages(texts: Path, folder: Path, kind: Kind, count: int, jobs: int | Non
 
 
 def _translations(texts: Path, folder: Path, count: int, jobs: int | None) -> list[Sample]:
-    """Speak test sentences in test voices and return their translations into Spanish."""
+    """Speak test sentences in test voices and return their translations."""
     name = "translations-test"
-    spoken = speak(folder, name, draw_translations(texts, "es", count), "test", jobs=jobs)
-    return _generated(read_manifest(spoken / f"{name}.st-es.jsonl"))
+    spoken = speak(folder, name, draw_translations(texts, TRANSLATED, count), "test", jobs=jobs)
+    return _generated(read_manifest(spoken / f"{name}.st-{TRANSLATED}.jsonl"))
 
 
 def _generated(samples: Iterable[Sample]) -> list[Sample]:

