@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from torch import Tensor
 from transformers import AutoTokenizer, GenerationMixin, WhisperForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
@@ -151,7 +151,7 @@ def table_of(variants: list[Variant], clips: list[Sample], seconds: float) -> Ta
     done = clips[: len(variants[0].texts)]
     references = [(clip.text or "",) for clip in done]
     corpora = {clip.audio.parent: clip.audio.parents[1].name for clip in done}
-    columns = [f"WER {name}" for name in corpora.values()] if len(corpora) > 1 else []
+    columns = [Column(f"WER {name}", overflow="fold") for name in corpora.values()] if len(corpora) > 1 else []
     table = Table("encoder", "WER", *columns, "unfinished", "CPU s", "times real time", "speed-up")
     normalise = normaliser("whisper", "en")
 

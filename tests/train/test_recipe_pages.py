@@ -181,8 +181,8 @@ def test_the_commands_of_the_page_follow_from_one_another_and_use_every_recipe(p
     assert {path.parent.name for path in reader.recipes} == {page.parent.name}
 
 
-def test_papers_smaller_and_smallest_have_a_page() -> None:
-    assert [page.parent.name for page in PAGES] == ["laptop", "paper", "small"]
+def test_every_folder_of_recipes_has_a_page() -> None:
+    assert [page.parent.name for page in PAGES] == ["laptop", "paper", "real", "small"]
 
 
 @pytest.mark.parametrize(
