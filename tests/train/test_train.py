@@ -364,7 +364,7 @@ def test_two_processes_share_the_data_and_end_with_the_same_projector(config, ma
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(timeout=100)
+        worker.join(timeout=400)
         assert worker.exitcode == 0
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     trained_on = first["ids"][:2] + second["ids"][:2]  # the other calls belong to the evaluation
