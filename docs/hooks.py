@@ -26,7 +26,6 @@ PAGES = {
     "CONTRIBUTING.md": "contributing.md",
     "lab/README.md": "lab.md",
     "lab/src/ossicle_lab/models/weights/README.md": "lab-models.md",
-    "lab/src/ossicle_lab/real/shipped/CARD.md": "shipped-projector.md",
     "src/ossicle/recipes/laptop/README.md": "recipes/laptop.md",
     "src/ossicle/recipes/paper/README.md": "recipes/paper.md",
     "src/ossicle/recipes/real/README.md": "recipes/real.md",

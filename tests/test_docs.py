@@ -20,7 +20,6 @@ from accelerate.state import AcceleratorState
 from typer.main import get_command
 
 import ossicle_lab.models
-from ossicle.cli.listen import SHIPPED
 from ossicle.cli.main import app
 from ossicle.data.manifest import read_manifest
 from ossicle.evaluate import metrics
@@ -35,7 +34,6 @@ PAGES = [
     *sorted((ROOT / "docs").rglob("*.md")),
     *sorted(CORE_RECIPES.glob("*/*.md")),
     ROOT / "lab" / "README.md",
-    ROOT / "lab" / "src" / "ossicle_lab" / "real" / "shipped" / "CARD.md",
 ]
 # Folders in which a path such as `data/manifest.py` may be, besides the folder of the page.
 CODE = [ROOT, ROOT / "src" / "ossicle", ROOT / "lab" / "src" / "ossicle_lab"]
@@ -111,9 +109,7 @@ def workplace(tmp_path: Path, lab_weights: Path, monkeypatch: pytest.MonkeyPatch
     tiny_manifest(Path("corpus"), 3)
     rows = [f"0-{i}.wav\tspeaker{i}\tone two" for i in range(3)]
     Path("corpus/transcripts.tsv").write_text("\n".join(rows) + "\n")
-    model = ModelConfig(projector=QFormerConfig(width=16, heads=2, layers=1, ffn=16)).build()
-    for folder in ("runs/demo/model", SHIPPED):  # a folder of this name stands in for the packaged checkpoint
-        model.save(folder)
+    ModelConfig(projector=QFormerConfig(width=16, heads=2, layers=1, ffn=16)).build().save("runs/demo/model")
     AcceleratorState._reset_state(True)  # other tests in this process may have set another precision
     yield tmp_path
     AcceleratorState._reset_state(True)

@@ -13,14 +13,13 @@ Files = Annotated[
     list[Path],
     typer.Argument(help="Recordings: WAV, FLAC, MP3, OGG or Opus, at any sampling rate.", show_default=False),
 ]
-SHIPPED = "whisper-base-smollm2-135m"
-"""Name of the checkpoint for recorded English in the package ossicle-lab."""
 Model = Annotated[
-    str, typer.Option("--model", "-m", help="Folder of a run or of a checkpoint, or the name of a packaged one.")
+    Path, typer.Option("--model", "-m", help="Folder of a run or of a checkpoint, or the name of a packaged one.")
 ]
+DEMO_MODEL = Path("runs/demo/model")
 
 
-def transcribe(files: Files, model: Model = SHIPPED) -> None:
+def transcribe(files: Files, model: Model = DEMO_MODEL) -> None:
     """Transcribe recordings."""
     _print_answers(files, model, "asr")
 
@@ -28,7 +27,7 @@ def transcribe(files: Files, model: Model = SHIPPED) -> None:
 def translate(
     files: Files,
     to: Annotated[str, typer.Option(help="Target language, e.g. de.")] = "de",
-    model: Model = SHIPPED,
+    model: Model = DEMO_MODEL,
 ) -> None:
     """Translate the speech of recordings."""
     _print_answers(files, model, "st", to)
@@ -39,7 +38,7 @@ def ask(
         str, typer.Argument(help='Question or instruction, e.g. "who bought the red car".', show_default=False)
     ],
     files: Files,
-    model: Model = SHIPPED,
+    model: Model = DEMO_MODEL,
 ) -> None:
     """Ask a question about recordings, or give any other instruction for them."""
     _print_answers(files, model, question=question)
@@ -52,20 +51,18 @@ def add_to(app: typer.Typer) -> None:
 
 
 def _print_answers(
-    files: list[Path], model: str, task: str = "", language: str | None = None, *, question: str = ""
+    files: list[Path], model: Path, task: str = "", language: str | None = None, *, question: str = ""
 ) -> None:
     """Print each answer on standard output and each error on standard error. Exit with 1 if there was an error."""
-    from ossicle.evaluate.listen import listen
-    from ossicle.models.saving import locate
-
-    folder = locate(model)
-    if model == SHIPPED and not folder.exists():
+    if model == DEMO_MODEL and not model.exists():
         raise CheckpointError(
-            f"there is no model: install the package ossicle-lab, which has '{SHIPPED}', or give the folder of a "
-            "trained run with --model"
+            "there is no model: give the folder of a trained run with --model, or run `ossicle demo`, "
+            f"which trains a small one in {model}"
         )
+    from ossicle.evaluate.listen import listen
+
     failed = 0
-    for answer in listen(files, folder, task, language, question=question):
+    for answer in listen(files, model, task, language, question=question):
         if answer.error is not None:
             failed += 1
             typer.secho("error: ", fg="red", bold=True, nl=False, err=True)
