@@ -14,6 +14,12 @@ from ossicle.testing.llms import WINDOW
 LAYERS = 2
 
 
+@pytest.fixture(autouse=True)
+def any_length(monkeypatch):
+    """The templates of tiny LLMs are shorter than a prefix that pays."""
+    monkeypatch.setattr(prefix, "LEAST_TOKENS", 1)
+
+
 @pytest.fixture(scope="module")
 def folders_of_llms(tmp_path_factory):
     root = tmp_path_factory.mktemp("llms")
@@ -157,3 +163,10 @@ def test_states_before_labels_count_from_the_first_position_after_the_prefix(mod
     states = next_token.states_before_labels(model, embeds, labels, first)
     assert first
     assert len(states) == int((labels[:, 1:] != next_token.IGNORE).sum()) == int(batch.chat.answer.mask.sum())
+
+
+def test_a_short_prefix_is_computed_again(folders_of_llms, monkeypatch):
+    monkeypatch.setattr(prefix, "LEAST_TOKENS", 8)
+    llm = load_llm(str(folders_of_llms["llama"]))
+    assert not llm.prefix(shared(7, 2))
+    assert llm.prefix(shared(8, 2))

@@ -15,6 +15,8 @@ import torch
 from ossicle.batch import Padded
 from ossicle.models.packing import Packing, Prefix
 
+LEAST_TOKENS = 8
+"""Shortest prefix that is shared. Computing a shorter one again costs less than attending to it apart."""
 LENGTH_DEPENDENT = ("dynamic", "longrope")
 """Types of rotary embeddings whose rotation depends on the length of the whole sequence."""
 
@@ -23,15 +25,15 @@ def shared_prefix(llm: Any, ids: Padded, computed: dict[Any, Prefix]) -> Prefix:
     """Return the keys and values of each layer of the `LLM` ``llm`` for token ids (B, F) that all rows consist of.
 
     They come from ``computed``, which keeps the newest prefix. The result is empty where `LLM.hidden_states` cannot use
-    them: if the rows differ, if the LLM trains or does not pack, if its rotary embeddings depend on the length of the
-    sequence, and on a GPU, whose kernel for packed sequences takes no prefix.
+    them: if the rows differ or are shorter than `LEAST_TOKENS`, if the LLM trains or does not pack, if its rotary
+    embeddings depend on the length of the sequence, and on a GPU, whose kernel for packed sequences takes no prefix.
     """
     if not (llm.packs and ids.values.device.type == "cpu" and bool(ids.mask.all())) or llm.trains:
         return ()
     tokens = tuple(ids.values[0].tolist())
     rotary = str(llm.model.config.to_dict().get("rope_parameters"))  # some families nest it by the type of the layer
     differ = not bool((ids.values == ids.values[:1]).all())
-    if not tokens or differ or any(kind in rotary for kind in LENGTH_DEPENDENT):
+    if len(tokens) < LEAST_TOKENS or differ or any(kind in rotary for kind in LENGTH_DEPENDENT):
         return ()
     key = tokens, llm.model.dtype, torch.is_autocast_enabled("cpu")
     if key not in computed:
