@@ -273,3 +273,13 @@ def test_generation_needs_chat_turns(model, manifest, collate):
     batch = collate(model, manifest)
     with pytest.raises(ValueError, match="no chat turns"):
         model.generate_batch(Batch(samples=batch.samples, waveforms=batch.waveforms))
+
+
+def test_an_encoder_in_half_precision_feeds_the_projector_in_float32(model, collate, manifest):
+    """Without mixed precision, `ossicle evaluate` failed for ``encoder_dtype: bfloat16``."""
+    batch = collate(model, manifest)
+    exact = model.speech(batch).values
+    model.encoder.model.bfloat16()
+    speech = model.speech(batch).values
+    assert speech.dtype == torch.float32
+    assert torch.nn.functional.cosine_similarity(speech.flatten(), exact.flatten(), dim=0) > 0.95
