@@ -31,7 +31,7 @@ def ossicle(*arguments: object) -> str:
 
 @dataclass
 class Runs:
-    """What the commands before have made."""
+    """Files that earlier commands wrote and later ones read."""
 
     folder: Path
     recipe: Path

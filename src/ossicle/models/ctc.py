@@ -35,7 +35,7 @@ TYPICAL_TOKENS_HZ = 4.0
 
 @dataclass(frozen=True)
 class Spelling:
-    """What the network reads out of speech: log-probabilities by position."""
+    """Log-probabilities of tokens and characters at each position of an utterance."""
 
     tokens: Tensor  # (B, P, V) of the blank and the spoken tokens
     characters: Tensor  # (B, P * SLOTS, 1 + BYTES) of the blank and the bytes of characters

@@ -66,6 +66,12 @@ class BaseProjectorConfig:
         raise NotImplementedError
 
 
+def check_heads(width: int, heads: int) -> None:
+    """Raise `ConfigError` if ``width`` cannot be divided among the attention ``heads``."""
+    if width % heads:
+        raise ConfigError(f"model.projector.width={width} must be a multiple of heads={heads}")
+
+
 @torch.no_grad()
 def match_output(out: Any, rms: float, mean: Tensor | None = None) -> None:
     """Initialise ``out`` so that its output has the root mean square ``rms`` and the mean ``mean`` (D_out,).
@@ -214,8 +220,7 @@ class QFormerConfig(BaseProjectorConfig):
 
     @model_validator(mode="after")
     def _check(self) -> QFormerConfig:
-        if self.width % self.heads:
-            raise ConfigError(f"model.projector.width={self.width} must be a multiple of heads={self.heads}")
+        check_heads(self.width, self.heads)
         return self
 
     def new_module(self, in_dim: int, out_dim: int, frame_rate_hz: float) -> QFormerProjector:
@@ -311,22 +316,12 @@ class CTCConfig(BaseProjectorConfig):
 
     @model_validator(mode="after")
     def _check(self) -> CTCConfig:
-        if self.width % self.heads:
-            raise ConfigError(f"model.projector.width={self.width} must be a multiple of heads={self.heads}")
+        check_heads(self.width, self.heads)
         if self.kernel % 2 == 0:
             raise ConfigError(f"model.projector.kernel={self.kernel} is even: set an odd number of positions")
         return self
 
-    def build(
-        self,
-        in_dim: int,
-        out_dim: int,
-        *,
-        frame_rate_hz: float,
-        embedding_rms: float,
-        embedding_mean: Tensor | None = None,
-        llm: Any = None,
-    ) -> nn.Module:
+    def build(self, in_dim: int, out_dim: int, *, frame_rate_hz: float, llm: Any = None, **_: Any) -> nn.Module:
         """Build the projector for the tokens of ``llm``; its output is made of their embeddings."""
         from ossicle.models.ctc import ctc_projector  # few runs use it
 
