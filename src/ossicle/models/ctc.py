@@ -135,7 +135,7 @@ class CTCProjector(nn.Module):
         mask = torch.unflatten(F.pad(frame_mask, (0, padding)), 1, (-1, self.stack)).any(-1)  # (B, P)
         x = self.enter(torch.unflatten(normed, 1, (-1, self.stack)).flatten(2))  # (B, P, D)
         x = F.dropout(x, self.dropout, self.training)
-        middle = (len(self.blocks) + 1) // 2
+        middle = -(-2 * len(self.blocks) // 3)  # tokens follow from characters more easily than these from sound
         for block in self.blocks[:middle]:
             x = block(x, mask)
         characters = torch.unflatten(self.characters(self.norm_middle(x)), -1, (SLOTS, -1)).float().log_softmax(-1)

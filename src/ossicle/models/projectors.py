@@ -299,7 +299,7 @@ class CTCConfig(BaseProjectorConfig):
     heads: int = Field(default=4, ge=1)
     """Attention heads per layer; ``width`` must be a multiple of it."""
     layers: int = Field(default=4, ge=1, le=256)
-    """Number of layers. In their middle the network also spells characters, which helps it to learn."""
+    """Number of layers. After two thirds of them the network also spells characters."""
     ffn: int = Field(default=1024, ge=1, le=4 * MOST_WIDTH)
     """Width of the hidden layer of each feed-forward block."""
     kernel: int = Field(default=15, ge=1, le=999)

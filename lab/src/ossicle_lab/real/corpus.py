@@ -11,6 +11,7 @@ from ossicle.batch import Sample
 from ossicle.data.manifest import read_manifest, write_manifest
 from ossicle.files import write_json
 from ossicle_lab.real.recordings import Split, split_recordings, words_of
+from ossicle_lab.real.speeds import write_speeds
 from ossicle_lab.real.tasks import questions, recognition, recognition_test, unseen
 from ossicle_lab.real.voices import Kind, draw_passages, draw_sentences, draw_translations, speak
 
@@ -23,8 +24,10 @@ TRANSLATED = "es"
 class Sizes:
     """Sizes of the corpus. All training recordings are used."""
 
-    sentences: int = 4000
+    sentences: int = 8000
     """Number of sentences in generated voices for stage 1; 0 for none."""
+    speeds: tuple[float, ...] = (0.9, 1.1)
+    """Speeds of further copies of the training recordings for stage 1."""
     passages: int = 600
     """Largest number of passages in generated voices with questions for stage 2; 0 for none, in the test too."""
     questions: int = 3000
@@ -56,6 +59,11 @@ class Corpus:
         return self.folder / "tts.jsonl"
 
     @property
+    def speeds(self) -> Path:
+        """Return the manifest of the training recordings at other speeds. It does not exist if there are none."""
+        return self.folder / "speeds.jsonl"
+
+    @property
     def dev(self) -> Path:
         """Return the manifest of the development recordings, with transcripts."""
         return self.folder / "dev.jsonl"
@@ -84,7 +92,7 @@ class Corpus:
     @property
     def stage1(self) -> list[Path]:
         """Return the manifests of stage 1."""
-        return [path for path in (self.train, self.tts) if path.is_file()]
+        return [path for path in (self.train, self.speeds, self.tts) if path.is_file()]
 
 
 def make_corpus(recordings: Path, folder: Path, sizes: Sizes | None = None, *, jobs: int | None = None) -> Corpus:
@@ -106,6 +114,8 @@ def make_corpus(recordings: Path, folder: Path, sizes: Sizes | None = None, *, j
     heard = [sample for samples in split.tests.values() for sample in samples]
     write_manifest(corpus.train, split.train)
     write_manifest(corpus.dev, split.dev)
+    if sizes.speeds:
+        write_manifest(corpus.speeds, write_speeds(corpus.train, folder / "speeds", sizes.speeds, jobs=jobs))
     for name, samples in split.tests.items():
         write_manifest(folder / f"test-{name}.jsonl", recognition_test(samples))
     train_tasks = [*recognition(split.train), *questions(split.train, sizes.questions)]
