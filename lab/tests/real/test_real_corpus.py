@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from ossicle.audio import audio_duration_s
 from ossicle.batch import Sample
 from ossicle.data.manifest import read_manifest, write_manifest
 from ossicle.errors import DataError
@@ -18,6 +19,7 @@ from ossicle.testing import tiny_manifest
 from ossicle_lab.real import recordings
 from ossicle_lab.real.corpus import Sizes, make_corpus
 from ossicle_lab.real.recordings import split_recordings, words_of
+from ossicle_lab.real.speeds import write_speeds
 from ossicle_lab.real.tasks import QUESTIONS, UNSEEN, questions, recognition, unseen
 from ossicle_lab.real.voices import draw_passages, draw_sentences, draw_translations, sentence_at
 from places import SHARED
@@ -192,9 +194,9 @@ def test_whole_corpus_in_generated_voices(tmp_path: Path) -> None:
     corpus = make_corpus(recorded, tmp_path / "out", sizes, jobs=1)
 
     lines = {path.stem: read_manifest(path) for path in corpus.folder.glob("*.jsonl")}
-    assert set(lines) == {"train", "dev", "tts", "finetune", "test-recordings", "test-qa", "test-unseen"}
+    assert set(lines) == {"train", "dev", "speeds", "tts", "finetune", "test-recordings", "test-qa", "test-unseen"}
     assert corpus.recognition_tests == [corpus.folder / "test-recordings.jsonl"]
-    assert corpus.stage1 == [corpus.train, corpus.tts]
+    assert corpus.stage1 == [corpus.train, corpus.speeds, corpus.tts]
     assert len(lines["tts"]) == 4
     assert {s.audio.is_file() for part in lines.values() for s in part} == {True}
     assert {s.audio.parent for s in lines["train"]} == {(recorded / "real_speech" / "tones").resolve()}
@@ -207,6 +209,23 @@ def test_whole_corpus_in_generated_voices(tmp_path: Path) -> None:
     content = {path: path.read_bytes() for path in corpus.folder.rglob("*.jsonl")}
     make_corpus(recorded, tmp_path / "out", sizes, jobs=1)
     assert content == {path: path.read_bytes() for path in content}, "a second call changes nothing"
+
+
+def test_copies_at_other_speeds_last_as_long_as_the_speed_says(tmp_path: Path) -> None:
+    manifest = tiny_manifest(tmp_path / "in", 3)
+    originals = read_manifest(manifest)
+
+    copies = write_speeds(manifest, tmp_path / "out", (0.5, 2.0), jobs=1)
+
+    assert [copy.id for copy in copies] == [f"{sample.id}@{speed:g}" for speed in (0.5, 2.0) for sample in originals]
+    assert [copy.text for copy in copies] == 2 * [sample.text for sample in originals]
+    for copy, sample in zip(copies, 2 * originals, strict=True):
+        speed = float(copy.id.partition("@")[2])
+        expected = audio_duration_s(sample.audio) / speed
+        assert copy.duration_s == pytest.approx(expected, abs=0.001) == pytest.approx(audio_duration_s(copy.audio))
+    kept = {copy.audio: copy.audio.stat().st_mtime_ns for copy in copies}
+    assert write_speeds(manifest, tmp_path / "out", (0.5, 2.0), jobs=1) == copies
+    assert kept == {path: path.stat().st_mtime_ns for path in kept}, "a second call writes nothing"
 
 
 def speakers(folder: Path, count: int) -> None:

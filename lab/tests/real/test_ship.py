@@ -1,10 +1,9 @@
-"""A checkpoint that ships is half as large and names no folder of this machine."""
+"""A checkpoint that ships is about a quarter as large and names no folder of this machine."""
 
 import json
 import shutil
 
 import pytest
-import torch
 
 from ossicle.errors import ConfigError
 from ossicle.models.speech_llm import SpeechLLM
@@ -24,11 +23,13 @@ def test_a_shipped_checkpoint_loads_with_the_published_models(model, folders, tm
     written = (tmp_path / "shipped/ossicle.json").read_text()
     assert str(tmp_path) not in written
     sizes = [(tmp_path / name / "projector.safetensors").stat().st_size for name in ("run", "shipped")]
-    assert sizes[1] < 0.7 * sizes[0]
+    assert sizes[1] < 0.5 * sizes[0]  # a tiny projector has many vectors and names beside its matrices
     monkeypatch.setenv(models.CACHE_VARIABLE, str(tmp_path))
     loaded = SpeechLLM.from_pretrained(tmp_path / "shipped")
     for name, tensor in model.projector.state_dict().items():
-        torch.testing.assert_close(loaded.projector.state_dict()[name], tensor.bfloat16().float(), rtol=0, atol=0)
+        rows = tensor.flatten(1) if tensor.ndim > 1 else tensor[:, None]
+        found = loaded.projector.state_dict()[name].reshape(rows.shape)
+        assert ((found - rows).abs().amax(1) <= rows.abs().amax(1) / (254 if tensor.ndim > 1 else 256) + 1e-9).all()
 
 
 def test_other_base_models_are_refused(model, tmp_path):

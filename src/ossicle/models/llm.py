@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from ossicle.batch import HiddenStates, Padded
 from ossicle.errors import ConfigError, DataError
@@ -239,7 +239,14 @@ class LLM(nn.Module):
 
     @torch.no_grad()
     def generate(
-        self, prompt: Padded, *, max_new_tokens: int = 200, temperature: float = 0.0, top_p: float = 1.0
+        self,
+        prompt: Padded,
+        *,
+        max_new_tokens: int = 200,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        beams: int = 1,
+        rules: LogitsProcessor | None = None,
     ) -> list[str]:
         """Generate a text for each prompt, up to its first newline.
 
@@ -250,6 +257,8 @@ class LLM(nn.Module):
             max_new_tokens: Most tokens per answer. A warning says if an answer was cut there.
             temperature: Sampling temperature; 0 selects greedy decoding.
             top_p: Probability mass of nucleus sampling; ignored in greedy decoding.
+            beams: Hypotheses of a beam search, whose scores are not divided by their length.
+            rules: Changes the scores of the next token, as `ossicle.models.joint` does.
 
         Raises `DataError` if prompt and answer do not fit into the LLM's context.
         """
@@ -263,7 +272,8 @@ class LLM(nn.Module):
         settings = GenerationConfig(
             max_new_tokens=max_new_tokens,
             do_sample=temperature > 0,
-            num_beams=1,
+            num_beams=beams,
+            length_penalty=0.0 if beams > 1 else None,
             eos_token_id=self.stop_ids,
             pad_token_id=min(self.end_ids) if self.tokenizer.eos_token_id is None else self.tokenizer.eos_token_id,
             **sampling,
@@ -275,6 +285,7 @@ class LLM(nn.Module):
                 inputs_embeds=prompt.values.to(self.model.dtype),
                 attention_mask=prompt.mask.long(),
                 generation_config=settings,
+                logits_processor=LogitsProcessorList([rules] if rules is not None else []),
             )
         finally:
             self.model.generation_config = own

@@ -189,6 +189,10 @@ def _read_tensors(path: Path, record: dict[str, Any]) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise CheckpointError(f"{path}: {name} contains infinite values or NaN, so that the run failed; {REMEDY}")
+    if any(tensor.dtype == torch.int8 for tensor in tensors.values()):
+        from ossicle.models.eight_bits import widened  # few checkpoints are stored so
+
+        return widened(tensors)
     return tensors
 
 

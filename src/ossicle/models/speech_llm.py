@@ -6,6 +6,7 @@ spans of speech, D width of the LLM.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -251,13 +252,21 @@ class SpeechLLM(nn.Module):
         """Generate the answer to every chat turn of ``batch``.
 
         ``from_text`` gives the LLM the transcripts instead of the speech, as an upper bound. ``decoding`` is passed to
-        `LLM.generate`: ``max_new_tokens``, ``temperature``, ``top_p``.
+        `LLM.generate`: ``max_new_tokens``, ``temperature``, ``top_p``. A transcript of a model that spells speech
+        follows both the LLM and the spelling, see `ossicle.models.joint`; a ``temperature`` selects the LLM alone.
         """
         if batch.chat is None:
             raise ValueError("the batch has no chat turns")
+        joint = self.config.projector.name == "ctc" and not from_text and not decoding.get("temperature")
+        if joint:
+            batch = replace(batch, frames=self.frames(batch))  # the spelling needs them too
         heard = self.text(batch) if from_text else self.speech(batch)
         if empty := [s.source for s, valid in zip(batch.samples, heard.mask.any(1).tolist(), strict=True) if not valid]:
             raise DataError(f"{', '.join(empty[:3])}: the audio is shorter than a frame, or the text is empty")
+        if joint:
+            from ossicle.models.joint import generate_jointly  # few models spell
+
+            return generate_jointly(self, replace(batch, speech=heard), **decoding)
         return self.llm.generate(self.prompt(batch.chat, heard), **decoding)
 
     @torch.no_grad()

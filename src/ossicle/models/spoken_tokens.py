@@ -11,6 +11,9 @@ import json
 import unicodedata
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from ossicle.errors import ModelError
 
 _APOSTROPHES = str.maketrans(dict.fromkeys("\u2018\u2019\u02bc`\u00b4", "'"))
@@ -52,6 +55,7 @@ class SpokenTokens:
         made = {i for merge in tree["model"]["merges"] if (i := _result(merge, tree["model"]["vocab"])) is not None}
         self.ids = sorted(i for i in (parts | made) - special if self._is_spoken(i))
         self._index = {i: k for k, i in enumerate(self.ids)}
+        self._columns: Tensor | None = None
 
     def _is_spoken(self, token: int) -> bool:
         text = self._tokenizer.decode([token], skip_special_tokens=False)
@@ -61,6 +65,27 @@ class SpokenTokens:
         """Return the indices in `ids` of the tokens of what is heard of ``text``."""
         found = self._tokenizer.encode(self._prefix + spoken_form(text), add_special_tokens=False).ids
         return [self._index[i] for i in found if i in self._index]
+
+    def columns(self, llm: Any) -> Tensor:
+        """Return the number of the spoken token that each token of ``llm`` begins with (vocabulary,).
+
+        Numbers are indices in `ids`. The next number stands for tokens that end an answer, and the one after for tokens
+        that are not heard. The first call reads the whole vocabulary.
+        """
+        if self._columns is None:
+            size = llm.model.get_output_embeddings().weight.shape[0]
+            texts = llm.tokenizer.batch_decode([[i] for i in range(len(llm.tokenizer))])
+            found = [self._first(i, text) for i, text in enumerate(texts)]
+            self._columns = torch.tensor(found + [len(self.ids) + 1] * (size - len(found)))[:size]
+            self._columns[llm.stop_ids] = len(self.ids)
+        return self._columns
+
+    def _first(self, token: int, text: str) -> int:
+        heard, silent = spoken_form(text), len(self.ids) + 1
+        if token in self._index or not heard or _INCOMPLETE in text:
+            return self._index.get(token, silent)
+        found = self._tokenizer.encode((text[0] == " ") * self._prefix + heard, add_special_tokens=False).ids
+        return self._index.get(found[0], silent) if found else silent
 
     def text(self, spelled: list[int]) -> str:
         """Return the text of indices in `ids`, with single spaces."""

@@ -1,7 +1,7 @@
 """Make a checkpoint fit to ship: `python -m ossicle_lab.real.ship RUN FOLDER`.
 
-The projector's weights are rounded to bfloat16, which halves the file. The base models are recorded by the names of
-`ossicle_lab.real.models` instead of the folders of this machine.
+The projector's weights are rounded to 8 bits, which makes the file a quarter as large. The base models are recorded by
+the names of `ossicle_lab.real.models` instead of the folders of this machine.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ import hashlib
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 from safetensors.torch import load_file, save_file
 
 from ossicle.errors import ConfigError, OssicleError
 from ossicle.files import atomic_folder, write_json
+from ossicle.models.eight_bits import narrowed
 from ossicle.models.saving import CONFIG_FILE, WEIGHTS_FILE, read_record
 from ossicle_lab.real.models import MODELS
 
 
 def ship(run: Path, out: Path) -> None:
-    """Write the projector of the checkpoint ``run`` to the folder ``out``, in bfloat16 and without local paths.
+    """Write the projector of the checkpoint ``run`` to the folder ``out``, in 8 bits and without local paths.
 
     Raises `CheckpointError` if ``run`` is no checkpoint, and `ConfigError` if its base models are no published ones or
     if more than the projector was trained.
@@ -36,7 +36,8 @@ def ship(run: Path, out: Path) -> None:
         record["model"][part] = name
     weights = load_file(run / WEIGHTS_FILE)
     with atomic_folder(out) as partial:
-        save_file({name: tensor.to(torch.bfloat16) for name, tensor in weights.items()}, partial / WEIGHTS_FILE)
+        save_file(narrowed(weights), partial / WEIGHTS_FILE)
+        (partial / WEIGHTS_FILE).chmod(0o644)  # safetensors writes files that only their owner can read
         with (partial / WEIGHTS_FILE).open("rb") as file:
             record["files"] = {WEIGHTS_FILE: hashlib.file_digest(file, "sha256").hexdigest()}
         write_json(partial / CONFIG_FILE, record)
@@ -46,7 +47,7 @@ def main(
     run: Annotated[Path, typer.Argument(help="Folder of the run.", show_default=False)],
     out: Annotated[Path, typer.Argument(help="Folder for the shipped checkpoint.", show_default=False)],
 ) -> None:
-    """Round a projector to bfloat16 and name its base models as published."""
+    """Round a projector to 8 bits and name its base models as published."""
     try:
         ship(run, out)
     except (OssicleError, OSError) as error:

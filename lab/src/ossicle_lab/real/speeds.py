@@ -1,7 +1,7 @@
 """Write copies of recordings that are played faster or slower, as further training data.
 
-Source: speed perturbation (Ko et al., 2015). It changes tempo and pitch, so that a frozen encoder gives other frames for
-the same words. Masks on cached frames cannot do that.
+Source: speed perturbation (Ko et al., 2015). It changes tempo and pitch, so that a frozen encoder gives other frames
+for the same words. Masks on cached frames cannot do that.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import soxr
 from ossicle.audio import SAMPLE_RATE_HZ
 from ossicle.batch import Sample
 from ossicle.data.dataset import SpeechDataset
-from ossicle.data.manifest import read_manifest, write_manifest
+from ossicle.data.manifest import read_manifest
 from ossicle.files import atomic
 from ossicle.progress import Progress
 

@@ -1,0 +1,116 @@
+"""Joint decoding: prefix scores equal those of an enumeration, and transcripts follow the LLM and the spelling."""
+
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ossicle.errors import ConfigError
+from ossicle.models.ctc import Spelling
+from ossicle.models.joint import JointScores
+from ossicle.models.projectors import CTCConfig
+from ossicle.models.speech_llm import ModelConfig, SpeechLLM
+
+SIZES = CTCConfig(width=16, heads=2, layers=2, ffn=24, kernel=3, dropout=0.0)
+IDS, END, SILENT = [5, 7], 9, 3
+"""Spoken tokens of a vocabulary of ten, the token that ends an answer, and one that is not heard."""
+COLUMNS = torch.tensor([3, 3, 3, 3, 3, 0, 0, 1, 3, 2])  # token 6 begins with the spoken token 5
+
+
+class Spoken:
+    ids = IDS
+
+
+def spelling_of(probabilities: torch.Tensor) -> Spelling:
+    mask = torch.ones(probabilities.shape[:2], dtype=torch.bool)
+    return Spelling(probabilities.log(), probabilities.log(), mask, probabilities)
+
+
+def text_of(path: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(label for label, _ in itertools.groupby(path) if label)
+
+
+def mass(probabilities: torch.Tensor, wanted) -> float:
+    """Return the probability of all paths through (P, V) whose text is ``wanted``."""
+    total = 0.0
+    for path in itertools.product(range(3), repeat=len(probabilities)):
+        if wanted(text_of(path)):
+            total += float(torch.tensor([probabilities[p, label] for p, label in enumerate(path)]).prod())
+    return total
+
+
+@pytest.mark.parametrize("text", [(), (1,), (1, 1), (1, 2), (2, 2, 1)])
+def test_prefix_scores_equal_the_sum_over_all_paths(text):
+    torch.manual_seed(0)
+    probabilities = torch.rand(6, 3).double().softmax(-1)
+    scores = JointScores(spelling_of(probabilities[None]), Spoken(), COLUMNS, END, weight=1.0, beams=1)
+    flat = torch.zeros(1, 10)
+    for length in range(len(text) + 1):
+        prefix = torch.tensor([[IDS[label - 1] for label in text[:length]]], dtype=torch.long)
+        out = scores(prefix, flat)[0]
+
+    begins = mass(probabilities, lambda found: found[: len(text)] == text)
+    for label, token in enumerate(IDS, 1):
+        longer = (*text, label)
+        expected = mass(probabilities, lambda found, longer=longer: found[: len(longer)] == longer) / begins
+        assert out[token].exp().item() == pytest.approx(expected, rel=1e-5)
+    assert out[END].exp().item() == pytest.approx(mass(probabilities, lambda found: found == text) / begins, rel=1e-5)
+    assert torch.isinf(out[[0, 1, 2, 3, 4, 6, 8]]).all(), "only spoken tokens and the end can follow"
+
+
+def test_the_llm_counts_longer_tokens_for_their_beginning_and_ignores_what_is_not_heard():
+    probabilities = torch.full((1, 4, 3), 1 / 3).double()
+    scores = JointScores(spelling_of(probabilities), Spoken(), COLUMNS, END, weight=0.0, beams=1)
+    given = torch.full((1, 10), 1e-9)
+    given[0, [SILENT, 5, 6, 7, END]] = torch.tensor([0.5, 0.1, 0.2, 0.15, 0.05])
+
+    out = scores(torch.zeros(1, 0, dtype=torch.long), given.log())[0].exp()
+
+    assert out[[5, 7, END]].tolist() == pytest.approx([0.6, 0.3, 0.1], rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def model(folders) -> SpeechLLM:
+    torch.manual_seed(0)
+    return ModelConfig(encoder=str(folders["hubert"]), llm=str(folders["llama"]), projector=SIZES).build().eval()
+
+
+def certain(model: SpeechLLM, texts: list[str]):
+    """Return a spelling that is nearly sure of ``texts``."""
+    labels = [[label for k in model.projector.spoken.spell(text) for label in (k + 1, 0)] for text in texts]
+    size = 1 + len(model.projector.spoken.ids)
+    tokens = torch.full((len(texts), max(map(len, labels)), size), 1e-6)
+    mask = torch.zeros(tokens.shape[:2], dtype=torch.bool)
+    for row, line in enumerate(labels):
+        tokens[row, range(len(line)), line] = 1.0
+        mask[row, : len(line)] = True
+    return Spelling(tokens.log(), tokens.log(), mask, torch.zeros(*mask.shape, SIZES.width))
+
+
+def test_transcripts_follow_a_sure_spelling_and_other_answers_do_not(model, collate, manifest, monkeypatch):
+    batch = collate(model, manifest)
+    texts = [f"the cat sat on {'the ' * row}mat" for row in range(len(batch))]
+    spelling = certain(model, texts)
+    monkeypatch.setattr("ossicle.models.joint.spelled", lambda _, frames: rows_of(spelling, len(frames.mask)))
+    transcripts = [replace(sample, task="asr") for sample in batch.samples]
+
+    found = model.generate_batch(replace(batch, samples=transcripts), max_new_tokens=60)
+    asked = [replace(sample, task="qa", instruction="who?") for sample in batch.samples]
+    answers = model.generate_batch(replace(batch, samples=asked), max_new_tokens=5)
+    greedy = model.llm.generate(model.prompt(batch.chat, model.speech(batch)), max_new_tokens=5)
+
+    assert found == texts
+    assert answers == greedy
+
+
+def rows_of(spelling: Spelling, count: int) -> Spelling:
+    return Spelling(
+        spelling.tokens[:count], spelling.characters[:count], spelling.mask[:count], spelling.states[:count]
+    )
+
+
+@pytest.mark.parametrize("wrong", [{"ctc_weight": 1.1}, {"ctc_weight": -0.1}, {"beams": 0}])
+def test_wrong_settings_are_refused(model, collate, manifest, wrong):
+    with pytest.raises(ConfigError, match="ctc_weight"):
+        model.generate_batch(collate(model, manifest), **wrong)
