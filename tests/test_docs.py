@@ -109,7 +109,8 @@ def workplace(tmp_path: Path, lab_weights: Path, monkeypatch: pytest.MonkeyPatch
     tiny_manifest(Path("corpus"), 3)
     rows = [f"0-{i}.wav\tspeaker{i}\tone two" for i in range(3)]
     Path("corpus/transcripts.tsv").write_text("\n".join(rows) + "\n")
-    ModelConfig(projector=QFormerConfig(width=16, heads=2, layers=1, ffn=16)).build().save("runs/demo/model")
+    for folder in ("runs/demo/model", "ears"):  # a folder of this name is preferred to the packaged checkpoint
+        ModelConfig(projector=QFormerConfig(width=16, heads=2, layers=1, ffn=16)).build().save(folder)
     AcceleratorState._reset_state(True)  # other tests in this process may have set another precision
     yield tmp_path
     AcceleratorState._reset_state(True)

@@ -16,10 +16,11 @@ Files = Annotated[
 Model = Annotated[
     Path, typer.Option("--model", "-m", help="Folder of a run or of a checkpoint, or the name of a packaged one.")
 ]
-DEMO_MODEL = Path("runs/demo/model")
+EARS = Path("ears")
+"""Name of the checkpoint that ossicle-lab brings."""
 
 
-def transcribe(files: Files, model: Model = DEMO_MODEL) -> None:
+def transcribe(files: Files, model: Model = EARS) -> None:
     """Transcribe recordings."""
     _print_answers(files, model, "asr")
 
@@ -27,7 +28,7 @@ def transcribe(files: Files, model: Model = DEMO_MODEL) -> None:
 def translate(
     files: Files,
     to: Annotated[str, typer.Option(help="Target language, e.g. de.")] = "de",
-    model: Model = DEMO_MODEL,
+    model: Model = EARS,
 ) -> None:
     """Translate the speech of recordings."""
     _print_answers(files, model, "st", to)
@@ -38,7 +39,7 @@ def ask(
         str, typer.Argument(help='Question or instruction, e.g. "who bought the red car".', show_default=False)
     ],
     files: Files,
-    model: Model = DEMO_MODEL,
+    model: Model = EARS,
 ) -> None:
     """Ask a question about recordings, or give any other instruction for them."""
     _print_answers(files, model, question=question)
@@ -54,12 +55,13 @@ def _print_answers(
     files: list[Path], model: Path, task: str = "", language: str | None = None, *, question: str = ""
 ) -> None:
     """Print each answer on standard output and each error on standard error. Exit with 1 if there was an error."""
-    if model == DEMO_MODEL and not model.exists():
-        raise CheckpointError(
-            "there is no model: give the folder of a trained run with --model, or run `ossicle demo`, "
-            f"which trains a small one in {model}"
-        )
     from ossicle.evaluate.listen import listen
+    from ossicle.models.saving import locate
+
+    if model == EARS and not locate(model).is_dir():
+        raise CheckpointError(
+            "there is no model: install ossicle-lab, which brings one, or give the folder of a trained run with --model"
+        )
 
     failed = 0
     for answer in listen(files, model, task, language, question=question):

@@ -20,6 +20,11 @@ from ossicle.models.saving import CONFIG_FILE, WEIGHTS_FILE, read_record
 from ossicle_lab.real.models import MODELS
 
 
+def ears() -> Path:
+    """Return the folder of the checkpoint that comes with this package; CARD.md in it describes it."""
+    return Path(__file__).parent / "ears"
+
+
 def ship(run: Path, out: Path) -> None:
     """Write the projector of the checkpoint ``run`` to the folder ``out``, in 8 bits and without local paths.
 
