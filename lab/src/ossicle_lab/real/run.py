@@ -45,7 +45,7 @@ class Scale:
     sizes: Sizes = field(default_factory=Sizes)
     own_answers: int = 0
     """Number of training recordings for which the LLM's own answers to the transcript become targets of stage 2."""
-    max_new_tokens: int = 60
+    max_new_tokens: int = 100
     """Longest answer in tokens in the tests."""
 
 
