@@ -4,6 +4,7 @@ import io
 import logging
 import resource
 import struct
+import sys
 import time
 from pathlib import Path
 
@@ -223,13 +224,14 @@ def test_audio_beyond_the_limit_is_not_decoded(tmp_path):
         ("my talk.wav", b"\0\0\0\x20ftypM4A ", "MPEG-4"),
     ],
 )
-def test_format_that_libsndfile_does_not_read_is_named_with_the_command(tmp_path, name, head, known):
+def test_format_that_libsndfile_does_not_read_is_named_with_the_command(tmp_path, monkeypatch, name, head, known):
+    monkeypatch.setitem(sys.modules, "av", None)  # as if PyAV were not installed
     path = tmp_path / name
     path.write_bytes(head + bytes(2000))
     with pytest.raises(AudioError) as caught:
         read_audio(path)
     assert f"in the format {known}" in str(caught.value)
-    assert "convert it with ffmpeg -i " in str(caught.value)
+    assert "run pip install 'ossicle[av]', or convert it with ffmpeg -i " in str(caught.value)
     assert str(caught.value).endswith(("a.flac", "my talk.flac'"))
 
 

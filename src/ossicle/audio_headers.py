@@ -75,7 +75,8 @@ def opened(path: str | Path, tolerance_s: float) -> Iterator[soundfile.SoundFile
         try:
             file = stack.enter_context(soundfile.SoundFile(_repaired_wav(path, stack) or path))
         except (soundfile.LibsndfileError, OSError, ValueError, RuntimeError) as error:
-            raise AudioError(_not_audio(path)) from error
+            yield stack.enter_context(_decoded(path, tolerance_s, error))
+            return
         if file.format == "MP3":
             from ossicle.mp3 import with_length
 
@@ -86,6 +87,20 @@ def opened(path: str | Path, tolerance_s: float) -> Iterator[soundfile.SoundFile
             yield file
         except soundfile.LibsndfileError as error:
             raise AudioError(f"{path}: is truncated or damaged ({error.error_string})") from error
+
+
+def _decoded(path: Path, tolerance_s: float, error: Exception) -> soundfile.SoundFile:
+    """Open the sound of a file in a format that libsndfile does not read, if PyAV is installed."""
+    if (format_name := _format_of(path)) is None:
+        raise AudioError(f"{path}: is not an audio file, or its header is damaged") from error
+    from ossicle.audio_av import as_wav  # few files need it
+
+    if (content := as_wav(path, tolerance_s)) is None:
+        raise AudioError(
+            f"{path}: is a file in the format {format_name}; to read it, run pip install 'ossicle[av]', or convert it "
+            f"with ffmpeg -i {quote(str(path))} -ar 16000 {quote(str(path.with_suffix('.flac')))}"
+        ) from error
+    return soundfile.SoundFile(content)
 
 
 def missing(path: str | Path) -> str:
@@ -122,17 +137,11 @@ def _size(path: Path) -> int:
     return size
 
 
-def _not_audio(path: Path) -> str:
+def _format_of(path: Path) -> str | None:
+    """Return the name of a format in `MAGIC` by the first bytes of a file, or None."""
     with path.open("rb") as file:
         head = file.read(64)
-    for offset, magic, name in MAGIC:
-        if re.match(magic, head[offset:], re.DOTALL):
-            target = quote(str(path.with_suffix(".flac")))
-            return (
-                f"{path}: is a file in the format {name}, which libsndfile does not read; convert it with "
-                f"ffmpeg -i {quote(str(path))} -ar 16000 {target}"
-            )
-    return f"{path}: is not an audio file, or its header is damaged"
+    return next((name for offset, magic, name in MAGIC if re.match(magic, head[offset:], re.DOTALL)), None)
 
 
 def _check_header(file: soundfile.SoundFile, path: Path, size: int, tolerance_s: float) -> None:

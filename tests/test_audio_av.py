@@ -1,0 +1,99 @@
+"""Formats that libsndfile does not read: the sound that PyAV decodes, and files that cannot be trusted."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from ossicle.audio import audio_duration_s, read_audio
+from ossicle.errors import AudioError
+
+av = pytest.importorskip("av", reason="needs pip install 'ossicle[av]'")
+
+RATE_HZ, SECONDS, TONE_HZ = 48_000, 3.0, 440.0
+
+
+def encode(path, codec, *, layout="stereo", video=False, seconds=SECONDS):
+    """Write a tone in both channels, and a track of pictures before it if ``video``."""
+    with av.open(str(path), "w") as container:
+        pictures = container.add_stream("mpeg4", rate=10) if video else None
+        sound = container.add_stream(codec, rate=RATE_HZ, layout=layout) if codec else None
+        if pictures is not None:
+            pictures.width, pictures.height, pictures.pix_fmt = 32, 32, "yuv420p"
+            for number in range(5):
+                picture = av.VideoFrame(32, 32, "yuv420p")
+                picture.pts, picture.time_base = number, Fraction(1, 10)
+                container.mux(pictures.encode(picture))
+            container.mux(pictures.encode())
+        if sound is not None:
+            sound.time_base, sound.bit_rate = Fraction(1, RATE_HZ), 128_000
+            tone = 0.5 * np.sin(2 * np.pi * TONE_HZ * np.arange(int(RATE_HZ * seconds)) / RATE_HZ)
+            packed = np.repeat(tone, 2 if layout == "stereo" else 1)[None].astype(np.float32)
+            frame = av.AudioFrame.from_ndarray(packed, format="flt", layout=layout)
+            frame.sample_rate, frame.pts, frame.time_base = RATE_HZ, 0, Fraction(1, RATE_HZ)
+            container.mux(sound.encode(frame))
+            container.mux(sound.encode())
+    return path
+
+
+def tone_of(waveform):
+    """Return the strongest frequency in Hz and its amplitude, without the first and the last tenth of a second."""
+    inside = waveform[1600:-1600]
+    spectrum = np.abs(np.fft.rfft(inside * np.hanning(len(inside))))
+    return spectrum.argmax() * 16_000 / len(inside), np.sqrt(2 * np.mean(inside**2))
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "layout"),
+    [
+        ("a.m4a", "aac", "stereo"),
+        ("a.mp4", "aac", "mono"),
+        ("a.webm", "libopus", "stereo"),
+        ("a.mkv", "libopus", "mono"),
+        ("a.wma", "wmav2", "stereo"),
+        ("a.aac", "aac", "mono"),
+        ("a.ac3", "ac3", "stereo"),
+    ],
+)
+def test_what_phones_and_browsers_record_is_read(tmp_path, name, codec, layout):
+    path = encode(tmp_path / name, codec, layout=layout)
+    waveform = read_audio(path)
+    assert len(waveform) / 16_000 == pytest.approx(SECONDS, abs=0.1)
+    assert audio_duration_s(path) == pytest.approx(len(waveform) / 16_000, abs=1e-3)
+    frequency, amplitude = tone_of(waveform)
+    assert frequency == pytest.approx(TONE_HZ, abs=1)
+    assert amplitude == pytest.approx(0.5, rel=0.1)
+
+
+def test_a_segment_of_a_video(tmp_path):
+    path = encode(tmp_path / "talk.mp4", "aac", video=True)
+    assert len(read_audio(path, start_s=1.0, end_s=2.5)) == 24_000
+
+
+def test_a_video_without_sound_is_refused(tmp_path):
+    path = encode(tmp_path / "talk.mp4", None, video=True)
+    with pytest.raises(AudioError, match=r"talk.mp4: has no sound track"):
+        read_audio(path)
+
+
+def test_a_truncated_file_is_refused(tmp_path):
+    whole = encode(tmp_path / "a.mkv", "libopus", seconds=10).read_bytes()
+    cut = tmp_path / "cut.mkv"
+    cut.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(AudioError, match=r"cut.mkv: is (truncated|damaged)"):
+        read_audio(cut)
+
+
+def test_damage_is_an_audio_error(tmp_path):
+    content = bytearray(encode(tmp_path / "a.m4a", "aac").read_bytes())
+    random = np.random.default_rng(0)
+    for number in range(20):
+        damaged = content.copy()
+        for place in random.integers(8, len(damaged), 40):
+            damaged[place] ^= 0xFF
+        path = tmp_path / f"{number}.m4a"
+        path.write_bytes(damaged[: random.integers(100, len(damaged))])
+        try:
+            read_audio(path)
+        except AudioError as error:
+            assert str(error).startswith(str(path))
