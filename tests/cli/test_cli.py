@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -128,6 +129,52 @@ def test_transcribe_translate_and_ask(ossicle, trained, task_manifest):
     asked = ossicle("ask", "translate to german", files[0], "--model", trained)
     assert translated == asked  # the instruction of st/de in the training data
     assert translated != one
+
+
+def test_folders_patterns_and_standard_input(trained, task_manifest, tmp_path, monkeypatch):
+    for number, sample in enumerate(read_manifest(task_manifest)[:3]):
+        place = tmp_path / "talks" / "deep" if number else tmp_path / "talks"
+        place.mkdir(parents=True, exist_ok=True)
+        shutil.copy(sample.audio, place / f"{number}.WAV")
+    (tmp_path / "talks" / "notes.txt").write_text("no recording")
+    monkeypatch.chdir(tmp_path)
+
+    def told(*arguments, given=None):
+        result = CliRunner().invoke(app, ["transcribe", *arguments, "--model", trained, "-f", "json"], input=given)
+        assert result.exit_code == 0, result.output
+        return {line["file"]: line["text"] for line in map(json.loads, result.stdout.splitlines())}
+
+    folder = told("talks")
+    assert list(folder) == ["talks/0.WAV", "talks/deep/1.WAV", "talks/deep/2.WAV"]
+    assert told("talks/**/*.WAV") == folder
+    assert told("talks", "--batch-size", "3") == folder
+    assert told("-", given=(tmp_path / "talks/0.WAV").read_bytes()) == {"-": folder["talks/0.WAV"]}
+
+
+def test_answers_in_a_file_and_one_bad_recording_in_a_batch(trained, task_manifest, tmp_path):
+    files = [str(sample.audio) for sample in read_manifest(task_manifest)[:2]]
+    (tmp_path / "bad.wav").write_text("not audio")
+    arguments = ["transcribe", files[0], str(tmp_path / "bad.wav"), files[1], "--model", trained, "--batch-size", "3"]
+
+    lines = {}
+    for form in ("tsv", "json", "text"):
+        result = CliRunner().invoke(app, [*arguments, "--format", form, "--out", str(tmp_path / form)])
+        assert result.exit_code == 1
+        assert "bad.wav: is not an audio file" in result.stderr
+        lines[form] = (tmp_path / form).read_text().splitlines()
+
+    assert [line.split("\t")[0] for line in lines["tsv"]] == files
+    assert [line.split(": ")[0] for line in lines["text"]] == files
+    told = [json.loads(line) for line in lines["json"]]
+    assert [line.keys() - {"file"} for line in told] == [{"text"}, {"error"}, {"text"}]
+
+
+@pytest.mark.parametrize("paths", [("none/*.wav",), ("-", "-", "-")])
+def test_paths_without_recordings_are_named(fails, trained, tmp_path, monkeypatch, paths):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    said = fails("transcribe", *paths, "empty", "--model", trained)
+    assert f"{paths[0]}: matches no files" in said if paths[0] != "-" else "empty: has no recordings (.3gp" in said
 
 
 def test_a_typo_in_a_field_is_named(fails, recipe):

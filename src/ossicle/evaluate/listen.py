@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from glob import glob
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 
@@ -15,6 +18,10 @@ from ossicle.models.speech_llm import SpeechLLM
 from ossicle.prompts import ASR_INSTRUCTIONS, LANGUAGE_NAMES, TRANSLATE_INSTRUCTION, task_key
 
 log = logging.getLogger(__name__)
+STDIN = Path("-")
+SUFFIXES = {".aif", ".aiff", ".au", ".caf", ".flac", ".m4a", ".mp3", ".mp4", ".oga", ".ogg", ".opus", ".wav", ".webm"}
+SUFFIXES |= {".3gp", ".aac", ".amr", ".mkv", ".mov", ".wma"}
+"""Suffixes of recordings in folders. The second line needs PyAV, as .m4a, .mp4 and .webm do."""
 
 
 @dataclass(frozen=True)
@@ -27,16 +34,23 @@ class Answer:
 
 
 def listen(
-    files: list[Path], folder: Path, task: str, language: str | None = None, *, question: str = ""
+    files: list[Path],
+    folder: Path,
+    task: str,
+    language: str | None = None,
+    *,
+    question: str = "",
+    batch_size: int = 1,
 ) -> Iterator[Answer]:
     """Yield the model's answer to each recording. A recording that cannot be read does not end the others.
 
     Args:
-        files: recordings.
+        files: recordings; ``-`` is an audio file on standard input.
         folder: folder of a run or of a checkpoint.
         task: ``asr`` or ``st``; it selects the instruction that the model was trained with.
         language: target language of ``st``.
         question: instruction that replaces the one of ``task``.
+        batch_size: recordings that are decoded together.
 
     Raises:
         CheckpointError: ``folder`` is not a checkpoint.
@@ -47,7 +61,7 @@ def listen(
     model = load_for_use(folder)
     for warning in warnings_for(model, folder, task, language, question=question):
         log.warning("warning: %s", warning)
-    yield from answers(model, files, question or instruction_for(model, task, language))
+    yield from answers(model, files, question or instruction_for(model, task, language), batch_size=batch_size)
 
 
 def load_for_use(folder: Path) -> SpeechLLM:
@@ -56,18 +70,52 @@ def load_for_use(folder: Path) -> SpeechLLM:
     return SpeechLLM.from_pretrained(folder, device=device).to(device)
 
 
-def answers(model: SpeechLLM, files: list[Path], instruction: str) -> Iterator[Answer]:
-    """Yield the answer to ``instruction`` about each recording, one recording per batch.
+def answers(model: SpeechLLM, files: list[Path], instruction: str, *, batch_size: int = 1) -> Iterator[Answer]:
+    """Yield the answer to ``instruction`` about each recording, in their order.
 
     The answers can differ from those of `ossicle evaluate` for the same audio, mostly because the lines of a manifest
     have their own wording of the instruction. Other batches also change the last digits of the hidden states, after
     which greedy decoding can choose another word.
     """
-    for file in files:
+    for start in range(0, len(files), batch_size):
+        batch = files[start : start + batch_size]
         try:
-            yield Answer(file, model.generate(file, instruction)[0])
+            heard = model.generate([_source(file) for file in batch], instruction)
         except (OssicleError, OSError) as error:
-            yield Answer(file, error=str(error))
+            if len(batch) == 1:
+                yield Answer(batch[0], error=str(error))
+            else:  # one of them cannot be answered: find out which
+                yield from answers(model, batch, instruction)
+        else:
+            for file, text in zip(batch, heard, strict=True):
+                yield Answer(file, text)
+
+
+def _source(file: Path) -> Any:
+    return sys.stdin.buffer.read() if file == STDIN else file
+
+
+def recordings_at(paths: list[str]) -> list[Path]:
+    """Return the recordings at ``paths``: files, folders with recordings at any depth, patterns, and ``-``.
+
+    Files in folders count as recordings by their suffix. Raises `DataError` for a folder or pattern without recordings.
+    """
+    found: list[Path] = []
+    for name in paths:
+        path = Path(name).expanduser()
+        if path.is_dir():
+            below = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+        elif not path.exists() and any(char in name for char in "*?["):
+            below = sorted(map(Path, glob(str(path), recursive=True)))  # noqa: PTH207 - absolute patterns, too
+        else:
+            below = [path]
+        if not below:
+            what = f"has no recordings ({' '.join(sorted(SUFFIXES))})" if path.is_dir() else "matches no files"
+            raise DataError(f"{name}: {what}; give other paths")
+        found += below
+    if found.count(STDIN) > 1:
+        raise DataError("-: standard input can be read once; write it once")
+    return found
 
 
 def warnings_for(
