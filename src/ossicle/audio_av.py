@@ -7,20 +7,17 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from ossicle.audio_headers import truncated
 from ossicle.errors import AudioError
 
 MOST_BYTES = 2**32 - 2**16
 """Largest size of the decoded sound: a WAV file in memory cannot be larger."""
 
 
-def as_wav(path: Path, tolerance_s: float) -> BytesIO | None:
-    """Return the first sound track of a file as the content of a WAV file in float32; None without PyAV.
+def as_wav(path: Path) -> tuple[BytesIO, float] | None:
+    """Return the first sound track of a file as a WAV file in float32, and the seconds that its header states.
 
-    Rate and channels stay. The whole track is decoded, about 100 to 1000 times as fast as it plays.
-
-    Raises `AudioError` if the file has no sound, is damaged, holds over 4 GB of sound, or ends more than
-    ``tolerance_s`` seconds before the end that its header states.
+    Rate and channels stay. The whole track is decoded. None is returned without PyAV; a header without a length gives
+    0 seconds. Raises `AudioError` if the file has no sound, is damaged, or holds over 4 GB of sound.
     """
     try:
         import av
@@ -30,12 +27,12 @@ def as_wav(path: Path, tolerance_s: float) -> BytesIO | None:
         with av.open(str(path), metadata_errors="ignore") as container:
             if not container.streams.audio:
                 raise AudioError(f"{path}: has no sound track")
-            return _decoded(container, path, tolerance_s)
+            return _decoded(container, path)
     except (av.FFmpegError, ValueError) as error:
         raise AudioError(f"{path}: is damaged, or FFmpeg does not read it ({str(error).splitlines()[0]})") from error
 
 
-def _decoded(container: Any, path: Path, tolerance_s: float) -> BytesIO:
+def _decoded(container: Any, path: Path) -> tuple[BytesIO, float]:
     import av
 
     stream = container.streams.audio[0]
@@ -50,12 +47,9 @@ def _decoded(container: Any, path: Path, tolerance_s: float) -> BytesIO:
                 raise AudioError(f"{path}: holds more than 4 GB of sound; cut it into parts")
     if not size:
         raise AudioError(f"{path}: its sound track holds no samples")
-    found_s = size / (4 * channels * rate)
-    alone_s = container.duration / 1e6 if container.duration and len(container.streams) == 1 else found_s
+    alone_s = container.duration / 1e6 if container.duration and len(container.streams) == 1 else 0.0
     stated_s = float(stream.duration * stream.time_base) if stream.duration else alone_s
-    if stated_s > found_s + max(tolerance_s, 0.5):  # encoders add silence at both ends, which decoders cut off
-        raise AudioError(truncated(path, stated_s, found_s))
-    return BytesIO(b"".join([_wav_header(size, rate, channels), *parts]))
+    return BytesIO(b"".join([_wav_header(size, rate, channels), *parts])), stated_s
 
 
 def _wav_header(size: int, rate: int, channels: int) -> bytes:

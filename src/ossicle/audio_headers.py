@@ -95,12 +95,17 @@ def _decoded(path: Path, tolerance_s: float, error: Exception) -> soundfile.Soun
         raise AudioError(f"{path}: is not an audio file, or its header is damaged") from error
     from ossicle.audio_av import as_wav  # few files need it
 
-    if (content := as_wav(path, tolerance_s)) is None:
+    if (found := as_wav(path)) is None:
         raise AudioError(
             f"{path}: is a file in the format {format_name}; to read it, run pip install 'ossicle[av]', or convert it "
             f"with ffmpeg -i {quote(str(path))} -ar 16000 {quote(str(path.with_suffix('.flac')))}"
         ) from error
-    return soundfile.SoundFile(content)
+    content, stated_s = found
+    file = soundfile.SoundFile(content)
+    present_s = file.frames / file.samplerate
+    if stated_s > present_s + max(tolerance_s, HIDDEN_S):  # decoders cut off the silence that encoders add
+        raise AudioError(truncated(path, stated_s, present_s))
+    return file
 
 
 def missing(path: str | Path) -> str:

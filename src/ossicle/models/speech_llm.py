@@ -255,7 +255,7 @@ class SpeechLLM(nn.Module):
         `LLM.generate`: ``max_new_tokens``, ``temperature``, ``top_p``. A transcript of a model that spells speech
         follows both the LLM and the spelling, see `ossicle.models.joint`; a ``temperature`` selects the LLM alone.
         """
-        if batch.chat is None:
+        if (chat := batch.chat) is None:
             raise ValueError("the batch has no chat turns")
         joint = self.config.projector.name == "ctc" and not from_text and not decoding.get("temperature")
         if joint:
@@ -267,7 +267,7 @@ class SpeechLLM(nn.Module):
             from ossicle.models.joint import generate_jointly  # few models spell
 
             return generate_jointly(self, replace(batch, speech=heard), **decoding)
-        return self.llm.generate(self.prompt(batch.chat, heard), **decoding)
+        return self.llm.generate(self.prompt(chat, heard), **decoding)
 
     @torch.no_grad()
     def generate(
