@@ -104,6 +104,14 @@ def test_transcripts_follow_a_sure_spelling_and_other_answers_do_not(model, coll
     assert answers == greedy
 
 
+def test_a_long_transcript_does_not_disturb_a_short_one(model, collate, manifest, monkeypatch):
+    batch = collate(model, manifest)
+    texts = ["mat", *["the cat sat on the mat and then " * 3 + "the cat ran"] * (len(batch) - 1)]
+    monkeypatch.setattr("ossicle.models.joint.spelled", lambda *_: certain(model, texts))
+    transcripts = [replace(sample, task="asr") for sample in batch.samples]
+    assert model.generate_batch(replace(batch, samples=transcripts), max_new_tokens=90) == texts
+
+
 def rows_of(spelling: Spelling, count: int) -> Spelling:
     return Spelling(
         spelling.tokens[:count], spelling.characters[:count], spelling.mask[:count], spelling.states[:count]

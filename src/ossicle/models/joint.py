@@ -119,7 +119,9 @@ class JointScores(LogitsProcessor):  # type: ignore[misc]
             if input_ids.shape[1]:
                 self.known[utterance] = self._extended(utterance, [prefixes[row] for row in rows])
             known = self.known[utterance]
-            live = [row for row in rows if prefixes[row] in known.row]  # the others have ended
+            live = [row for row in rows if prefixes[row] in known.row]
+            if not live:  # all hypotheses of this utterance have ended
+                continue
             places = [known.row[prefixes[row]] for row in live]
             gained = (self._following(utterance) - known.score[:, None])[places]  # (rows, V)
             joint = ((1 - self.weight) * heard[live] + self.weight * gained).float()
@@ -145,6 +147,8 @@ class JointScores(LogitsProcessor):  # type: ignore[misc]
         """Return the state of those of ``prefixes`` whose tokens are spoken and known but for the last."""
         before, log = self.known[utterance], self.log[utterance]
         kept = [p for p in dict.fromkeys(prefixes) if p[:-1] in before.row and p[-1] in self.label]
+        if not kept:
+            return _Prefixes({}, before.token[:0], before.blank[:0], before.score[:0])
         parents = [before.row[p[:-1]] for p in kept]
         token, blank = before.token[parents], before.blank[parents]
         # A blank must stand between equal tokens.
