@@ -103,7 +103,7 @@ def _write_answers(  # noqa: PLR0913 - those of the commands
                 failed += 1
                 typer.secho("error: ", fg="red", bold=True, nl=False, err=True)
                 typer.echo(answer.error, err=True)
-            if line := _line(answer, form, alone=len(files) == 1):
+            if (line := _line(answer, form, alone=len(files) == 1)) is not None:
                 print(line, file=target, flush=True)
             shown.advance()
     if failed:
