@@ -22,6 +22,7 @@ from transformers import LogitsProcessor
 from ossicle.batch import Batch, Padded
 from ossicle.errors import ConfigError
 from ossicle.models.ctc import BLANK, Spelling, spelled
+from ossicle.models.generation import MAX_NEW_TOKENS, settings_of
 from ossicle.models.spoken_tokens import SpokenTokens
 from ossicle.prompts import ASR_INSTRUCTIONS
 
@@ -34,7 +35,7 @@ _NEVER = -1e30
 
 
 def generate_jointly(
-    model: Any, batch: Batch, *, ctc_weight: float = CTC_WEIGHT, beams: int = BEAMS, **decoding: Any
+    model: Any, batch: Batch, *, ctc_weight: float = CTC_WEIGHT, num_beams: int | None = None, **decoding: Any
 ) -> list[str]:
     """Return the answers of a model that spells: transcripts by joint search, other answers by the LLM alone.
 
@@ -43,36 +44,55 @@ def generate_jointly(
         batch: Recordings with chat turns. Those that ask for a transcript are of the task ``asr``, or have an
             instruction for it from the training or from `ossicle.prompts.ASR_INSTRUCTIONS`.
         ctc_weight: Weight of the spelling in a transcript, from 0 to 1; that of the LLM is the rest.
-        beams: Hypotheses per transcript.
+        num_beams: Hypotheses per transcript (8), and per other answer (1).
         **decoding: Arguments of `LLM.generate`.
     """
-    if not 0 <= ctc_weight <= 1 or beams < 1:
-        raise ConfigError(f"ctc_weight={ctc_weight}, beams={beams}: give a weight from 0 to 1, and at least one beam")
+    if not 0 <= ctc_weight <= 1:
+        raise ConfigError(f"ctc_weight={ctc_weight}: give a weight from 0 to 1")
+    settings_of(model.llm, num_beams=num_beams, **decoding)  # errors first
     frames, speech = model.frames(batch), model.speech(batch)
-    asked = {None, *ASR_INSTRUCTIONS, *model.asr_instructions, model.instructions.get("asr")}
-    wanted = [(s.task == "asr") or (s.task is None and s.instruction in asked) for s in batch.samples]
+    wanted = [
+        sample.task == "asr" or (sample.task is None and asks_transcript(model, sample.instruction))
+        for sample in batch.samples
+    ]
     answers = [""] * len(wanted)
     for joint in (True, False):
         if rows := [row for row, transcript in enumerate(wanted) if transcript == joint]:
             prompt = _rows(model.prompt(batch.chat, speech), rows)
             if joint:
                 spelling = spelled(model.projector, _rows(frames, rows))
-                texts = _transcribe(model, prompt, spelling, ctc_weight, beams, **decoding)
+                texts = _transcribe(model, prompt, spelling, ctc_weight, num_beams or BEAMS, **decoding)
             else:
-                texts = model.llm.generate(prompt, **decoding)
+                texts = model.llm.generate(prompt, num_beams=num_beams, **decoding)
             for row, text in zip(rows, texts, strict=True):
                 answers[row] = text
     return answers
 
 
+def asks_transcript(model: Any, instruction: str | None, **decoding: Any) -> bool:
+    """Return True if ``model`` answers ``instruction`` by joint search: it spells, and a transcript is asked for.
+
+    Sampling, in the settings ``decoding``, selects the LLM alone.
+    """
+    if model.config.projector.name != "ctc" or decoding.get("temperature") or decoding.get("do_sample"):
+        return False
+    return instruction in {None, *ASR_INSTRUCTIONS, *model.asr_instructions, model.instructions.get("asr")}
+
+
 def _transcribe(
-    model: Any, prompt: Padded, spelling: Spelling, ctc_weight: float, beams: int, max_new_tokens: int = 200, **_: Any
+    model: Any,
+    prompt: Padded,
+    spelling: Spelling,
+    ctc_weight: float,
+    beams: int,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    **_: Any,
 ) -> list[str]:
     """Return transcripts in lower case, without punctuation, as the projector spells."""
     spoken, end = model.projector.spoken, min(model.llm.end_ids)
     rules = JointScores(spelling, spoken, spoken.columns(model.llm), end, weight=ctc_weight, beams=beams)
     longest = min(max_new_tokens, int(spelling.mask.sum(1).max()) + 1)  # a position spells one token at most
-    texts = model.llm.generate(prompt, max_new_tokens=longest, beams=beams, rules=rules)
+    texts = model.llm.generate(prompt, max_new_tokens=longest, num_beams=beams, length_penalty=0.0, rules=rules)
     return [" ".join(text.split()) for text in texts]
 
 

@@ -5,14 +5,13 @@ Shape legend: B sequences, L positions, D width, K labelled positions.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property, partial
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import LogitsProcessor
 
 from ossicle.batch import HiddenStates, Padded
 from ossicle.errors import ConfigError, DataError
@@ -237,62 +236,23 @@ class LLM(nn.Module):
         end = self.tokenizer(ChatTemplate.of(self.tokenizer).end, add_special_tokens=False).input_ids
         return {i for i in [*ids, *[i for i in end if i in special][:1]] if i is not None}
 
-    @torch.no_grad()
-    def generate(
-        self,
-        prompt: Padded,
-        *,
-        max_new_tokens: int = 200,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        beams: int = 1,
-        rules: LogitsProcessor | None = None,
-    ) -> list[str]:
+    def generate(self, prompt: Padded, *, rules: LogitsProcessor | None = None, **settings: Any) -> list[str]:
         """Generate a text for each prompt, up to its first newline.
 
         No other settings than these apply: those of the model's ``generation_config.json`` are ignored.
 
         Args:
             prompt: Input vectors (B, L, D), padded on the **left**.
-            max_new_tokens: Most tokens per answer. A warning says if an answer was cut there.
-            temperature: Sampling temperature; 0 selects greedy decoding.
-            top_p: Probability mass of nucleus sampling; ignored in greedy decoding.
-            beams: Hypotheses of a beam search, whose scores are not divided by their length.
             rules: Changes the scores of the next token, as `ossicle.models.joint` does.
+            settings: Settings by the names of `ossicle.models.generation.SETTINGS`: ``max_new_tokens`` (200),
+                ``temperature`` (0: greedy), ``top_p``, ``num_beams`` and so on.
 
-        Raises `DataError` if prompt and answer do not fit into the LLM's context.
+        A warning says if an answer was cut at ``max_new_tokens``. Raises `DataError` if prompt and answer do not fit
+        into the LLM's context, and `ConfigError` for settings that cannot be used.
         """
-        if max_new_tokens < 1 or not temperature >= 0 or not 0 < top_p <= 1:
-            raise ConfigError(
-                f"max_new_tokens={max_new_tokens}, temperature={temperature}, top_p={top_p}: give at least one token, "
-                "a temperature from 0 on, and a top_p between 0 and 1"
-            )
-        self.check_context(prompt.values.shape[1], max_new_tokens)
-        sampling = {"temperature": temperature, "top_p": top_p, "top_k": 0} if temperature > 0 else {}
-        settings = GenerationConfig(
-            max_new_tokens=max_new_tokens,
-            do_sample=temperature > 0,
-            num_beams=beams,
-            length_penalty=0.0 if beams > 1 else None,
-            eos_token_id=self.stop_ids,
-            pad_token_id=min(self.end_ids) if self.tokenizer.eos_token_id is None else self.tokenizer.eos_token_id,
-            **sampling,
-        )
-        # transformers fills what is unset from the model's own settings, such as beams or a penalty for repetition.
-        own, self.model.generation_config = self.model.generation_config, GenerationConfig()
-        try:
-            ids = self.model.generate(
-                inputs_embeds=prompt.values.to(self.model.dtype),
-                attention_mask=prompt.mask.long(),
-                generation_config=settings,
-                logits_processor=LogitsProcessorList([rules] if rules is not None else []),
-            )
-        finally:
-            self.model.generation_config = own
-        if ids.shape[1] == max_new_tokens and not torch.isin(ids[:, -1].cpu(), torch.tensor(self.stop_ids)).all():
-            warnings.warn(f"an answer was cut at max_new_tokens={max_new_tokens}", stacklevel=2)
-        texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        return [text.split("\n")[0].strip() for text in texts]
+        from ossicle.models.generation import generate  # not on the path from data to loss
+
+        return generate(self, prompt, rules=rules, **settings)
 
 
 class TextStates(Protocol):

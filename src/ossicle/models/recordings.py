@@ -37,7 +37,7 @@ def batch_of(
     recordings = audio if is_list(audio) else [audio]
     given: list[Any] = list(instruction) if isinstance(instruction, list | tuple) else [instruction]
     instructions = given if isinstance(instruction, list | tuple) else given * len(recordings)
-    if wrong := [asked for asked in instructions if not isinstance(asked, str) or not _is_text(asked)]:
+    if wrong := [asked for asked in instructions if not isinstance(asked, str) or not is_text(asked)]:
         raise ConfigError(f"the instruction {wrong[0]!r} is no text: give a string of Unicode characters")
     if len(instructions) != len(recordings):
         raise ConfigError(
@@ -148,7 +148,7 @@ def _of_array(audio: Any, name: str) -> npt.NDArray[Any]:
     return values
 
 
-def _is_text(value: str) -> bool:
+def is_text(value: str) -> bool:
     """Return False for a string with half a character (a lone surrogate), which no tokenizer takes."""
     return not any("\ud800" <= character <= "\udfff" for character in value)
 

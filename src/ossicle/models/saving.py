@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields
 from importlib.metadata import entry_points
@@ -30,17 +31,27 @@ TRAINING_ONLY = {"dropout", "init_std", "match_embedding_rms"}
 IN_FRAMES = {"window_s", "token_s"}
 """Settings of projectors in seconds, which are rounded to whole frames."""
 REMEDY = "restore the file, or use another checkpoint"
+DTYPES = ("float32", "bfloat16", "float16")
 SHIPPED = "ossicle.checkpoints"
 """Group of entry points through which packages add checkpoints by name."""
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+"""Form of a hub id. A path to a missing folder has this form too, if it has two parts."""
 log = logging.getLogger(__name__)
 
 
 def locate(folder: str | Path) -> Path:
-    """Return the folder of a checkpoint: ``folder`` itself, or that of the packaged checkpoint of this name."""
+    """Return the folder of a checkpoint: ``folder`` itself, of a packaged checkpoint, or of one from the hub.
+
+    Raises `CheckpointError` if ``folder`` looks like a hub id and the hub has no such checkpoint or is not reached.
+    """
     path = Path(folder).expanduser()
     if not path.exists():
         for entry in entry_points(group=SHIPPED, name=str(folder)):
             return Path(entry.load()())
+        if HUB_ID.fullmatch(str(folder)):
+            from ossicle.models.hub import download  # most checkpoints are local
+
+            return download(str(folder))
     return path
 
 
@@ -140,6 +151,7 @@ def load(model: Any, folder: str | Path) -> None:
     model.asr_instructions = tuple(record.get("asr_instructions", model.asr_instructions))
     model.objectives = tuple(record.get("objectives", model.objectives))
     model.longest_s = record.get("longest_s", model.longest_s)
+    model.origin = folder
 
 
 def existing_device(device: str | torch.device) -> torch.device:
@@ -150,6 +162,26 @@ def existing_device(device: str | torch.device) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device={device}: this machine has no such device, or PyTorch cannot use it") from error
     return found
+
+
+def chosen_device(device: str | torch.device | None) -> torch.device | None:
+    """Return ``device`` as `existing_device` does, for ``auto`` the accelerator or the CPU, and for None None."""
+    if device == "auto":
+        device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
+    return None if device is None else existing_device(device)
+
+
+def stored_types(dtype: str | torch.dtype | None) -> dict[str, str]:
+    """Return the settings that load encoder and LLM in ``dtype``; none for ``auto`` and None.
+
+    Raises `ConfigError` for a type that weights cannot have.
+    """
+    name = str(dtype).removeprefix("torch.")
+    if dtype is None or name == "auto":
+        return {}
+    if name not in DTYPES:
+        raise ConfigError(f"dtype={dtype}: give auto or one of {', '.join(DTYPES)}")
+    return {"encoder_dtype": name, "llm_dtype": name}
 
 
 def _refuse_lost(saved: Mapping[str, Tensor], here: Mapping[str, Tensor], folder: Path, remedy: str) -> None:

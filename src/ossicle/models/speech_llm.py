@@ -94,6 +94,7 @@ class SpeechLLM(nn.Module):
         objectives: Names of the objectives that trained the model; empty if they are not known.
         longest_s: Length in seconds of the longest recording in the training data, or None if it is not known.
         text_cache: Cache of the LLM's states of transcripts, or None.
+        origin: Folder of the checkpoint that was loaded, or None.
         augment: Augmentation of frames, applied to batches with seeds, which are those of the training data.
     """
 
@@ -117,6 +118,7 @@ class SpeechLLM(nn.Module):
         self.objectives: tuple[str, ...] = ()
         self.longest_s: float | None = None
         self.text_cache: TextStates | None = None
+        self.origin: Path | None = None
         self.augment: SpecAugment | None = None
         if config.trainable or config.lora.modules:
             from ossicle.models.adapting import make_trainable  # by default only the projector trains
@@ -252,12 +254,13 @@ class SpeechLLM(nn.Module):
         """Generate the answer to every chat turn of ``batch``.
 
         ``from_text`` gives the LLM the transcripts instead of the speech, as an upper bound. ``decoding`` is passed to
-        `LLM.generate`: ``max_new_tokens``, ``temperature``, ``top_p``. A transcript of a model that spells speech
-        follows both the LLM and the spelling, see `ossicle.models.joint`; a ``temperature`` selects the LLM alone.
+        `LLM.generate`. A transcript of a model that spells speech follows both the LLM and the spelling, see
+        `ossicle.models.joint`; sampling selects the LLM alone.
         """
         if (chat := batch.chat) is None:
             raise ValueError("the batch has no chat turns")
-        joint = self.config.projector.name == "ctc" and not from_text and not decoding.get("temperature")
+        sampled = decoding.get("temperature") or decoding.get("do_sample")
+        joint = self.config.projector.name == "ctc" and not from_text and not sampled
         if joint:
             batch = replace(batch, frames=self.frames(batch))  # the spelling needs them too
         heard = self.text(batch) if from_text else self.speech(batch)
@@ -269,26 +272,41 @@ class SpeechLLM(nn.Module):
             return generate_jointly(self, replace(batch, speech=heard), **decoding)
         return self.llm.generate(self.prompt(chat, heard), **decoding)
 
-    @torch.no_grad()
     def generate(
-        self, audio: Any, instruction: str | list[str], *, sampling_rate: int | None = None, **decoding: Any
-    ) -> list[str]:
-        """Generate answers about recordings.
+        self,
+        audio: Any = None,
+        instruction: str | list[str] | None = None,
+        *,
+        messages: list[dict[str, Any]] | None = None,
+        sampling_rate: int | None = None,
+        stream: bool = False,
+        **decoding: Any,
+    ) -> Any:
+        """Return the answers about recordings, a list of strings.
 
         Args:
             audio: One recording or a list. A recording is a path, a waveform, the bytes of an audio file, and more; see
                 `ossicle.models.recordings.read_recording`. Channels are averaged.
             instruction: One instruction for all recordings, or one for each.
+            messages: A conversation instead of ``audio`` and ``instruction``, with one answer; several recordings and
+                turns are possible. See `ossicle.models.conversation.read_messages`.
             sampling_rate: Rate of the waveforms in Hz (default: 16,000). Files, and pairs with a rate, have their own.
-            decoding: Options of `LLM.generate`: ``max_new_tokens`` (200), ``temperature`` (0: greedy), ``top_p``.
+            stream: Return an iterator over the pieces of a single answer, as they are decoded.
+            decoding: Settings of `LLM.generate`, such as ``max_new_tokens`` and ``temperature``.
 
         A warning says if the model was not trained to answer, or not on recordings of that length. Raises `DataError`
-        for audio that cannot be read or is too long for the LLM, and `ConfigError` for another number of instructions.
+        for audio that cannot be read or is too long for the LLM, and `ConfigError` for other arguments.
         """
-        from ossicle.models.recordings import batch_of  # not on the path from data to loss
+        from ossicle.models.conversation import answer  # not on the path from data to loss
 
-        batch = batch_of(self, audio, instruction, sampling_rate)
-        return self.generate_batch(batch.to(next(self.projector.parameters()).device), **decoding) if batch else []
+        more: dict[str, Any] = {"messages": messages, "sampling_rate": sampling_rate, "streamed": stream}
+        return answer(self, audio, instruction, **more, **decoding)
+
+    def conversation(self, messages: list[dict[str, Any]], *, sampling_rate: int | None = None) -> Padded:
+        """Return the prompt (1, L, D) of a conversation, with the arguments and errors of `generate`."""
+        from ossicle.models.conversation import prompt_of, read_messages  # not on the path from data to loss
+
+        return prompt_of(self, read_messages(messages, sampling_rate))
 
     def save(self, folder: str | Path) -> None:
         """Write the trained weights, the configuration and the fingerprints of the base models to ``folder``.
@@ -310,6 +328,22 @@ class SpeechLLM(nn.Module):
 
         saving.load(self, folder)
 
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Do what `save` does, and write a model card (``README.md``)."""
+        from ossicle.models.card import write_card  # not on the path from data to loss
+
+        self.save(folder)
+        write_card(folder, origin=self.origin)
+
+    def push_to_hub(self, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
+        """Upload the checkpoint and its model card to the Hugging Face Hub and return the address.
+
+        Raises `CheckpointError` if the hub refuses it or cannot be reached.
+        """
+        from ossicle.models.hub import upload  # not on the path from data to loss
+
+        return upload(self, repo_id, private=private, token=token)
+
     @classmethod
     def from_pretrained(
         cls,
@@ -317,24 +351,27 @@ class SpeechLLM(nn.Module):
         *,
         encoder: str | None = None,
         llm: str | None = None,
-        device: str | torch.device | None = None,
+        device: str | torch.device | None = "auto",
+        dtype: str | torch.dtype | None = "auto",
     ) -> SpeechLLM:
         """Load a saved model in evaluation mode, onto ``device``.
 
         Args:
-            folder: Folder that `save` wrote.
+            folder: Folder that `save` wrote, the name of a packaged checkpoint, or a hub id.
             encoder: New place of the encoder, if it has moved.
             llm: New place of the LLM, if it has moved.
-            device: Where the model is to run, such as ``cuda``. By default it is on the CPU, see `ModelConfig.build`.
+            device: Where the model is to run, such as ``cuda``. ``auto`` is the accelerator if there is one, else the
+                CPU. None is the CPU, in the precision of the accelerator, see `ModelConfig.build`.
+            dtype: Type of the weights of encoder and LLM, such as ``bfloat16``; ``auto`` is that of the training.
 
-        Raises `CheckpointError` if ``folder`` is not a checkpoint or a base model is not the one of the training, and
-        `ModelError` if a base model does not load.
+        Raises `CheckpointError` if ``folder`` is not a checkpoint or a base model is not the one of the training,
+        `ConfigError` for an unknown device or dtype, and `ModelError` if a base model does not load.
         """
-        from ossicle.models.saving import existing_device, read_config  # not on the path from data to loss
+        from ossicle.models.saving import chosen_device, read_config, stored_types  # not on the path from data to loss
 
         moved = {name: str(where) for name, where in (("encoder", encoder), ("llm", llm)) if where is not None}
-        config: ModelConfig = read_config(folder, ModelConfig, **moved)
-        model = config.build(None if device is None else existing_device(device))
+        config: ModelConfig = read_config(folder, ModelConfig, **moved, **stored_types(dtype))
+        model = config.build(chosen_device(device))
         model.load_projector(folder)
         return model.eval()
 
