@@ -1,7 +1,4 @@
-import pytest
-
-from ossicle.errors import DataError
-from ossicle.evaluate.listen import instruction_for, listen
+from ossicle.listen.wording import instruction_for
 
 
 def test_instructions_are_those_of_the_training_data(model):
@@ -21,9 +18,3 @@ def test_without_any_there_is_a_plain_one(model):
     model.instructions = {"st/de": "uebersetze"}
     assert instruction_for(model, "st", "es") == "Translate the speech to Spanish."
     assert instruction_for(model, "asr") == "Transcribe the speech."
-
-
-@pytest.mark.parametrize("question", ["", " \n"])
-def test_an_empty_question_is_refused_before_the_model_loads(tmp_path, question):
-    with pytest.raises(DataError, match="the question is empty"):
-        list(listen([tmp_path / "a.wav"], tmp_path, "", question=question))

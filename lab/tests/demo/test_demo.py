@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from ossicle.evaluate.listen import listen
+from ossicle.listen.answers import answers, transcripts
+from ossicle.listen.wording import instruction_for
+from ossicle.models.speech_llm import SpeechLLM
 from ossicle.models.speech_llm import SpeechLLM
 from ossicle_lab.demo.run import PRETRAININGS, Scale, run
 
@@ -59,10 +61,11 @@ def test_the_printed_examples_are_those_of_the_commands(demo):
     out, _ = demo
     shown = json.loads((out / "examples" / "examples.json").read_text())
     files = [out / "examples" / f"{i}.wav" for i in (1, 2, 3)]
-    folder = out / "model"
-    assert [answer.text for answer in listen(files, folder, "asr")] == [example["heard"] for example in shown]
-    assert [answer.text for answer in listen(files, folder, "st", "de")] == [example["german"] for example in shown]
-    [asked] = listen(files[:1], folder, "", question=shown[0]["question"])
+    model = SpeechLLM.from_pretrained(out / "model")
+    for task, language, name in (("asr", None, "heard"), ("st", "de", "german")):
+        found = transcripts(model, files, instruction_for(model, task, language), batch_size=1)
+        assert [answer.text for answer in found] == [example[name] for example in shown]
+    [asked] = answers(model, files[:1], shown[0]["question"])
     assert asked.text == shown[0]["answer"]
 
 

@@ -173,21 +173,24 @@ def examples(out: Path, best: Job) -> list[dict[str, str]]:
     frames in bfloat16.
     """
     from ossicle.evaluate.hypotheses import read_hypotheses
-    from ossicle.evaluate.listen import answers, instruction_for, load_for_use
+    from ossicle.listen.answers import answers, transcripts
+    from ossicle.listen.wording import instruction_for
+    from ossicle.models.speech_llm import SpeechLLM
     from ossicle_lab.study.job import HYPOTHESES
 
     lines: dict[str, dict[str, Any]] = {}
     for line in read_hypotheses(best.folder / HYPOTHESES):
         lines.setdefault(line.audio or "", {})[f"{line.task}/{line.target_language}"] = line
     (out / "examples").mkdir(exist_ok=True)
-    model = load_for_use(out / MODEL)
+    model = SpeechLLM.from_pretrained(out / MODEL)
     shown = []
     for i, (audio, of_task) in enumerate(sorted(lines.items())[:EXAMPLES], start=1):
         path = out / "examples" / f"{i}.wav"
         shutil.copyfile(audio, path)
         question = of_task["qa/en"].instruction
-        asked = (instruction_for(model, "asr"), instruction_for(model, "st", "de"), question)
-        heard, german, answer = (text.text for words in asked for text in answers(model, [path], words))
+        asked = (instruction_for(model, "asr"), instruction_for(model, "st", "de"))
+        heard, german = (found.text for words in asked for found in transcripts(model, [path], words))
+        [answered] = answers(model, [path], question)
         shown.append(
             {
                 "audio": str(path),
@@ -195,7 +198,7 @@ def examples(out: Path, best: Job) -> list[dict[str, str]]:
                 "heard": heard,
                 "german": german,
                 "question": question,
-                "answer": answer,
+                "answer": answered.text,
             }
         )
     write_json(out / "examples" / "examples.json", shown)
