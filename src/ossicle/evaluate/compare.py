@@ -14,7 +14,7 @@ from ossicle.evaluate.hypotheses import Hypothesis
 from ossicle.evaluate.parts import Floats, Parts
 from ossicle.evaluate.score import Row, ScoredGroup, ScoreOptions, resampling_units
 
-TASK_METRICS: dict[str, tuple[str, ...]] = {"asr": ("wer",), "st": ("comet", "bleu"), "qa": ("f1",)}
+TASK_METRICS: dict[str, tuple[str, ...]] = {"asr": ("wer", "cer"), "st": ("comet", "bleu"), "qa": ("f1",)}
 """Task -> candidate metrics of the normalised average; the first that all three runs have is used."""
 
 

@@ -63,7 +63,7 @@ class DecodeReport:
     """Utterances that could not be read. The dataset itself reports those it rejected at construction."""
 
 
-def decode(
+def decode(  # noqa: PLR0913 - three parts and three settings
     model: Decoder,
     dataset: Utterances,
     collate: Collate,
@@ -71,6 +71,7 @@ def decode(
     *,
     fingerprint: str,
     batch_size: int = 16,
+    replace: bool = False,
     **decoding: Any,
 ) -> DecodeReport:
     """Append one line per utterance to ``out_path``, longest utterance first.
@@ -87,6 +88,8 @@ def decode(
         out_path: file of hypotheses.
         fingerprint: identity of the checkpoint.
         batch_size: utterances per batch.
+        replace: replace a file of another checkpoint or other settings, and lines of other utterances, instead of
+            raising an error.
         **decoding: arguments of ``model.generate_batch``, e.g. ``from_text``; ``max_new_tokens`` is 200 by default.
 
     Raises:
@@ -95,10 +98,13 @@ def decode(
     """
     decoding = {"max_new_tokens": MAX_NEW_TOKENS, **decoding}
     with _exclusive(out_path):
-        _check_meta(out_path, {"fingerprint": fingerprint, "decoding": decoding})
+        meta = {"fingerprint": fingerprint, "decoding": decoding}
+        if replace:
+            _remove_unless(out_path, meta)
+        _check_meta(out_path, meta)
         durations_s = [known_duration_s(sample) for sample in dataset.samples]
         hashes = input_hashes(dataset.samples, from_text=bool(decoding.get("from_text")))
-        kept = _reconcile(out_path, dataset.samples, hashes)
+        kept = _reconcile(out_path, dataset.samples, hashes, replace=replace)
         pending = sorted((i for i in range(len(hashes)) if i not in kept.indices), key=lambda i: -durations_s[i])
         report = DecodeReport(already_decoded=len(kept.indices), stale=kept.stale)
         started, total_s = time.perf_counter(), sum(durations_s[i] for i in pending)
@@ -162,10 +168,11 @@ class _Kept:
     """Lines that were removed, because they answer another input."""
 
 
-def _reconcile(out_path: Path, samples: Sequence[Sample], hashes: Sequence[str]) -> _Kept:
+def _reconcile(out_path: Path, samples: Sequence[Sample], hashes: Sequence[str], *, replace: bool) -> _Kept:
     """Keep the answers in the file that belong to ``samples``, with the references of ``samples``, and drop stale ones.
 
-    The file is written again if this changes it. A last line that an interruption cut short is dropped.
+    The file is written again if this changes it. A last line that an interruption cut short is dropped. Lines of other
+    utterances raise `HypothesesError`, or are dropped if ``replace``.
     """
     index_of: dict[Key, int] = {}
     for index, sample in enumerate(samples):
@@ -181,7 +188,10 @@ def _reconcile(out_path: Path, samples: Sequence[Sample], hashes: Sequence[str])
     content = out_path.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
     found = [parse_line(line, f"{out_path}:{n}") for n, line in enumerate(whole.splitlines(), 1) if line.strip()]
-    if foreign := {line.key for line in found} - index_of.keys():
+    foreign = {line.key for line in found} - index_of.keys()
+    if replace:
+        found = [line for line in found if line.key not in foreign]
+    elif foreign:
         raise HypothesesError(
             f"{out_path}: holds {len(foreign)} utterances that this dataset does not; decode into another file "
             f"(--out), or delete {out_path.name}"
@@ -196,6 +206,16 @@ def _reconcile(out_path: Path, samples: Sequence[Sample], hashes: Sequence[str])
     if (text := "".join(lines)).encode() != content:
         write_text(out_path, text)
     return kept
+
+
+def _remove_unless(out_path: Path, meta: dict[str, Any]) -> None:
+    """Remove a file of hypotheses unless its meta file equals ``meta``."""
+    try:
+        same = json.loads(meta_path(out_path).read_text(encoding="utf-8")) == meta
+    except (OSError, ValueError):
+        same = False
+    if not same and out_path.is_file():
+        out_path.unlink()
 
 
 def _check_meta(out_path: Path, meta: dict[str, Any]) -> None:

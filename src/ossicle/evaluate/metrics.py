@@ -11,35 +11,22 @@ Empty strings are scored, not skipped. Each metric documents the effect of an em
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-import jiwer
 from sacrebleu.metrics import BLEU, CHRF
 
 from ossicle.errors import MissingPackageError
 from ossicle.evaluate import meta
+from ossicle.evaluate.error_rates import cer, counts_characters, wer, wer_utterance_mean
 from ossicle.evaluate.hypotheses import task_name
-from ossicle.evaluate.normalise import Normaliser, clean, normalise_basic, normaliser
+from ossicle.evaluate.normalise import clean, normalise_basic, normaliser
 from ossicle.evaluate.official import OFFICIAL
-from ossicle.evaluate.parts import (
-    Metric,
-    Parts,
-    References,
-    Score,
-    bleu_parts,
-    chrf_parts,
-    mean_parts,
-    pairs,
-    rate_parts,
-    score_of,
-)
+from ossicle.evaluate.open_asr import OPEN_ASR, with_open_asr
+from ossicle.evaluate.parts import Metric, References, Score, bleu_parts, chrf_parts, pairs, score_of
 from ossicle.evaluate.squad import exact_match, f1, normalise_squad
-from ossicle.languages import CHINESE, WITHOUT_SPACES, join_unspaced, language_code, split_unspaced, unspaced_script
+from ossicle.languages import CHINESE, WITHOUT_SPACES, language_code, unspaced_script
 
 __all__ = [
     "METRICS",
@@ -58,130 +45,6 @@ __all__ = [
     "wer",
     "wer_utterance_mean",
 ]
-
-
-# Word and character error rate -------------------------------------------------------------------------------------
-
-
-def wer(
-    hypotheses: Sequence[str],
-    references: References,
-    language: str | None = None,
-    *,
-    normalise: Normaliser | None = None,
-) -> Score:
-    """Compute the corpus-level word error rate: the errors of all utterances divided by all reference words.
-
-    An empty hypothesis counts every reference word as deleted. Words against an empty reference count as insertions.
-    With several references, each utterance is scored against the one with the lowest error rate. Texts are compared
-    after ``normalise``, by default `normalise_basic`. Each character of a script without spaces between words, such as
-    Chinese, Japanese or Thai, counts as a word. The rate is then the character error rate.
-    """
-    normalise = normalise or normaliser("basic", language)
-    edits = _edits(hypotheses, references, _WORDS, normalise)
-    return score_of(_error_parts(edits), _error_signature("corpus", normalise))
-
-
-def wer_utterance_mean(
-    hypotheses: Sequence[str],
-    references: References,
-    language: str | None = None,
-    *,
-    normalise: Normaliser | None = None,
-) -> Score:
-    """Compute the mean of the utterances' word error rates.
-
-    Short utterances have more weight than in `wer`. With an empty reference, the rate of the utterance is 0 for an
-    empty hypothesis and 100 otherwise. The paper's code reports this mean after its own normalisation, see
-    `ossicle.evaluate.official.official_wer`.
-    """
-    normalise = normalise or normaliser("basic", language)
-    edits = _edits(hypotheses, references, _WORDS, normalise)
-    return score_of(mean_parts([each.rate for each in edits]), _error_signature("utterance mean", normalise))
-
-
-def cer(
-    hypotheses: Sequence[str],
-    references: References,
-    language: str | None = None,
-    *,
-    normalise: Normaliser | None = None,
-) -> Score:
-    """Compute the corpus-level character error rate. Empty strings count as in `wer`.
-
-    Punctuation counts unless the normaliser removes it. Spaces between words count, as in jiwer. Spaces in languages
-    without spaces between words, such as Chinese, and beside characters of their scripts do not count, unless the
-    normaliser is ``none`` or ``official``.
-    """
-    normalise = normalise or normaliser("basic", language)
-    edits = _edits(hypotheses, references, _characters(normalise, language), normalise)
-    return score_of(_error_parts(edits), _error_signature("corpus", normalise))
-
-
-_WORD_ERRORS = (wer, wer_utterance_mean, cer)
-
-
-@dataclass(frozen=True)
-class _Units:
-    """Units that an error rate counts."""
-
-    align: Callable[..., Any]
-    """Function of jiwer."""
-    prepare: Callable[[str], str]
-    """Function of a normalised text that returns it as ``align`` is to read it."""
-
-
-_WORDS = _Units(jiwer.process_words, lambda text: " ".join(split_unspaced(text).split()))
-
-
-def _characters(normalise: Normaliser, language: str | None) -> _Units:
-    if normalise.keeps_spaces:
-        return _Units(jiwer.process_characters, str)
-    if language_code(language) in WITHOUT_SPACES:
-        return _Units(jiwer.process_characters, lambda text: "".join(text.split()))
-    return _Units(jiwer.process_characters, join_unspaced)
-
-
-@dataclass(frozen=True)
-class _Edits:
-    errors: int
-    length: int  # words or characters of the reference
-
-    @property
-    def rate(self) -> float:
-        if self.length == 0:
-            return 100.0 if self.errors else 0.0
-        return 100 * self.errors / self.length
-
-
-def _error_signature(level: str, normalise: Normaliser) -> str:
-    return f"level:{level}|{normalise.signature}|jiwer:{version('jiwer')}"
-
-
-def _error_parts(edits: Sequence[_Edits]) -> Parts:
-    return rate_parts([each.errors for each in edits], [each.length for each in edits])
-
-
-def _edits(hypotheses: Sequence[str], references: References, units: _Units, normalise: Normaliser) -> list[_Edits]:
-    """Return the edits of each utterance against its nearest reference."""
-
-    def read(text: str) -> str:
-        return units.prepare(normalise.apply(text))
-
-    def against(reference: str, hypothesis: str) -> _Edits:
-        if not reference.strip():  # jiwer 3 raises an error for it
-            return _Edits(len(hypothesis.split() if units is _WORDS else hypothesis.strip()), 0)
-        found = units.align(reference, hypothesis)
-        deleted_or_replaced = found.substitutions + found.deletions
-        return _Edits(deleted_or_replaced + found.insertions, found.hits + deleted_or_replaced)
-
-    return [
-        min(
-            (against(read(reference), read(hypothesis)) for reference in accepted),
-            key=lambda edits: edits.rate,
-        )
-        for hypothesis, accepted in pairs(hypotheses, references)
-    ]
 
 
 # Translation -------------------------------------------------------------------------------------------------------
@@ -262,6 +125,7 @@ METRICS: dict[str, Mapping[str, Metric]] = {
 ``voice`` asks for a single attribute of the speaker. ``meta`` has WER and BLEU of the description, as the paper's code
 has them; its own variants of both are in `ossicle.evaluate.official`.
 """
+_BY_WORDS = (wer, wer_utterance_mean)
 
 
 def metrics_for(
@@ -269,20 +133,42 @@ def metrics_for(
     *,
     normalise: str = "basic",
     language: str | None = None,
-    spelling: Path | None = None,
+    tables: Path | None = None,
     official: bool = False,
+    by_characters: bool | None = None,
 ) -> Mapping[str, Metric]:
     """Return the metrics of a task by name; None is speech recognition.
 
-    ``normalise``, ``language`` and ``spelling`` select the `normaliser` of word and character error rates. ``official``
-    adds the scorers of the paper's code. Raises as `normaliser`.
+    Args:
+        task: name of the task.
+        normalise: normalisation before word and character error rates, see `normaliser`. ``open-asr`` also replaces the
+            word error rate by the leaderboard's, see `ossicle.evaluate.open_asr`.
+        language: language of the texts.
+        tables: ``normalizer.json`` of a Whisper checkpoint for ``whisper``, and a clone of the leaderboard's repository
+            for ``open-asr``.
+        official: add the scorers of the paper's code.
+        by_characters: give the character error rate in place of the word error rate. By default ``language`` decides,
+            see `ossicle.evaluate.error_rates.counts_characters`.
+
+    Raises as `normaliser` and `ossicle.evaluate.open_asr.OpenASR.load`.
     """
     task = task_name(task)
     found = METRICS.get(task, METRICS["qa"])
-    if normalise != "basic":
-        chosen = normaliser(normalise, language, spelling)
+    if counts_characters(language) if by_characters is None else by_characters:
+        found = _by_characters(found)
+    if normalise == OPEN_ASR:
+        found = with_open_asr(found, tables)
+    elif normalise != "basic":
+        chosen = normaliser(normalise, language, tables)
         found = {
-            name: partial(metric, normalise=chosen) if metric in _WORD_ERRORS else metric
+            name: partial(metric, normalise=chosen) if metric in (*_BY_WORDS, cer) else metric
             for name, metric in found.items()
         }
     return {**found, **OFFICIAL.get(task, OFFICIAL["qa"])} if official else found
+
+
+def _by_characters(metrics: Mapping[str, Metric]) -> Mapping[str, Metric]:
+    """Return ``metrics`` by name with the character error rate in place of those that count words."""
+    if not any(metric in _BY_WORDS for metric in metrics.values()):
+        return metrics
+    return {"cer": cer, **{name: metric for name, metric in metrics.items() if metric not in _BY_WORDS}}

@@ -17,7 +17,8 @@ from ossicle.errors import ConfigError, DataError
 from ossicle.languages import language_code, split_unspaced
 
 NORMALISERS = ("none", "basic", "whisper", "official")
-"""Names that `normaliser` accepts."""
+"""Names that `normaliser` accepts. The normalisation ``open-asr`` has its own word error rate and is in
+`ossicle.evaluate.open_asr`."""
 _CACHED_TEXTS = 1 << 16
 _TATWEEL = "\u0640"
 _COMBINING_GRAPHEME_JOINER = "\u034f"

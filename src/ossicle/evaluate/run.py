@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from rich.console import Console
 
+from ossicle.batch import Sample
 from ossicle.data.collate import Collator
 from ossicle.data.dataset import SpeechDataset, subset
 from ossicle.data.manifest import read_manifest
-from ossicle.evaluate.cascade import CascadeCollator, Recogniser
-from ossicle.evaluate.decode import MAX_NEW_TOKENS, decode, group_of
-from ossicle.evaluate.score import Row, check_metrics, score, write_scores
-from ossicle.evaluate.tables import print_table
+from ossicle.evaluate.cascade import CascadeCollator, load_recogniser
+from ossicle.evaluate.decode import MAX_NEW_TOKENS, Decoder, decode, group_of
+from ossicle.evaluate.honesty import CASCADE, LINES, RECOGNISER, TEXT, Honesty, honesty
+from ossicle.evaluate.score import Row, ScoreOptions, check_metrics, score, write_scores
+from ossicle.evaluate.tables import print_honesty, print_table
 from ossicle.models.frozen import fingerprint
 from ossicle.models.lora import adapters
 from ossicle.models.speech_llm import SpeechLLM
@@ -23,7 +27,7 @@ from ossicle.models.speech_llm import SpeechLLM
 
 @dataclass(frozen=True, kw_only=True)
 class EvalOptions:
-    """Settings of decoding."""
+    """Settings of decoding and scoring."""
 
     fraction: float = 1.0
     """Share of the manifest to decode, a seeded subset."""
@@ -36,44 +40,78 @@ class EvalOptions:
     from_text: bool = False
     """Give the LLM the transcripts instead of the speech: the upper bound."""
     cascade: bool = False
-    """Give the LLM the text that the encoder's CTC head recognises."""
+    """Give the LLM the text that the encoder's own recogniser hears."""
+    honesty_lines: int = LINES
+    """About how many utterances are compared with the cascade, the text-only bound and other audio
+    (`ossicle.evaluate.honesty`); 0 compares none. ``from_text`` and ``cascade`` compare none either."""
+    scoring: ScoreOptions = field(default_factory=ScoreOptions)
+    """Settings of scoring."""
 
 
 def evaluate(folder: Path, manifest: Path, out: Path, options: EvalOptions) -> list[Row]:
-    """Decode ``manifest`` into ``out`` with the checkpoint in ``folder``, score that file and print the table.
+    """Decode ``manifest`` into ``out`` with the checkpoint in ``folder``, score that file and print the tables.
 
     An interrupted call resumes. Lines of ``out`` get the references that ``manifest`` has now. Raises
     `OssicleError` if the checkpoint, the manifest or ``out`` cannot be used.
     """
     console = Console(stderr=True)
     samples = subset(read_manifest(manifest), options.fraction)
-    for warning in check_metrics(group_of(sample) for sample in samples):
+    for warning in check_metrics((group_of(sample) for sample in samples), options.scoring):
         console.print(f"warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     dataset = SpeechDataset(samples, on_error="skip" if options.skip_broken else "raise", max_duration_s=float("inf"))
-    device = Accelerator().device
-    model = SpeechLLM.from_pretrained(folder, device=device).to(device)
-    plain = Collator(model.prompter())
-    collate: Collator | CascadeCollator = plain
-    source = fingerprint_of_trained(model)
-    if options.cascade:
-        recogniser = Recogniser(model.config.encoder)
-        collate, source = CascadeCollator(plain, recogniser), recogniser.source
-    decode(
-        model,
-        dataset,
-        lambda items: collate(items).to(device),
-        out,
-        fingerprint=source,
-        batch_size=options.batch_size,
-        max_new_tokens=options.max_new_tokens,
-        from_text=options.from_text or options.cascade,
-    )
+    decoding = _Decoding(folder, options)
+    kind = CASCADE if options.cascade else TEXT if options.from_text else "speech"
+    decoding.run(kind, dataset, out)
     if dataset.skipped:
         console.print(dataset.report())
-    rows = score(out)
+    rows = score(out, options.scoring)
     print_table(rows)
-    console.print(f"scores: {write_scores(out, rows)}")
+    found: list[Honesty] = []
+    if options.honesty_lines and kind == "speech":
+        found = honesty(out, dataset.samples, decoding.compared, lines=options.honesty_lines, options=options.scoring)
+        print_honesty(found)
+    console.print(f"scores: {write_scores(out, rows, honesty=[asdict(row) for row in found])}")
     return rows
+
+
+class _Decoding:
+    """A checkpoint that answers from speech, from transcripts, or from the output of a recogniser."""
+
+    def __init__(self, folder: Path, options: EvalOptions) -> None:
+        self.options, self.device = options, Accelerator().device
+        self.model = SpeechLLM.from_pretrained(folder, device=self.device).to(self.device)
+        self.collate = Collator(self.model.prompter())
+        self.source = fingerprint_of_trained(self.model)
+
+    @cached_property
+    def cascade(self) -> CascadeCollator:
+        """The recogniser of the encoder. Raises `ModelError` if it has none."""
+        return CascadeCollator(self.collate, load_recogniser(self.model.config.encoder))
+
+    def run(self, kind: str, dataset: SpeechDataset, out: Path, *, replace: bool = False) -> None:
+        """Decode ``dataset`` into ``out``; ``kind`` is what the LLM gets. ``replace`` is as in `decode`."""
+        collate: Collator | CascadeCollator = self.collate
+        model: Decoder = self.model
+        source = self.source
+        if kind in (CASCADE, RECOGNISER):
+            collate, source = self.cascade, self.cascade.recogniser.source
+        if kind == RECOGNISER:
+            model = self.cascade
+        decode(
+            model,
+            dataset,
+            lambda items: collate(items).to(self.device),
+            out,
+            fingerprint=source,
+            replace=replace,
+            batch_size=self.options.batch_size,
+            max_new_tokens=self.options.max_new_tokens,
+            from_text=kind in (TEXT, CASCADE),
+        )
+
+    def compared(self, kind: str, samples: Sequence[Sample], out: Path) -> None:
+        """Decode ``samples`` for the comparison with the model; see `ossicle.evaluate.honesty.Decode`."""
+        self.run(kind, SpeechDataset(samples, on_error="skip", max_duration_s=float("inf")), out, replace=True)
 
 
 def fingerprint_of_trained(model: SpeechLLM) -> str:

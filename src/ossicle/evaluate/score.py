@@ -8,17 +8,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from ossicle.errors import MissingPackageError, OssicleError
 from ossicle.evaluate.bootstrap import RESAMPLES, Interval, intervals
 from ossicle.evaluate.comet import CometOptions, comet
+from ossicle.evaluate.error_rates import counts_characters
 from ossicle.evaluate.failures import Failure, failures
 from ossicle.evaluate.hypotheses import GroupKey, Hypothesis, grouped, read_hypotheses, task_name
 from ossicle.evaluate.meta import attribute_metrics
 from ossicle.evaluate.metrics import check_bleu, metrics_for
+from ossicle.evaluate.open_asr import OPEN_ASR, OpenASR
 from ossicle.evaluate.parts import Score
 from ossicle.files import write_json
+from ossicle.languages import unspaced_script
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,9 +31,12 @@ class ScoreOptions:
     """Settings of scoring."""
 
     normalise: str = "basic"
-    """Text normalisation before word and character errors: one of `ossicle.evaluate.normalise.NORMALISERS`."""
+    """Text normalisation before word and character errors: one of `ossicle.evaluate.normalise.NORMALISERS`, or
+    ``open-asr`` (`ossicle.evaluate.open_asr`)."""
     spelling: Path | None = None
     """File normalizer.json of a Whisper checkpoint, for ``normalise="whisper"``."""
+    leaderboard: Path | None = None
+    """Clone of the Open ASR Leaderboard's repository, for ``normalise="open-asr"``."""
     resamples: int = RESAMPLES
     """Bootstrap resamples of the intervals; 0 computes no intervals."""
     seed: int = 0
@@ -95,8 +103,12 @@ def score_groups(hypotheses_path: Path, options: ScoreOptions | None = None) -> 
         from ossicle.evaluate.references import with_references  # imports torch
 
         lines = with_references(lines, options.manifests)
-    groups = grouped(lines).values()
-    return [_score_lines(group, options) for group in groups]
+    return score_lines(lines, options)
+
+
+def score_lines(lines: Iterable[Hypothesis], options: ScoreOptions) -> list[ScoredGroup]:
+    """Return the scored groups of ``lines``, in alphabetical order. Raises as `score`."""
+    return [_score_group(group, options) for group in grouped(lines).values()]
 
 
 def make_row(group: ScoredGroup, options: ScoreOptions) -> Row:
@@ -120,11 +132,14 @@ def make_row(group: ScoredGroup, options: ScoreOptions) -> Row:
     )
 
 
-def write_scores(hypotheses_path: Path, rows: Sequence[Row] | None = None) -> Path:
-    """Write ``<name>.scores.json`` beside the hypotheses and return its path; score the file if ``rows`` is None."""
+def write_scores(hypotheses_path: Path, rows: Sequence[Row] | None = None, **more: Any) -> Path:
+    """Write ``<name>.scores.json`` beside the hypotheses and return its path; score the file if ``rows`` is None.
+
+    ``more`` is written beside the rows.
+    """
     rows = score(hypotheses_path) if rows is None else rows
     path = hypotheses_path.with_suffix(".scores.json")
-    write_json(path, {"hypotheses": hypotheses_path.name, "rows": [asdict(row) for row in rows]})
+    write_json(path, {"hypotheses": hypotheses_path.name, "rows": [asdict(row) for row in rows], **more})
     return path
 
 
@@ -141,9 +156,14 @@ def resampling_units(lines: Sequence[Hypothesis]) -> tuple[list[str], str]:
     return utterances, f"{len(set(utterances))} utterances"
 
 
-def check_metrics(groups: Iterable[GroupKey]) -> list[str]:
-    """Return a warning for each metric that cannot be computed for ``groups``, before anything is decoded."""
+def check_metrics(groups: Iterable[GroupKey], options: ScoreOptions | None = None) -> list[str]:
+    """Return a warning for each metric that cannot be computed for ``groups``, before anything is decoded.
+
+    Raises `OssicleError` if the normalisation of ``options`` cannot be had.
+    """
     found = []
+    if options is not None and options.normalise == OPEN_ASR:
+        OpenASR.load(options.leaderboard)
     for task, _, target in dict.fromkeys(groups):
         if "bleu" in metrics_for(task):
             try:
@@ -153,7 +173,7 @@ def check_metrics(groups: Iterable[GroupKey]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _score_lines(lines: list[Hypothesis], options: ScoreOptions) -> ScoredGroup:
+def _score_group(lines: list[Hypothesis], options: ScoreOptions) -> ScoredGroup:
     """Score the lines of one group. A metric that fails is listed with its error, so that it never hides others."""
     first = lines[0]
     hypotheses, references = [line.hypothesis for line in lines], [line.references for line in lines]
@@ -163,8 +183,10 @@ def _score_lines(lines: list[Hypothesis], options: ScoreOptions) -> ScoredGroup:
             first.task,
             normalise=options.normalise,
             language=language,
-            spelling=options.spelling,
+            tables=options.leaderboard if options.normalise == OPEN_ASR else options.spelling,
             official=options.official,
+            # The language may be missing or wrong, and the script is certain.
+            by_characters=counts_characters(language) or unspaced_script(chain(*references)) is not None,
         )
     )
     task = task_name(first.task)

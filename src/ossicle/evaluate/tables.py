@@ -13,6 +13,7 @@ from rich.table import Table
 from ossicle.evaluate.bootstrap import Interval, Paired
 from ossicle.evaluate.compare import Difference, Spread
 from ossicle.evaluate.failures import LANGUAGE_HELP, can_identify_languages
+from ossicle.evaluate.honesty import CASCADE, ERROR_RATES, OTHER_AUDIO, RECOGNISER, TEXT, Honesty
 from ossicle.evaluate.rescore import Results
 from ossicle.evaluate.score import Row
 
@@ -68,6 +69,70 @@ def print_results(results: Results, console: Console | None = None) -> None:
         bound = f", 95% interval {format_interval(average.interval)}" if average.interval else ""
         text = f"{name}: normalised average {average.value:.2f} ({tasks}){bound}"
         console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def print_honesty(rows: Sequence[Honesty], console: Console | None = None) -> None:
+    """Print the model beside its cascade, its text-only bound and its score with other audio, then what follows."""
+    console = console or Console()
+    count, of = sum(row.n for row in rows), sum(row.of for row in rows)
+    which = f"{count} of {of} answers, a seeded subset" if count < of else f"all {of} answers"
+    _print_title(console, f"honesty: every column has the same lines ({which})")
+    table = Table("task", "language", box=box.SIMPLE)
+    for heading in ("n", "metric", "speech", *COLUMNS.values(), "other minus speech", "uses audio"):
+        table.add_column(heading, justify="left" if heading in ("metric", "uses audio") else "right")
+    for row in rows:
+        languages = escape(language_label(row.language, row.target_language))
+        scores = [f"{row.scores[kind]:.2f}" if kind in row.scores else "–" for kind in COLUMNS]
+        cells = [str(row.n), row.metric, f"{row.speech:.2f}", *scores, _with_interval(row.other_minus_speech)]
+        table.add_row(escape(row.task), languages, *cells, VERDICTS[row.ignores_audio])
+    print_whole(table, console)
+    for note in _honesty_notes(rows):
+        console.print(note, style="dim", markup=False, highlight=False, soft_wrap=True)
+    for row in rows:
+        if row.ignores_audio:
+            console.print(_warning(row), style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+COLUMNS = {
+    TEXT: "transcript",
+    CASCADE: "cascade",
+    RECOGNISER: "recogniser",
+    OTHER_AUDIO: "other audio",
+}
+VERDICTS = {True: "NO", False: "yes", None: "unknown"}
+
+
+HONESTY_HELP = (
+    "transcript: the LLM reads what was said (bound); cascade: it reads what the encoder's recogniser hears; "
+    "other audio: the same instructions with the audio of other utterances"
+)
+
+
+def _with_interval(pair: Paired | None) -> str:
+    if pair is None:
+        return ""
+    bounds = f" ({pair.interval.low:+.2f} – {pair.interval.high:+.2f})" if pair.interval else ""
+    return f"{pair.difference:+.2f}{bounds}"
+
+
+def _honesty_notes(rows: Sequence[Honesty]) -> list[str]:
+    units = dict.fromkeys(row.units for row in rows if row.units)
+    notes = [HONESTY_HELP, *(f"other minus speech: 95% interval, paired bootstrap over {unit}" for unit in units)]
+    kinds: dict[str, list[str]] = {}
+    for row in rows:
+        for kind, reason in row.missing.items():
+            known = kinds.setdefault(reason, [])
+            known += [COLUMNS[kind]] * (COLUMNS[kind] not in known)
+    return notes + [f"no {' and no '.join(names)}: {reason}" for reason, names in kinds.items()]
+
+
+def _warning(row: Honesty) -> str:
+    better = "lower" if row.metric in ERROR_RATES else "higher"
+    return (
+        f"warning: {row.task} {language_label(row.language, row.target_language)}: the model ignores its audio, as far "
+        f"as {row.n} lines show: with the audio of other utterances its {row.metric} is {row.scores[OTHER_AUDIO]:.2f}, "
+        f"not clearly worse than {row.speech:.2f} ({better} is better)"
+    )
 
 
 def language_label(spoken: str | None, target: str | None) -> str:

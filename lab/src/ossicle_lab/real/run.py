@@ -166,7 +166,7 @@ def _test(tuned: Path, encoder: Path, corpus: Corpus, out: Path, max_new_tokens:
     for manifest in (*corpus.recognition_tests, corpus.questions_test, corpus.unseen_test):
         name = manifest.stem.removeprefix("test-")
         speech, text, own = (out / f"{name}.{kind}.jsonl" for kind in ("speech", "text", "whisper"))
-        evaluate(tuned, manifest, speech, EvalOptions(max_new_tokens=max_new_tokens))
+        evaluate(tuned, manifest, speech, EvalOptions(max_new_tokens=max_new_tokens, honesty_lines=0))
         decode_text(tuned, manifest, text, max_new_tokens=max_new_tokens)
         recognises = manifest in corpus.recognition_tests and is_whisper(encoder)
         if recognises:
