@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Layer = Literal["last", "mix"] | int
 Context = Literal["full", "audio"]
-FrontEndKind = Literal["conv", "kaldi", "whisper", "parakeet"]
+FrontEndKind = Literal["conv", "kaldi", "whisper", "parakeet", "granite"]
 CONV_FAMILIES = ("hubert", "wav2vec2", "wavlm")
 
 
@@ -47,6 +47,7 @@ FAMILIES: dict[str, Family] = {
     "parakeet_encoder": Family("layers", "parakeet"),
     "parakeet_ctc": Family("layers", "parakeet", part="encoder"),
     "parakeet_tdt": Family("layers", "parakeet", part="encoder"),
+    "granite_speech": Family("layers", "granite", part="encoder"),
 }
 """The supported encoders by transformers' ``model_type``."""
 

@@ -237,7 +237,7 @@ def load_front_end(kind: str, config: Any, name: str, *, shorten_context: bool =
     """Return the front end of an encoder.
 
     Args:
-        kind: The family's ``front_end``: ``conv``, ``kaldi``, ``whisper`` or ``parakeet``.
+        kind: The family's ``front_end``: ``conv``, ``kaldi``, ``whisper``, ``parakeet`` or ``granite``.
         config: The configuration of the encoder.
         name: Hub id or folder of the encoder, where the settings of its feature extractor are.
         shorten_context: Run Whisper on the audio alone (`ossicle.models.whisper_front`).
@@ -253,6 +253,10 @@ def load_front_end(kind: str, config: Any, name: str, *, shorten_context: bool =
             from ossicle.models.whisper_front import WhisperFront  # it imports this module
 
             return WhisperFront(_extractor(name), config, shortens_context=shorten_context)
+        case "granite":
+            from ossicle.models.granite_front import GraniteFront  # as above
+
+            return GraniteFront()
         case _:
             return ParakeetFront(_extractor_settings(name), config)
 

@@ -6,7 +6,6 @@ window, M speech tokens, D width inside the projector.
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Any, Literal
 
 import torch
@@ -63,7 +62,9 @@ class BaseProjectorConfig:
 
         Its input must have unit variance, as a layer norm gives it.
         """
-        raise NotImplementedError
+        from ossicle.models.stacking import new_projector  # few runs use the projectors there
+
+        return new_projector(self, in_dim, out_dim, frame_rate_hz)
 
 
 def check_heads(width: int, heads: int) -> None:
@@ -78,12 +79,12 @@ def match_output(out: Any, rms: float, mean: Tensor | None = None) -> None:
 
     The input of ``out`` must have unit variance, so that the scale of the weights decides the spread of the output.
     Token embeddings often share a large common vector, which the projector would otherwise have to learn first.
+    An ``out`` without a bias gets the root mean square only.
     """
-    common = 0.0 if mean is None else float(mean.square().mean())
+    common = 0.0 if mean is None or out.bias is None else float(mean.square().mean())
     nn.init.normal_(out.weight, std=max(rms**2 - common, 0.0) ** 0.5 / out.in_features**0.5)
-    nn.init.zeros_(out.bias)
-    if mean is not None:
-        out.bias.copy_(mean)
+    if out.bias is not None:
+        out.bias.copy_(torch.zeros_like(out.bias) if mean is None else mean)
 
 
 class Attention(nn.Module):
@@ -148,7 +149,7 @@ class QFormerProjector(nn.Module):
         self.window, self.num_queries = window, config.queries
         self.frames_per_token = window / config.queries
         width = config.width
-        self.norm_frames = nn.LayerNorm(in_dim)
+        self.norm_frames = nn.LayerNorm(in_dim) if config.frame_norm == "layer" else nn.Identity()
         self.queries = nn.Parameter(torch.zeros(config.queries, width))
         self.norm_queries = nn.LayerNorm(width, eps=BERT_NORM_EPS)
         self.positions = nn.Parameter(torch.zeros(window, in_dim)) if config.window_positions else None
@@ -181,6 +182,8 @@ class QFormerProjector(nn.Module):
         mask = torch.unflatten(F.pad(frame_mask, (0, padding)), 1, (-1, self.window))  # (B, M / Q, W)
         valid = mask.any(-1)  # (B, M / Q)
         windows, mask = windows[valid], mask[valid]  # (V, W, in_dim), (V, W)
+        if self.config.pad_windows == "zero":
+            windows, mask = windows * mask[..., None], torch.ones_like(mask)
         if self.positions is not None:
             windows = windows + self.positions
         queries = F.dropout(self.norm_queries(self.queries), self.dropout, self.training)
@@ -214,6 +217,10 @@ class QFormerConfig(BaseProjectorConfig):
     """Dropout probability in training."""
     window_positions: bool = False
     """Add learned positions to the frames of a window (not in the paper)."""
+    frame_norm: Literal["layer", "none"] = "layer"
+    """Normalise every frame before the attention. Granite Speech has ``none``."""
+    pad_windows: Literal["mask", "zero"] = "mask"
+    """Fill the last window with masked frames, or, as Granite Speech, with ``zero`` vectors that are attended to."""
     init_std: float = Field(default=0.02, gt=0, le=10)
     """Standard deviation of the initial weights. The default is BERT's, for a width of 768. Narrow projectors need
     about ``1 / sqrt(width)``."""
@@ -236,12 +243,6 @@ class LinearConfig(BaseProjectorConfig):
     token_s: float = Field(default=0.08, gt=0, le=LONGEST_S)
     """Seconds of speech per token, rounded to whole frames."""
 
-    def new_module(self, in_dim: int, out_dim: int, frame_rate_hz: float) -> nn.Module:
-        """Return a `StackProjector` without a hidden layer."""
-        from ossicle.models.stacking import StackProjector  # few runs use it
-
-        return StackProjector(in_dim, out_dim, stack=max(1, round(self.token_s * frame_rate_hz)))
-
 
 @section
 class MLPConfig(BaseProjectorConfig):
@@ -253,11 +254,16 @@ class MLPConfig(BaseProjectorConfig):
     width: int = Field(default=2048, ge=1, le=MOST_WIDTH)
     """Width of the hidden layer."""
 
-    def new_module(self, in_dim: int, out_dim: int, frame_rate_hz: float) -> nn.Module:
-        """Return a `StackProjector` with a hidden layer."""
-        from ossicle.models.stacking import StackProjector  # few runs use it
 
-        return StackProjector(in_dim, out_dim, stack=max(1, round(self.token_s * frame_rate_hz)), width=self.width)
+@section
+class StackMLPConfig(BaseProjectorConfig):
+    """Concatenation of neighbouring frames and a gated layer with RMSNorm, as in Ultravox."""
+
+    name: Literal["stack-mlp"] = "stack-mlp"
+    token_s: float = Field(default=0.16, gt=0, le=LONGEST_S)
+    """Seconds of speech per token, rounded to whole frames."""
+    width: int = Field(default=2048, ge=1, le=MOST_WIDTH)
+    """Width of the hidden layer after its gate."""
 
 
 @section
@@ -277,13 +283,6 @@ class ConvConfig(BaseProjectorConfig):
         if self.kernel % 2 == 0:
             raise ConfigError(f"model.projector.kernel={self.kernel} is even: set an odd number of frames")
         return self
-
-    def new_module(self, in_dim: int, out_dim: int, frame_rate_hz: float) -> nn.Module:
-        """Return a `ConvProjector`."""
-        from ossicle.models.stacking import ConvProjector  # few runs use it
-
-        halvings = max(0, round(math.log2(max(1.0, self.token_s * frame_rate_hz))))
-        return ConvProjector(in_dim, out_dim, halvings=halvings, width=self.width, kernel=self.kernel)
 
 
 @section
@@ -338,7 +337,8 @@ ProjectorConfig = Annotated[
     | Annotated[MLPConfig, Tag("mlp")]
     | Annotated[ConvConfig, Tag("conv")]
     | Annotated[LinearConfig, Tag("linear")]
-    | Annotated[CTCConfig, Tag("ctc")],
+    | Annotated[CTCConfig, Tag("ctc")]
+    | Annotated[StackMLPConfig, Tag("stack-mlp")],
     Discriminator(projector_name),
 ]
 """The projectors that a recipe can name. Add a new one to this union."""
