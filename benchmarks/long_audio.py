@@ -22,11 +22,11 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-import jiwer
 import numpy as np
 import soundfile
 
 from ossicle.audio import SAMPLE_RATE_HZ, read_audio
+from ossicle.evaluate.metrics import wer
 from ossicle.evaluate.normalise import normaliser
 from ossicle.listen.inputs import Recording
 from ossicle.listen.long import transcribe, transcript_instruction, window_s
@@ -111,7 +111,6 @@ def main() -> None:
         print("skipped: give a manifest of recordings with transcripts")
         return
     warnings.simplefilter("ignore")
-    normalise = normaliser("whisper", "en")
     with tempfile.TemporaryDirectory() as folder:
         short, long = Path(folder) / "short.wav", Path(folder) / "long.wav"
         join(options.manifest, 5, short)
@@ -124,8 +123,11 @@ def main() -> None:
     one_by_one = []
     for start in range(0, len(lines), 8):
         one_by_one += model.generate([line["audio"] for line in lines[start : start + 8]], asked)
-    reference = normalise(" ".join(line["text"] for line in lines))
-    whole, single = (100 * jiwer.wer(reference, normalise(heard)) for heard in (text, " ".join(one_by_one)))
+    reference = " ".join(line["text"] for line in lines)
+    whole, single = (
+        wer([heard], [[reference]], "en", normalise=normaliser("whisper", "en")).value
+        for heard in (text, " ".join(one_by_one))
+    )
     mistakes = {"silence": 0, "noise": 0, "music": 0}
     gated = dict(mistakes)
     for kind, clip in silent_clips():

@@ -101,3 +101,17 @@ def test_generate_streams_one_recording(model):
     with pytest.raises(ConfigError, match="stream=True with 2 recordings: give one"):
         model.generate([sound, sound], "who?", stream=True)
     assert list(model.generate([], "who?", stream=True)) == []
+
+
+def test_the_head_gets_no_view_of_the_hidden_states(model):
+    """PyTorch multiplies a view of a batch by one copy of the weights for each row, which takes gigabytes."""
+    seen = []
+    head = model.llm.model.get_output_embeddings()
+    hook = head.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].is_contiguous()))
+    values = torch.randn(3, 7, model.llm.dim)
+    try:
+        model.llm.generate(Padded(values, torch.ones(3, 7, dtype=torch.bool)), max_new_tokens=2)
+    finally:
+        hook.remove()
+    assert len(seen) >= 1
+    assert all(seen)

@@ -64,6 +64,7 @@ class LLM(nn.Module):
             model.set_attn_implementation(packing.ATTENTION)
         elif model.config.to_dict().get("attn_logit_softcapping"):
             model.set_attn_implementation("eager")  # sdpa ignores the cap, in older transformers without a warning
+        model.get_output_embeddings().register_forward_pre_hook(_contiguous)
         self._logit_cap: float | None = model.config.to_dict().get("final_logit_softcapping")
         self._trunks: dict[int, Any] = {}
         self._recomputed: list[nn.Module] = []
@@ -253,6 +254,11 @@ class LLM(nn.Module):
         from ossicle.models.generation import generate  # not on the path from data to loss
 
         return generate(self, prompt, rules=rules, **settings)
+
+
+def _contiguous(head: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Copy the last positions of a batch (B, 1, D): for views of them, PyTorch on CPUs copies the weights B times."""
+    return (inputs[0].contiguous(), *inputs[1:])
 
 
 class TextStates(Protocol):
