@@ -9,7 +9,6 @@ import pytest
 from ossicle.listen.answers import answers, transcripts
 from ossicle.listen.wording import instruction_for
 from ossicle.models.speech_llm import SpeechLLM
-from ossicle.models.speech_llm import SpeechLLM
 from ossicle_lab.demo.run import PRETRAININGS, Scale, run
 
 pytest.importorskip("espeakng_loader", reason='needs pip install "ossicle[tts]"')

@@ -65,8 +65,8 @@ Timestamps = Annotated[bool, typer.Option("--timestamps", help="Write when each 
 Vad = Annotated[
     Literal["auto", "silero", "energy", "off"],
     typer.Option(
-        help="How speech is told from silence, noise and music: silero (needs ossicle[vad]), by energy, or not at all. "
-        "auto is silero if it is installed."
+        help="How speech is told from silence, noise and music: silero (needs the extra vad), by energy, or not "
+        "at all. auto is silero if it is installed."
     ),
 ]
 EARS = Path("ears")
@@ -142,7 +142,7 @@ def listen(
     device: Device = "auto",
     dtype: Dtype = "auto",
 ) -> None:
-    """Transcribe what a microphone hears, one line per utterance, until Ctrl-C (needs ossicle[listen])."""
+    """Transcribe what a microphone hears, one line per utterance, until Ctrl-C (needs the extra listen)."""
     from ossicle.listen.microphone import microphone_blocks, transcribe_blocks
 
     blocks = microphone_blocks(int(microphone) if microphone and microphone.isdigit() else microphone)
