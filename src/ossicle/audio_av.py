@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import struct
+from contextlib import ExitStack
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+
+import soundfile
 
 from ossicle.errors import AudioError
 
@@ -37,23 +39,23 @@ def _decoded(container: Any, path: Path) -> tuple[BytesIO, float]:
 
     stream = container.streams.audio[0]
     resampler = av.AudioResampler(format="flt")  # packed: channel by channel for each frame
-    parts, size, rate, channels = [], 0, 0, 0
-    for frame in container.decode(stream):
-        for packed in resampler.resample(frame):
-            rate, channels = packed.sample_rate, packed.layout.nb_channels
-            parts.append(packed.to_ndarray().tobytes())
-            size += len(parts[-1])
-            if size > MOST_BYTES:
-                raise AudioError(f"{path}: holds more than 4 GB of sound; cut it into parts")
-    if not size:
+    sound, frames = BytesIO(), 0
+    with ExitStack() as stack:
+        writer: soundfile.SoundFile | None = None
+        for frame in container.decode(stream):
+            for packed in resampler.resample(frame):
+                rate, channels = packed.sample_rate, packed.layout.nb_channels
+                if writer is None:
+                    wav: dict[str, Any] = {"subtype": "FLOAT", "format": "WAV"}
+                    writer = stack.enter_context(soundfile.SoundFile(sound, "w", rate, channels, **wav))
+                if (rate, channels) != (writer.samplerate, writer.channels):
+                    raise AudioError(f"{path}: rate or channels change in the middle; convert it with ffmpeg")
+                frames += packed.samples
+                if 4 * channels * frames > MOST_BYTES:
+                    raise AudioError(f"{path}: holds more than 4 GB of sound; cut it into parts")
+                writer.write(packed.to_ndarray().reshape(-1, channels))
+    if not frames:
         raise AudioError(f"{path}: its sound track holds no samples")
+    sound.seek(0)
     alone_s = container.duration / 1e6 if container.duration and len(container.streams) == 1 else 0.0
-    stated_s = float(stream.duration * stream.time_base) if stream.duration else alone_s
-    return BytesIO(b"".join([_wav_header(size, rate, channels), *parts])), stated_s
-
-
-def _wav_header(size: int, rate: int, channels: int) -> bytes:
-    """Return the header of a WAV file with ``size`` bytes of float32 samples."""
-    block = 4 * channels
-    head = struct.pack("<4sI4s", b"RIFF", 36 + size, b"WAVE")
-    return head + struct.pack("<4sIHHIIHH4sI", b"fmt ", 16, 3, channels, rate, rate * block, block, 32, b"data", size)
+    return sound, float(stream.duration * stream.time_base) if stream.duration else alone_s

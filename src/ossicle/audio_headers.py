@@ -72,21 +72,31 @@ def opened(path: str | Path, tolerance_s: float) -> Iterator[soundfile.SoundFile
     path = Path(path)
     size = _size(path)
     with ExitStack() as stack:
-        try:
-            file = stack.enter_context(soundfile.SoundFile(_repaired_wav(path, stack) or path))
-        except (soundfile.LibsndfileError, OSError, ValueError, RuntimeError) as error:
-            yield stack.enter_context(_decoded(path, tolerance_s, error))
-            return
-        if file.format == "MP3":
-            from ossicle.mp3 import with_length
-
-            if (content := with_length(path, file.frames)) is not None:
-                file = stack.enter_context(soundfile.SoundFile(BytesIO(content)))
-        _check_header(file, path, size, tolerance_s)
+        file = stack.enter_context(_checked(path, stack, size, tolerance_s))
         try:
             yield file
         except soundfile.LibsndfileError as error:
             raise AudioError(f"{path}: is truncated or damaged ({error.error_string})") from error
+
+
+def _checked(path: Path, stack: ExitStack, size: int, tolerance_s: float) -> soundfile.SoundFile:
+    """Return the open file after the checks of `opened`; what else is opened is closed with ``stack``."""
+    try:
+        file = soundfile.SoundFile(_repaired_wav(path, stack) or path)
+    except (soundfile.LibsndfileError, OSError, ValueError, RuntimeError) as error:
+        return _decoded(path, tolerance_s, error)
+    if file.format == "MP3":
+        from ossicle.mp3 import with_length
+
+        if (content := with_length(path, file.frames)) is not None:
+            file.close()
+            file = soundfile.SoundFile(BytesIO(content))
+    try:
+        _check_header(file, path, size, tolerance_s)
+    except AudioError:
+        file.close()
+        raise
+    return file
 
 
 def _decoded(path: Path, tolerance_s: float, error: Exception) -> soundfile.SoundFile:
