@@ -34,6 +34,8 @@ UNKNOWN_SIZE_BYTES = 0x7FFF_F000
 """Data size of a WAV file from which on it may mean "unknown": sox and ffmpeg write such sizes when they stream."""
 HIDDEN_S = 0.5
 """Seconds of audio after the stated end of a WAV file from which on the header is refused."""
+MOST_CHUNKS = 10_000
+"""Chunks of a WAV or AIFF file that are looked at. A file of millions of empty ones would take minutes."""
 MAGIC = (
     (0, rb"#!AMR", "AMR"),
     (4, rb"ftyp", "MPEG-4 (m4a, mp4, mov, 3gp)"),
@@ -246,7 +248,9 @@ def _riff_extent(file: Any, head: bytes, size: int) -> Extent | None:
 def _chunk_extent(file: Any, wanted: bytes, order: str, size: int) -> Extent | None:
     """Return the extent of the chunk ``wanted`` of a RIFF or AIFF file, or None if it has none."""
     file.seek(12)
-    while len(header := file.read(8)) == 8:
+    for _ in range(MOST_CHUNKS):
+        if len(header := file.read(8)) < 8:
+            break
         name, stated = struct.unpack(f"{order}4sI", header)
         if name == wanted:
             return Extent(stated, size - file.tell())
@@ -281,7 +285,9 @@ def _repaired_wav(path: Path, stack: ExitStack) -> Any:
 
 def _is_chunks(file: Any, at: int, order: str, size: int) -> bool:
     """Return True if the bytes from ``at`` to the end of the file are complete chunks, and not audio."""
-    while at + 8 <= size:
+    for _ in range(MOST_CHUNKS):
+        if at + 8 > size:
+            break
         file.seek(at)
         name, stated = struct.unpack(f"{order}4sI", file.read(8))
         if not re.fullmatch(rb"[ -~]{4}", name):

@@ -7,7 +7,7 @@ import soundfile
 import torch
 
 from ossicle.errors import AudioError, ConfigError, ModelError
-from ossicle.models.conversation import _token_ids, read_messages
+from ossicle.models.conversation import read_messages, token_ids
 from ossicle.models.recordings import batch_of
 from ossicle.testing import LLMS
 
@@ -52,7 +52,7 @@ def test_marks_around_the_speech_are_those_of_the_turn(build):
     template = prompter.template
 
     def written(*parts):
-        ids = _token_ids(prompter, read_messages([{"role": "user", "content": list(parts)}]), turn)
+        ids = token_ids(prompter, read_messages([{"role": "user", "content": list(parts)}]), turn)
         text = "|".join(model.llm.tokenizer.decode(stretch) for stretch in ids)
         return text.removeprefix(template.before).removesuffix(template.header)
 
@@ -70,7 +70,7 @@ def test_a_conversation_has_its_turns_and_recordings_in_order(model):
         {"role": "assistant", "content": "anna"},
         {"role": "user", "content": [said("and here:"), heard(2)]},
     ]
-    stretches = _token_ids(model.prompter(), read_messages(messages), model.config.turn)
+    stretches = token_ids(model.prompter(), read_messages(messages), model.config.turn)
     text = " SPEECH ".join(model.llm.tokenizer.decode(stretch) for stretch in stretches)
     places = [text.index(part) for part in ("be brief", " SPEECH ", "who speaks?", "anna", "and here:")]
     assert places == sorted(places)

@@ -26,7 +26,8 @@ from ossicle.prompts import TEMPLATE_OPTIONS, Prompter, split_turn
 
 ROLES = ("system", "user", "assistant")
 PARTS = "give a string, or parts {'type': 'text', 'text': ...} and {'type': 'audio', 'audio': RECORDING}"
-_SLOT = re.compile(r"\{part(\d+)\}")
+SLOT = re.compile(r"\{part(\d+)\}")
+"""Place of a part in the content of a message, before its tokens are known."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ def prompt_of(model: Any, conversation: Sequence[Message]) -> Padded:
         batch = Batch(samples=samples, waveforms=pad(waveforms))
         heard = model.speech(batch.to(_device(model)))
         speech = [Padded(heard.values[k : k + 1], heard.mask[k : k + 1]) for k in range(len(waveforms))]
-    return join_prompt(model, _token_ids(model.prompter(), conversation, model.config.turn), speech)
+    return join_prompt(model, token_ids(model.prompter(), conversation, model.config.turn), speech)
 
 
 def join_prompt(model: Any, ids: Sequence[Sequence[int]], speech: Sequence[Padded]) -> Padded:
@@ -165,12 +166,12 @@ def join_prompt(model: Any, ids: Sequence[Sequence[int]], speech: Sequence[Padde
     return join(parts, pad="left")[0]
 
 
-def _token_ids(prompter: Prompter, conversation: Sequence[Message], turn: str) -> list[list[int]]:
+def token_ids(prompter: Prompter, conversation: Sequence[Message], turn: str) -> list[list[int]]:
     """Return the token ids of the stretches of text between the recordings of a conversation."""
-    contents, end = _with_slots(conversation, turn)
+    contents, end = with_slots(conversation, turn)
     parts = [part for message in conversation for part in message.parts]
     rendered = _render(prompter, [message.role for message in conversation], contents, len(parts))
-    template = _SLOT.split(rendered)[0::2]
+    template = SLOT.split(rendered)[0::2]
     # The end of the prompt is that of training, which may close an empty thought.
     template[-1] = end + prompter.template.header.removeprefix(split_turn(turn)[2])
     stretches, start = [], 0
@@ -181,7 +182,7 @@ def _token_ids(prompter: Prompter, conversation: Sequence[Message], turn: str) -
     return stretches
 
 
-def _with_slots(conversation: Sequence[Message], turn: str) -> tuple[list[str], str]:
+def with_slots(conversation: Sequence[Message], turn: str) -> tuple[list[str], str]:
     """Return the content of each message with numbered slots for its parts, and the text after the last slot.
 
     Recordings are marked as ``turn`` marks the speech.
@@ -224,7 +225,7 @@ def _render(prompter: Prompter, roles: Sequence[str], contents: Sequence[str], c
             except Exception as error:  # a template is a program, and may raise anything
                 reason = reason or f"fails: {next(iter(str(error).splitlines()), '')[:200]}"
                 continue
-            if _SLOT.split(rendered)[1::2] == [str(number) for number in range(count)]:
+            if SLOT.split(rendered)[1::2] == [str(number) for number in range(count)]:
                 return rendered
             reason = reason or "loses, repeats or moves the content of a message"
     raise ModelError(
