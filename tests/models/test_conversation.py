@@ -143,6 +143,7 @@ def test_a_template_that_refuses_the_order_is_named(build):
 
 
 def test_either_recordings_or_messages(model):
-    for arguments in ({}, {"audio": sound()}, {"audio": sound(), "messages": [{"role": "user", "content": "x"}]}):
+    message = {"role": "user", "content": "x"}
+    for arguments in ({}, {"audio": sound(), "messages": [message]}, {"instruction": "x", "messages": [message]}):
         with pytest.raises(ConfigError, match="give either recordings and an instruction, or messages"):
             model.generate(**arguments)

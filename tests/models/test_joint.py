@@ -120,5 +120,5 @@ def rows_of(spelling: Spelling, count: int) -> Spelling:
 
 @pytest.mark.parametrize("wrong", [{"ctc_weight": 1.1}, {"ctc_weight": -0.1}, {"num_beams": 0}])
 def test_wrong_settings_are_refused(model, collate, manifest, wrong):
-    with pytest.raises(ConfigError, match="ctc_weight"):
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
         model.generate_batch(collate(model, manifest), **wrong)

@@ -133,12 +133,17 @@ def test_greedy_is_greedy_whatever_the_models_own_settings_are(settings, broken,
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{"max_new_tokens": 0}, {"temperature": -1.0}, {"temperature": float("nan")}, {"temperature": 1.0, "top_p": 0.0}],
+    ("options", "message"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens=0"),
+        ({"temperature": -1.0}, "temperature=-1.0"),
+        ({"temperature": float("nan")}, "temperature=nan"),
+        ({"temperature": 1.0, "top_p": 0.0}, "top_p=0.0"),
+    ],
 )
-def test_impossible_decoding_is_refused(options, folders):
+def test_impossible_decoding_is_refused(options, message, folders):
     llm = load_llm(str(folders["llama"]))
-    with pytest.raises(ConfigError, match="max_new_tokens="):
+    with pytest.raises(ConfigError, match=message):
         llm.generate(prompt_of(llm), **options)
 
 

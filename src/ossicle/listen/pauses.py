@@ -32,7 +32,7 @@ MARGIN_S = 0.2
 
 The first and the last sound of an utterance are often too soft to be detected."""
 SHORTEST_S, JOINED_S = 0.1, 0.3
-"""Speech that is shorter, and pauses that are shorter, do not count."""
+"""Sounds that are shorter do not count for `energy_speech`, and pauses that are shorter not for either detector."""
 OVERLAP_S = 1.0
 """Seconds that two windows share where speech had to be cut without a pause."""
 SILENCE_DB = -60.0
@@ -97,7 +97,6 @@ def silero_speech(waveform: FloatArray) -> list[tuple[int, int]]:
             model,
             sampling_rate=SAMPLE_RATE_HZ,
             min_silence_duration_ms=int(1000 * JOINED_S),
-            min_speech_duration_ms=int(1000 * SHORTEST_S),
         )
     return [(int(stretch["start"]), int(stretch["end"])) for stretch in stretches]
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -57,7 +57,7 @@ def answer(
     **decoding: Any,
 ) -> list[str] | Iterator[str]:
     """Return the answers to recordings or to a conversation, or the pieces of one answer; see `SpeechLLM.generate`."""
-    if (messages is None) == (instruction is None) or (messages is not None and audio is not None):
+    if (messages is None) == (audio is None) or (messages is not None and instruction is not None):
         raise ConfigError("give either recordings and an instruction, or messages, which have their own recordings")
     if messages is not None:
         conversation = read_messages(messages, sampling_rate)
@@ -65,7 +65,7 @@ def answer(
         if single is None:
             return _answer_prompt(model, prompt_of(model, conversation), streamed, decoding)
         audio, instruction = single
-    batch = batch_of(model, audio, instruction or "", sampling_rate)
+    batch = batch_of(model, audio, cast("str", instruction), sampling_rate)
     if batch is None:
         return iter(()) if streamed else []
     batch = batch.to(_device(model))
