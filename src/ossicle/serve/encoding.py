@@ -19,6 +19,8 @@ from ossicle.serve.prompts import is_long, prompt_of
 
 MOST_ENCODED = 8
 """Recordings that are encoded together."""
+COLLECT_S = 0.005
+"""Seconds that a recording waits for others, which are cheaper to encode together."""
 
 
 @dataclass(frozen=True)
@@ -95,9 +97,12 @@ class Encoding:
         jobs: list[Answer] = []
         while job is not None:
             jobs.append(job)
-            if len(jobs) == MOST_ENCODED or self._inbox.empty():
+            if len(jobs) == MOST_ENCODED:
                 return jobs
-            job = self._inbox.get()
+            try:
+                job = self._inbox.get(timeout=COLLECT_S)
+            except queue.Empty:
+                return jobs
         if jobs:
             self._inbox.put(None)
             return jobs

@@ -25,6 +25,8 @@ from ossicle.serve.metrics import Metrics
 from ossicle.serve.settings import ServeSettings
 
 log = logging.getLogger(__name__)
+JOIN_WAIT_S = 0.03
+"""Longest wait before a step for answers that are being encoded, if these are more than those in the batch."""
 FIRST_GUESS_S = 2.0
 """Assumed length of a request before the first one is complete."""
 
@@ -127,8 +129,10 @@ class Engine:
             idle = not (self._alone or len(self.running) or (self._answers and self._may_encode))
             if idle and self.stopping and not self._encoded and self._inbox.empty():
                 return False
+            # Steps cost nearly the same for one answer and for eight: wait a moment for those that are about to join.
+            soon = self._encoded > len(self.running)
             try:
-                arrived = self._inbox.get(block=idle)
+                arrived = self._inbox.get(block=idle or soon, timeout=None if idle else JOIN_WAIT_S)
             except queue.Empty:
                 return True
             match arrived:
