@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ossicle.batch import Batch, HiddenStates
+from ossicle.batch import Batch, HiddenStates, Padded
 from ossicle.errors import DataError
 from ossicle.inspect.transport import transport_plan
 from ossicle.losses.contrastive import mean_pool
@@ -78,7 +78,9 @@ def encoded(model: SpeechLLM, batches: Iterable[Batch]) -> Iterator[Batch]:
     """Yield the batches with encoder frames instead of waveforms, so that the encoder runs once for all observers."""
     for batch in batches:
         if batch.frames is None and batch.waveforms is not None:
-            batch = replace(batch, frames=model.encoder(batch.waveforms), waveforms=None)
+            frames = model.encoder(batch.waveforms)
+            frames = Padded(frames.values.float(), frames.mask)  # the projector's type, whatever the encoder's
+            batch = replace(batch, frames=frames, waveforms=None)
         yield batch
 
 
