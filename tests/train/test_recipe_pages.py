@@ -24,7 +24,7 @@ from ossicle.corpora.mls_descriptions import ATTRIBUTES
 from ossicle.train.recipe import load
 from places import CORE_RECIPES
 
-PAGES = sorted(CORE_RECIPES.glob("*/README.md"))
+PAGES = sorted(page for page in CORE_RECIPES.glob("*/README.md") if any(page.parent.glob("*.yaml")))
 RATE_HZ = 16_000
 
 

@@ -42,7 +42,7 @@ def load_recogniser(name: str) -> Recogniser:
 
     folder = resolve(name, "encoder")
     with loading_model("model.encoder", folder):
-        family = AutoConfig.from_pretrained(folder).model_type
+        family = AutoConfig.from_pretrained(folder, trust_remote_code=False).model_type
     try:
         return WhisperRecogniser(name) if family == "whisper" else CTCRecogniser(name)
     except ModelError as error:
@@ -55,7 +55,7 @@ class CTCRecogniser:
     def __init__(self, name: str) -> None:
         """Load a hub id, a folder, or ``lab``. Raises `ModelError` if the model has no usable CTC head."""
         self._ctc = Aligner.load(name)
-        self._tokenizer = AutoTokenizer.from_pretrained(resolve(name, "encoder"))
+        self._tokenizer = AutoTokenizer.from_pretrained(resolve(name, "encoder"), trust_remote_code=False)
         self.source = self._ctc.source
 
     @torch.no_grad()

@@ -31,8 +31,8 @@ class WhisperRecogniser:
 
         folder = resolve(name, "encoder")
         with loading_model("model.encoder", folder):
-            self.tokenizer = AutoTokenizer.from_pretrained(folder)
-            self.features = AutoFeatureExtractor.from_pretrained(folder)
+            self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            self.features = AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=False)
             model, report = WhisperForConditionalGeneration.from_pretrained(
                 folder, dtype=torch.float32, output_loading_info=True
             )

@@ -3,7 +3,7 @@
 The values are those of geomloss ``SamplesLoss("sinkhorn", p=2, blur=0.05)``, without its loop over pairs and without a
 graph through the iterations. If numba is installed (``pip install ossicle[fast]``), float32 clouds on a CPU go through
 the fused kernel of `ossicle.losses.sinkhorn_kernel`. All others go through `ossicle.losses.sinkhorn_torch`, on any
-device. There is no fused kernel for GPUs.
+device. The fused kernel for GPUs, `ossicle.losses.sinkhorn_triton`, is used only on request: it was never measured.
 
 Shape legend: B clouds, L length of the longest cloud, D width, R rows of the packed matrix of all points.
 """
@@ -34,7 +34,7 @@ from ossicle.losses.sinkhorn_problem import (
 )
 
 SelfSchedule = Literal["sample", "pair"]
-Backend = Literal["auto", "torch", "numba"]
+Backend = Literal["auto", "torch", "numba", "triton"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,8 @@ class SinkhornOptions:
     """First temperature of the self terms. "sample" takes the diameter of the cloud, once per cloud. "pair" takes the
     diameter of each pair, exactly as geomloss does, at several times the cost. The values differ by about 1e-6."""
     backend: Backend = "auto"
-    """Solver: "torch", "numba", or "auto" for the fastest one that is available."""
+    """Solver: "torch", "numba" (float32 on a CPU), "triton" (float32 on a GPU), or "auto" for the fastest of the first
+    two that is available. "triton" was never measured on a GPU."""
     bf16_gradient: bool = False
     """Multiply plans and points in bfloat16 in the backward pass. This halves its time on CPUs with native bfloat16.
     The gradient is off by 0.3 % (its direction by 1e-5, one minus cosine). The values do not change."""
@@ -73,7 +74,7 @@ def sinkhorn_divergence(x: Tensor, x_mask: Tensor, y: Tensor, y_mask: Tensor, **
 
     Masks are True where a point is valid. ``options`` are the fields of `SinkhornOptions`. Raises `DataError` for a
     cloud without a valid point and for points that are not finite, and `MissingPackageError` if the backend is "numba"
-    and numba is not installed.
+    or "triton" and that package is not installed.
     Source: Feydy et al. 2019, equation 3; Feydy 2020, algorithm 3.5.
     """
     settings = SinkhornOptions(**options)
@@ -118,6 +119,8 @@ class Solver(Protocol):
 @cache
 def select_solver(backend: Backend, device: str, dtype: torch.dtype) -> Solver:
     """Return the solver module for a backend, a device type and a dtype; "auto" takes numba if it can be used."""
+    if backend == "triton":
+        return _triton_solver(device, dtype)
     fused = device == "cpu" and dtype == torch.float32
     if backend == "numba" and not fused:
         raise ConfigError(f"the numba solver takes float32 on a CPU, not {dtype} on {device}; use backend='torch'")
@@ -129,6 +132,22 @@ def select_solver(backend: Backend, device: str, dtype: torch.dtype) -> Solver:
     from ossicle.losses import sinkhorn_kernel
 
     return sinkhorn_kernel
+
+
+def _triton_solver(device: str, dtype: torch.dtype) -> Solver:
+    """Return the solver of Triton, which runs on a CPU only if it is interpreted, for tests."""
+    if dtype != torch.float32 or device not in ("cuda", "cpu"):
+        raise ConfigError(f"the triton solver takes float32 on a GPU, not {dtype} on {device}; use backend='torch'")
+    if find_spec("triton") is None:
+        raise MissingPackageError("the triton solver needs triton: pip install triton")
+    from ossicle.losses import sinkhorn_triton
+
+    if device == "cpu" and not sinkhorn_triton.INTERPRETED:
+        raise ConfigError(
+            "the triton solver needs a GPU: use backend='torch', or set TRITON_INTERPRET=1 before Python starts to "
+            "interpret it slowly on a CPU"
+        )
+    return sinkhorn_triton
 
 
 class _Divergence(torch.autograd.Function):

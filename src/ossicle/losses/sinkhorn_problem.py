@@ -39,8 +39,10 @@ class Layout:
         lengths: list[int] = mask.sum(1).tolist()
         starts = [0, *accumulate(lengths)][:-1]
         flat = mask.flatten()
-        source = flat.nonzero().flatten()
-        return cls(lengths, starts, source, source // mask.shape[1], (~flat).nonzero().flatten())
+        valid = sum(lengths)  # known sizes: `nonzero` would wait for the GPU
+        source = flat.nonzero_static(size=valid).flatten()
+        missing = (~flat).nonzero_static(size=len(flat) - valid).flatten()
+        return cls(lengths, starts, source, source // mask.shape[1], missing)
 
     def rows(self, cloud: int) -> slice:
         """Return the rows of ``cloud`` in the packed matrix."""

@@ -77,8 +77,9 @@ class Tile:
         return cost, plans
 
     def _anneal(self) -> None:
-        schedule, dtype, fewest = self.schedule, self.potentials.dtype, int(self.schedule.count.min())
-        for step in range(max(1, int(schedule.count.max()))):
+        schedule, dtype = self.schedule, self.potentials.dtype
+        fewest, most = torch.stack(schedule.count.aminmax()).tolist()
+        for step in range(max(1, most)):
             if step < max(1, fewest):
                 factor: float | Tensor = schedule.ratio**-step
                 averaged: float | Tensor = 0.5 * (fewest > 0)

@@ -33,7 +33,7 @@ def states_before_labels(model: SpeechLLM, embeds: Padded, labels: Tensor, prefi
     """
     last = model.llm.num_layers
     hidden = model.llm.hidden_states(embeds, [last], prefix=prefix).states[last]
-    return hidden[:, :-1][labels[:, 1:] != IGNORE]
+    return hidden[:, :-1][(labels[:, 1:] != IGNORE).nonzero(as_tuple=True)]  # by a mask, the GPU would wait twice
 
 
 def answer_inputs(model: SpeechLLM, chat: Chat, heard: Padded) -> tuple[Padded, Tensor, Prefix]:
@@ -49,7 +49,8 @@ def token_losses(model: SpeechLLM, embeds: Padded, labels: Tensor, prefix: Prefi
     """Return the negative log-probability (K,) of each of the K labels in ``labels`` (B, L), in nats."""
     logits = model.llm.logits(states_before_labels(model, embeds, labels, prefix))  # (K, vocabulary)
     targets = labels[:, 1:]
-    return F.cross_entropy(logits.float(), targets[targets != IGNORE], reduction="none")
+    places = (targets != IGNORE).nonzero_static(size=len(logits)).unbind(1)
+    return F.cross_entropy(logits.float(), targets[places], reduction="none")
 
 
 def chat_of(batch: Batch) -> Chat:

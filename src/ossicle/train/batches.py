@@ -114,6 +114,8 @@ class Data:
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
         )
+        from ossicle.train.interrupts import outlive_signal
+
         collator = _collator(config, model, mixed=objective.needs_mixed)
         # The loader has its own generator, so that it does not change the random state from which dropout resumes.
         loader: DataLoader[Any] = DataLoader(
@@ -121,6 +123,7 @@ class Data:
             batch_sampler=planned,
             collate_fn=collator,
             num_workers=config.workers,
+            worker_init_fn=outlive_signal,
             generator=torch.Generator(),
             pin_memory=accelerator.device.type == "cuda",
         )

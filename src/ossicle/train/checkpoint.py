@@ -13,7 +13,7 @@ import random
 import re
 import shutil
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -25,6 +25,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from safetensors import SafetensorError
 
+from ossicle.batch import Batch
 from ossicle.errors import CheckpointError, OssicleError, TrainingError
 from ossicle.files import atomic_folder, write_json
 from ossicle.models.speech_llm import SpeechLLM
@@ -37,6 +38,8 @@ logger = logging.getLogger(__name__)
 CHECKPOINTS, BEST, TRAINER_FILE = "checkpoints", "best", "trainer.pt"
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """Numbers of the errors of a full disk and of a used-up quota."""
+DEAD_WORKER = "DataLoader worker"
+"""Words of PyTorch's error for a data worker that was killed."""
 _PARTS = {"optimizer", "schedule", "progress", "objective", "scaler", "data", "ranks"}
 _PER_RANK = ("epoch", "batch")
 """Fields of `Position` that differ between processes, because each skips its own unreadable batches."""
@@ -143,18 +146,46 @@ def disk_errors(run_folder: Path) -> Iterator[None]:
     except OssicleError:
         raise
     except (OSError, RuntimeError, SafetensorError) as error:  # torch raises RuntimeError if it cannot write
+        if DEAD_WORKER in str(error):  # the death of a data worker interrupts whatever runs
+            raise
         raise _unwritable(run_folder, error) from error
 
 
 @contextmanager
-def full_disk(run_folder: Path) -> Iterator[None]:
-    """Raise `TrainingError` as `disk_errors` does, but only for a full disk: the block also does other work."""
+def machine_errors(run_folder: Path, batch: Callable[[], Batch | None]) -> Iterator[None]:
+    """Raise `TrainingError`, with what to do, for a full disk, full memory or a dead data worker in the block.
+
+    ``batch`` returns the batch of the running step. Other errors pass.
+    """
     try:
         yield
     except OSError as error:
         if error.errno not in FULL:
             raise
         raise _unwritable(run_folder, error) from error
+    except RuntimeError as error:
+        if DEAD_WORKER in str(error):
+            raise TrainingError(
+                f"{run_folder}: a data worker has died ({str(error).splitlines()[0]:.200}): memory may be short, "
+                f"or /dev/shm too small; lower data.workers, and run the same command with --resume"
+                f"{describe_newest(run_folder)}"
+            ) from error
+        if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
+            raise TrainingError(
+                f"{run_folder}: the memory is full, with {_shape(batch())} ({str(error).splitlines()[0]:.200}): lower "
+                "data.max_batch_s or data.batch_size and raise train.accumulate, or set "
+                "train.gradient_checkpointing=true, and start again with another name=…"
+                f"{describe_newest(run_folder)}"
+            ) from error
+        raise
+
+
+def _shape(batch: Batch | None) -> str:
+    if batch is None:
+        return "no batch yet"
+    speech = batch.waveforms or batch.frames
+    shape = "" if speech is None else f", padded to {tuple(speech.values.shape)}"
+    return f"a batch of {len(batch)} utterances ({batch.audio_s:.1f} s of audio{shape})"
 
 
 def _unwritable(run_folder: Path, error: Exception) -> TrainingError:

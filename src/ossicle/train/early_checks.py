@@ -56,7 +56,9 @@ def _num_layers(name: str) -> int | None:
     from transformers import AutoConfig
 
     try:
-        settings = AutoConfig.from_pretrained(resolve(name, "llm")).get_text_config(decoder=True)
+        settings = AutoConfig.from_pretrained(resolve(name, "llm"), trust_remote_code=False).get_text_config(
+            decoder=True
+        )
     except Exception:  # transformers raises errors of many kinds, and loading the model explains them
         return None
     found = getattr(settings, "num_hidden_layers", None)

@@ -9,8 +9,8 @@ from types import FrameType
 class Interruptible:
     """End the loop after the running step at Ctrl-C or SIGTERM.
 
-    A second signal of the same kind stops the process at once. One of the other kind does not, because a launcher such
-    as torchrun answers a Ctrl-C with SIGTERM to processes that received the Ctrl-C too.
+    A second Ctrl-C stops the process at once. A second SIGTERM does not: a job scheduler sends it to all processes, and
+    a launcher such as torchrun passes it on to those that have received it. It also answers a Ctrl-C with SIGTERM.
     """
 
     def __enter__(self) -> Interruptible:
@@ -30,6 +30,19 @@ class Interruptible:
         return bool(self._seen)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if number in self._seen:
+        if number == signal.SIGINT and number in self._seen:
             raise KeyboardInterrupt
         self._seen.add(number)
+
+
+def outlive_signal(worker: int) -> None:
+    """Let this data worker ignore its first SIGTERM, which a job scheduler sends to it and to the training alike.
+
+    The training then takes its step to the end, saves a checkpoint and ends the worker. A second SIGTERM ends it, as
+    PyTorch does if a worker hangs.
+    """
+
+    def first(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    signal.signal(signal.SIGTERM, first)

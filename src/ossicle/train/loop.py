@@ -101,9 +101,8 @@ def _run(
     optimizer, schedule = config.optim.build(trainable(unprepared), steps=steps)
     step, optimizer = accelerator.prepare(unprepared, optimizer)
     module = chosen if isinstance(chosen, nn.Module) else None
-    trainer = Trainer(
-        optimizer, schedule, Position(), module, accelerator.scaler, checkpoint.fingerprints(config, data, dev)
-    )
+    found = checkpoint.fingerprints(config, data, dev)
+    trainer = Trainer(optimizer, schedule, Position(), module, accelerator.scaler, found)
     if resume:
         checkpoint.restore(config.folder, model, trainer, accelerator, allow_changed_data=allow_changed_data)
     done = trainer.position.step
@@ -144,26 +143,32 @@ class Loop:
     module: nn.Module
     trainer: Trainer
     steps: int
+    batch: Batch | None = None
 
     def __post_init__(self) -> None:
         self._outputs: list[LossOutput] = []
         self._padding: list[float] = []
-        self._audio_s = 0.0
-        self._window_started_s = time.perf_counter()
+        self._audio_s, self._window_started_s = 0.0, time.perf_counter()
 
     def run(self, data: Data, dev: Data | None, model: SpeechLLM, tracker: Tracker) -> None:
         """Train until all steps are done or the user interrupts, and save the result."""
         from ossicle.train import checkpoint
         from ossicle.train.interrupts import Interruptible
+        from ossicle.train.profiling import profiled
 
         settings, position, folder = self.config.train, self.trainer.position, self.config.folder
-        with Interruptible() as interrupted, checkpoint.full_disk(folder):
+        with (
+            Interruptible() as interrupted,
+            checkpoint.machine_errors(folder, lambda: self.batch),
+            profiled(self.config, self.steps - position.step) as end_step,
+        ):
             batches = data.stream(position)
             model.train()
             # A signal may reach one process only, and all processes have to stop at the same step.
             while position.step < self.steps and not any_process(interrupted(), self.accelerator):
                 tracker.advance(position.step)
                 self.step(batches, tracker)
+                end_step()
                 if dev is not None and self.is_due(settings.eval_every):
                     self.evaluate(dev, model, tracker)
                 if dev is not None and settings.analyze_every and self.is_due(settings.analyze_every):
@@ -211,6 +216,7 @@ class Loop:
 
     def _backward(self, batch: Batch, last: bool) -> LossOutput:
         """Add the gradient of ``batch`` and return its loss; the ``last`` batch of a step exchanges the gradients."""
+        self.batch = batch
         with contextlib.nullcontext() if last else self.accelerator.no_sync(self.module):
             output: LossOutput = self.module(batch.to(self.accelerator.device))
             self.accelerator.backward(output.total / self.config.train.accumulate)

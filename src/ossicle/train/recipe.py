@@ -152,6 +152,8 @@ class TrainConfig:
     Such steps are skipped and their utterances are listed."""
     tensorboard: bool = True
     """Write TensorBoard events too, to ``tensorboard`` in the run's folder."""
+    profile: bool = False
+    """Record a few early steps with torch.profiler, to ``profile`` in the run's folder (docs/scaling.md)."""
     cpu: bool = False
     """Train on the CPU even if there is an accelerator."""
 
@@ -185,11 +187,10 @@ class Config:
     @property
     def precisions(self) -> dict[str, str]:
         """Return the value of every setting that chooses a precision."""
-        model, train = self.model, self.train
         return {
-            "model.encoder_dtype": model.encoder_dtype,
-            "model.llm_dtype": model.llm_dtype,
-            "train.precision": train.precision,
+            "model.encoder_dtype": self.model.encoder_dtype,
+            "model.llm_dtype": self.model.llm_dtype,
+            "train.precision": self.train.precision,
         }
 
 
