@@ -21,20 +21,20 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import socket
 import sys
 import tempfile
 import time
 import traceback
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: the models are too small for threads
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: the models are too small for threads
 
 from rich.console import Console
 from rich.table import Table
@@ -42,7 +42,7 @@ from rich.table import Table
 from ossicle.testing import tiny_encoder, tiny_llm, tiny_manifest
 from ossicle.train.loop import train
 from ossicle.train.recipe import parse
-from ossicle.train.tracking import read_metrics
+from ossicle.train.tracking import METRICS_FILE, read_metrics
 
 MOMENTS = ("step", "save", "start")
 SAVE_EVERY = 3
@@ -70,7 +70,7 @@ class Result:
 
     stage: int
     processes: int
-    moments: dict[str, int]
+    moments: dict[str, int] = field(default_factory=dict)
     killed_after_steps: list[int] = field(default_factory=list)
     steps: int = 0
     unequal_steps: list[int] = field(default_factory=list)
@@ -84,6 +84,7 @@ class Result:
 
 def run_rank(rank: int, port: int, start: Start, log: Path) -> None:
     """Train in this process, as one rank."""
+    multiprocessing.set_start_method("fork", force=True)  # for data workers, as after `ossicle train`
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(out, 1)
     os.dup2(out, 2)
@@ -108,11 +109,10 @@ class Training:
         context = multiprocessing.get_context("forkserver")  # imports torch once for all starts
         context.set_forkserver_preload(["__main__", "ossicle.train.loop"])
         self.folder, self.log = folder, folder.with_suffix(".log")
+        self._before = inode(folder / METRICS_FILE)
         self.log.parent.mkdir(parents=True, exist_ok=True)
         start = Start(tree, processes, resume=(folder / "config.yaml").is_file())
-        self.ranks = [
-            context.Process(target=run_rank, args=(rank, port, start, self.log)) for rank in range(processes)
-        ]
+        self.ranks = [context.Process(target=run_rank, args=(rank, port, start, self.log)) for rank in range(processes)]
         for process in self.ranks:
             process.start()
 
@@ -121,9 +121,11 @@ class Training:
         return all(process.exitcode is None for process in self.ranks)
 
     def step(self) -> int:
-        """Return the last recorded step."""
-        path = self.folder / "metrics.jsonl"
-        return max((record["step"] for record in read_metrics(path)), default=0) if path.is_file() else 0
+        """Return the last step that this start has recorded, or 0 before its first one."""
+        path = self.folder / METRICS_FILE
+        if inode(path) == self._before:  # every start begins with a new file
+            return 0
+        return max((record["step"] for record in read_metrics(path)), default=0)
 
     def wait(self, until: Callable[[], bool]) -> bool:
         """Return True once ``until()`` is true, or False if a process has ended before."""
@@ -154,17 +156,33 @@ class Training:
             raise SystemExit(f"{self.folder}: exit codes {codes}\n{self.log.read_text()[-3000:]}")
 
 
-def kill_at(moment: str, training: Training, draw: random.Random, *, step_s: float) -> bool:
-    """Kill ``training`` at ``moment``; return False if it has ended before."""
+def inode(path: Path) -> int:
+    return path.stat().st_ino if path.is_file() else 0
+
+
+def newest(folder: Path) -> int:
+    """Return the step of the newest checkpoint."""
+    checkpoints = [name for name in names(folder / "checkpoints") if name.startswith("step-")]
+    return int(max(checkpoints).partition("-")[2]) if checkpoints else 0
+
+
+def names(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()] if folder.is_dir() else []
+
+
+def kill_at(moment: str, training: Training, began: int, draw: random.Random, *, step_s: float) -> bool:
+    """Kill ``training``, which goes on after step ``began``, at ``moment``; return False if it has ended before."""
     if moment == "start":
         time.sleep(draw.uniform(0, START_S))
         reached = training.runs
     elif moment == "save":
         checkpoints = training.folder / "checkpoints"
-        began = training.step()
-        reached = training.wait(lambda: training.step() > began and any(checkpoints.glob(".step-*")))
+        for name in names(checkpoints):  # what an earlier kill has left
+            if name.startswith(".step-"):
+                shutil.rmtree(checkpoints / name, ignore_errors=True)
+        reached = training.wait(lambda: any(name.startswith(".step-") for name in names(checkpoints)))
     else:
-        began, wanted = training.step(), draw.randint(1, SAVE_EVERY + 1)
+        wanted = draw.randint(1, 3 * SAVE_EVERY)
         reached = training.wait(lambda: training.step() >= began + wanted)
         time.sleep(draw.uniform(0, step_s))
     if reached and training.runs:
@@ -178,22 +196,23 @@ def run_stage(stage: int, tree: dict[str, Any], processes: int, kills: int, seed
     begun_s, draw = time.monotonic(), random.Random(f"{seed}-{stage}-{processes}")
     whole = Training({**tree, "name": f"whole-{stage}-{processes}"}, processes)
     whole.finish()
-    records = [r for r in read_metrics(whole.folder / "metrics.jsonl") if r["split"] == "train"]
+    records = [r for r in read_metrics(whole.folder / METRICS_FILE) if r["split"] == "train"]
     step_s = (records[-1]["time_s"] - records[0]["time_s"]) / max(1, len(records) - 1)
     killed = {**tree, "name": f"killed-{stage}-{processes}"}
-    moments: Counter[str] = Counter()
-    result = Result(stage, processes, moments, steps=whole.step())
+    folder = Path(tree["output_dir"]) / killed["name"]
+    result = Result(stage, processes, steps=whole.step())
     turns = cycle(MOMENTS)
     while len(result.killed_after_steps) < kills:
-        moment, training = next(turns), Training(killed, processes)
-        if not kill_at(moment, training, draw, step_s=step_s):
+        moment, began = next(turns), newest(folder)
+        training = Training(killed, processes)
+        if not kill_at(moment, training, began, draw, step_s=step_s):
             training.finish()  # shows the error, if that is why it ended
             break
-        moments[moment] += 1
-        result.killed_after_steps.append(training.step())
+        result.moments[moment] = result.moments.get(moment, 0) + 1
+        result.killed_after_steps.append(max(began, training.step()))
     last = Training(killed, processes)
     last.finish()
-    found = [r for r in read_metrics(last.folder / "metrics.jsonl") if r["split"] == "train"]
+    found = [r for r in read_metrics(last.folder / METRICS_FILE) if r["split"] == "train"]
     by_step = [{r["step"]: {k: v for k, v in r.items() if k not in TIMES} for r in rs} for rs in (records, found)]
     result.unequal_steps = [n for n in sorted(by_step[0] | by_step[1]) if by_step[0].get(n) != by_step[1].get(n)]
     projectors = [(one.folder / "projector.safetensors").read_bytes() for one in (whole, last)]
@@ -230,7 +249,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the moments")
     parser.add_argument("--out", type=Path, help="JSON file for the results")
     arguments = parser.parse_args()
-    steps = 6 + 5 * arguments.kills
+    steps = 6 + 4 * arguments.kills
     results = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -120,18 +120,18 @@ class Aligner:
 
         folder = resolve(name, "encoder")
         with loading_model("--model", folder):
-            family = AutoConfig.from_pretrained(folder).model_type
+            family = AutoConfig.from_pretrained(folder, trust_remote_code=False).model_type
             if family not in CONV_FAMILIES:
                 raise ModelError(
                     f"--model {name}: '{family}' cannot align; use a CTC model of {', '.join(CONV_FAMILIES)}, such as "
                     "facebook/hubert-large-ls960-ft"
                 )
-            tokenizer = AutoTokenizer.from_pretrained(folder)
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
             if not isinstance(tokenizer, Wav2Vec2CTCTokenizer):
                 raise ModelError(
                     f"--model {name}: its tokenizer does not spell with characters; use a fine-tuned CTC model"
                 )
-            normalise = bool(AutoFeatureExtractor.from_pretrained(folder).do_normalize)
+            normalise = bool(AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=False).do_normalize)
             model, report = AutoModelForCTC.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
         refuse_missing(f"--model {name}", report)
         model = model.to("cuda" if torch.cuda.is_available() else "cpu")

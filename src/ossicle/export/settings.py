@@ -33,7 +33,7 @@ def tokenizer_with_audio(model: Any) -> tuple[Any, str]:
     """Return a copy of the LLM's tokenizer with a placeholder for recordings, and the placeholder."""
     from transformers import AddedToken, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(model.llm.name)
+    tokenizer = AutoTokenizer.from_pretrained(model.llm.name, trust_remote_code=False)
     added = {token.content for token in tokenizer.added_tokens_decoder.values()}
     audio = next(token for token in AUDIO_TOKENS if token in added or token not in tokenizer.get_vocab())
     tokenizer.add_tokens([AddedToken(audio, special=True, normalized=False)], special_tokens=True)
@@ -103,7 +103,7 @@ def _source_type(part: Any) -> str:
     """Return the ``model_type`` of the model from which the encoder or the LLM comes."""
     from transformers import AutoConfig
 
-    return str(AutoConfig.from_pretrained(part.name).model_type)
+    return str(AutoConfig.from_pretrained(part.name, trust_remote_code=False).model_type)
 
 
 def sub_config(config: Any, dtype: str) -> dict[str, Any]:

@@ -183,15 +183,15 @@ def load_encoder(
     from ossicle.models.loading import loading_model, placement, refuse_missing  # as above
 
     with loading_model("model.encoder", name):
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         if config.model_type not in FAMILIES:
             raise ModelError(
                 f"model.encoder={name}: '{config.model_type}' is not a supported encoder; use one of "
                 f"{', '.join(FAMILIES)}"
             )
         family = FAMILIES[config.model_type]
-        placed = placement(device)
-        whole, report = AutoModel.from_pretrained(name, dtype=dtype, output_loading_info=True, **placed)
+        options = {**placement(device), "trust_remote_code": False}
+        whole, report = AutoModel.from_pretrained(name, dtype=dtype, output_loading_info=True, **options)
         refuse_missing(f"model.encoder={name}", report)
         model = whole.get_submodule(family.part)
         if config.to_dict().get("add_adapter"):

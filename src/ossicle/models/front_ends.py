@@ -264,7 +264,7 @@ def load_front_end(kind: str, config: Any, name: str, *, shorten_context: bool =
 def _extractor(name: str) -> Any:
     from transformers import AutoFeatureExtractor
 
-    return AutoFeatureExtractor.from_pretrained(name)
+    return AutoFeatureExtractor.from_pretrained(name, trust_remote_code=False)
 
 
 def _extractor_settings(name: str) -> dict[str, Any]:

@@ -97,11 +97,12 @@ def load_causal_lm(
     """Return the language model and the tokenizer of ``name``; arguments and errors as of `load_llm`."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(name)
+    tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     if tokenizer.chat_template is None:
         raise ModelError(f"model.llm={name} has no chat template; use an instruction-tuned model")
     ChatTemplate.of(tokenizer)  # before gigabytes are read
     options: dict[str, Any] = placement(device) if bits is None else _quantised(bits, dtype)
+    options["trust_remote_code"] = False
     model, report = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, output_loading_info=True, **options)
     refuse_missing(f"model.llm={name}", report)
     return _language_model(model), tokenizer
