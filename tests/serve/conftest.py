@@ -49,20 +49,21 @@ def spoken() -> Any:
     return SimpleNamespace(tones=tones, wav=wav, TOKENS=TOKENS)
 
 
-@pytest.fixture(scope="session")
-def by_energy() -> Iterator[None]:
-    """Tones are found by their energy, also where Silero VAD is installed, to which they are no speech."""
+@pytest.fixture(autouse=True)
+def by_energy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tones are found by their energy, also where Silero VAD is installed, to which they are no speech.
+
+    Each test patches anew, because a patch of the session would reach the tests of other folders.
+    """
     from ossicle.listen import pauses
     from ossicle.serve import turns
 
-    with pytest.MonkeyPatch.context() as patched:
-        for module in (pauses, turns):
-            patched.setattr(module, "find_detector", lambda name="auto": pauses.energy_speech)
-        yield
+    for module in (pauses, turns):
+        monkeypatch.setattr(module, "find_detector", lambda name="auto": pauses.energy_speech)
 
 
 @pytest.fixture(scope="session")
-def served_model(folders, by_energy) -> SpeechLLM:
+def served_model(folders) -> SpeechLLM:
     """A random model that writes letters, other ones for other sounds and other instructions."""
     torch.manual_seed(0)
     config = ModelConfig(

@@ -17,7 +17,7 @@ SIZES = CTCConfig(width=16, heads=2, layers=2, ffn=24, kernel=3, dropout=0.0)
 
 
 @pytest.fixture(scope="module")
-def speller(folders, by_energy) -> SpeechLLM:
+def speller(folders) -> SpeechLLM:
     torch.manual_seed(0)
     config = ModelConfig(encoder=str(folders["hubert"]), llm=str(folders["llama"]), projector=SIZES)
     model = config.build().eval()
@@ -100,7 +100,7 @@ def test_requests_join_a_batch_that_is_running(served_model, serving, monkeypatc
 
 
 @pytest.mark.parametrize("family", ["mistral", "gemma2"])
-def test_an_llm_with_sliding_windows_is_served_one_answer_after_another(folders, serving, family, by_energy):
+def test_an_llm_with_sliding_windows_is_served_one_answer_after_another(folders, serving, family):
     torch.manual_seed(0)
     sizes = {"width": 16, "heads": 2, "layers": 2, "ffn": 24, "queries": 2, "window_s": 0.1}
     from ossicle.models.projectors import QFormerConfig
