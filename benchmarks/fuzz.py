@@ -84,7 +84,7 @@ class TooLong(BaseException):
 
 @dataclass
 class Result:
-    """What one kind of input has shown."""
+    """Count the outcomes of one kind of input."""
 
     kind: str
     inputs: int = 0

@@ -66,7 +66,7 @@ class Start:
 
 @dataclass
 class Result:
-    """What the kills of one stage with one number of processes have shown."""
+    """Count the outcomes of the kills of one stage with one number of processes."""
 
     stage: int
     processes: int

@@ -1,4 +1,4 @@
-"""What long recordings cost: word error rate, memory and text on silence.
+"""Measure long recordings: word error rate, memory, and text for silence, noise and music.
 
     python benchmarks/long_audio.py MANIFEST [--model ears] [--minutes 30]
 

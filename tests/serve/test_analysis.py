@@ -1,4 +1,4 @@
-"""Where the words are in the speech tokens, and the similarity of speech and text by layer."""
+"""Match speech tokens with words, and measure the similarity of speech and text by layer."""
 
 import json
 

@@ -24,7 +24,7 @@ from ossicle.evaluate.score import ScoredGroup, ScoreOptions, score_lines
 LINES = 100
 """Default number of utterances of the comparison, over all tasks and languages."""
 TEXT, CASCADE, RECOGNISER, OTHER_AUDIO = KINDS = ("text", "cascade", "recogniser", "other-audio")
-"""What the model is compared with: the LLM reads the transcripts, the LLM reads a recogniser's output, the recogniser
+"""Kinds of comparison: the LLM reads the transcripts, the LLM reads a recogniser's output, the recogniser
 alone (for recognition), and the model with other audio."""
 MAIN_METRICS: dict[str, tuple[str, ...]] = {
     "asr": ("wer", "cer"),

@@ -47,7 +47,7 @@ ALONE = """
 
 This export answers with the LLM alone. `ossicle transcribe` also follows the spelling of the projector (joint
 decoding), so that its transcripts are more accurate."""
-"""What is lost of a model that spells speech."""
+"""Note in the card of a model with the projector ``ctc``: joint decoding is not exported."""
 USES = {"custom": CUSTOM, "granite_speech": GRANITE, "ultravox": ULTRAVOX}
 
 

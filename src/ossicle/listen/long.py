@@ -35,7 +35,7 @@ MOST_REPEATED = 8
 
 @dataclass(frozen=True)
 class Segment:
-    """What is said in a stretch of a recording."""
+    """A stretch of a recording with its text."""
 
     start_s: float
     end_s: float

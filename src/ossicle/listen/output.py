@@ -22,7 +22,7 @@ LINES = ("text", "json", "tsv")
 
 
 class Output:
-    """Where answers go.
+    """Write answers to a stream, a file, or one document per recording.
 
     Args:
         files: All recordings that are to be answered.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 HALF_CHARACTER = "\N{REPLACEMENT CHARACTER}"
-"""What tokenizers write for the bytes of a character that is not complete."""
+"""Character that tokenizers write for the bytes of an incomplete character."""
 
 
 class TextStream:

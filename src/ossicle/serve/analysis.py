@@ -47,7 +47,7 @@ class SpeechToken:
     start_s: float
     end_s: float
     heard: str | None
-    """What the projector spelled, if it is one that spells (``ctc``)."""
+    """Text that the projector spelled; only the projector ``ctc`` spells."""
     word: int
     """Index of the word that has the largest share of this token."""
     share: float
@@ -60,11 +60,11 @@ class LayerSimilarity:
 
     layer: int
     matched: float
-    """Of the mean states of speech and text."""
+    """Cosine similarity of the mean states of speech and text."""
     other: float
     """The same for other texts, averaged."""
     token_matched: float
-    """Of each token of the text with its nearest speech token, averaged."""
+    """Cosine similarity of each text token and its nearest speech token, averaged."""
     token_other: float
 
 

@@ -27,7 +27,7 @@ _PLACE = re.compile(r"(?<![\w.])~?/(?:[\w.@+ -]+/)+([\w.@+-]*)")
 
 
 class ErrorDetail(BaseModel):
-    """What is wrong with a request."""
+    """An error that a request caused."""
 
     message: str
     type: str

@@ -1,4 +1,4 @@
-"""What requests ask of the engine, and what they get back, across the border between threads."""
+"""Define the jobs that requests give to the engine, and the events that they get back, between threads."""
 
 from __future__ import annotations
 

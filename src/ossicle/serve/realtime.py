@@ -42,7 +42,7 @@ class AudioFormat(_Closed):
 
 
 class Transcription(_Closed):
-    """What is transcribed, and how."""
+    """Settings of a transcription session."""
 
     model: str | None = None
     language: str | None = None

@@ -18,7 +18,7 @@ ALIASES = ("whisper-1",)
 
 @section
 class ServeSettings:
-    """What the server accepts, and how much of it."""
+    """Define the limits and settings of the server."""
 
     name: str = "ossicle"
     """Name of the model in requests and in ``/v1/models``."""

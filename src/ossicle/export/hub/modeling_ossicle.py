@@ -37,7 +37,7 @@ WEIGHTS = "model.safetensors"
 
 
 class OssiclePreTrainedModel(PreTrainedModel):  # type: ignore[misc]
-    """What the two models below share: their place among the models of transformers, and how they load."""
+    """Register the two models below with transformers and define how they load."""
 
     config_class = OssicleConfig
     base_model_prefix = "model"
