@@ -158,9 +158,11 @@ def field_paths(kind: Any, prefix: str = "") -> Iterator[str]:
     """
     for name, info in kind.__pydantic_fields__.items():
         yield f"{prefix}{name}"
-        for section, inner in _sections(info.annotation):
+        named = [(section, "") for mark in info.metadata for section in getattr(mark, "sections", list)()]
+        sections = named or _sections(info.annotation)
+        for section, inner in sections:
             tag = section.__pydantic_fields__.get("name")
-            tagged = isinstance(tag and tag.default, str) and len(_sections(info.annotation)) > 1
+            tagged = isinstance(tag and tag.default, str) and len(sections) > 1
             yield from field_paths(section, f"{prefix}{name}.{inner}" + (f"<{tag.default}>." if tagged else ""))
 
 

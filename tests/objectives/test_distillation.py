@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from ossicle.batch import Batch
 from ossicle.losses.distillation import kl_divergence
 from ossicle.models.speech_llm import IGNORE
-from ossicle.objectives import Contrastive, Distillation, Sum, Term, next_token
+from ossicle.objectives import Contrastive, Distillation, Sum, Term, distillation
 
 
 @pytest.fixture
@@ -57,8 +57,8 @@ def test_nothing_is_left_to_learn_when_speech_is_its_text(model, batch):
 
 def test_gradients_reach_the_projector_alone_and_chunks_change_nothing(model, batch, monkeypatch):
     gradients, totals = [], []
-    for size in (next_token.CHUNK_LOGITS, 7 * model.llm.model.config.vocab_size):
-        monkeypatch.setattr(next_token, "CHUNK_LOGITS", size)
+    for size in (distillation.CHUNK_LOGITS, 7 * model.llm.model.config.vocab_size):
+        monkeypatch.setattr(distillation, "CHUNK_LOGITS", size)
         model.zero_grad()
         output = Distillation()(model, batch)
         output.total.backward()

@@ -10,6 +10,7 @@ from torch import nn
 from ossicle.doctor.batch import Loaded
 from ossicle.doctor.finding import Report
 from ossicle.models.speech_llm import SpeechLLM
+from ossicle.objectives import Contrastive
 from ossicle.train.recipe import Config
 from ossicle.train.state import trainable
 
@@ -104,11 +105,9 @@ def _largest_batch_s(loaded: Loaded) -> float:
 
 def _layers_run(config: Config, model: SpeechLLM) -> int:
     """Return the number of LLM layers that process speech; contrast at the input embeddings needs none."""
-    match config.objective:
-        case objective if objective.name == "contrastive":
-            return max(objective.weights(model.llm.num_layers))
-        case _:
-            return model.llm.num_layers
+    if isinstance(config.objective, Contrastive):
+        return max(config.objective.weights(model.llm.num_layers))
+    return model.llm.num_layers
 
 
 def _bytes(module: nn.Module) -> int:

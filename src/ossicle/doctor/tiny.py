@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from ossicle.models.frozen import LAB
 from ossicle.models.speech_llm import ModelConfig
-from ossicle.objectives import ObjectiveConfig, Sum
+from ossicle.objectives import ObjectiveConfig, terms_of
 from ossicle.testing import EncoderFamily, LLMFamily, tiny_encoder, tiny_llm, tiny_manifest
 from ossicle.train.recipe import Config, DataConfig
 
@@ -121,11 +121,5 @@ def _read_config(name: str) -> dict[str, Any]:
 
 def _layers(objective: ObjectiveConfig) -> list[int]:
     """Return the layer numbers that the objective names, or [0]."""
-    if isinstance(objective, Sum):
-        return [layer for term in objective.terms for layer in _layers(term.objective)]
-    match objective:
-        case _ if objective.name in ("contrastive", "mixed_contrastive"):
-            named = objective.layers
-            return [named] if isinstance(named, int) else named if isinstance(named, list) else [0]
-        case _:
-            return [0]
+    named = [getattr(single, "layers", None) for single in terms_of(objective)]
+    return [i for one in named for i in ([one] if isinstance(one, int) else one if isinstance(one, list) else [0])]

@@ -1,26 +1,26 @@
 """Training objectives: each is called as ``objective(model, batch) -> LossOutput``.
 
 An objective is a frozen section of the configuration that is its own implementation. To add one, write its loss as a
-pure function in ``losses/`` and a section in a file here, and add the section to `Single`. ``build()`` returns what the
+pure function in ``losses/`` and a section in a file here, and add the section to `PLACES`. ``build()`` returns what the
 training loop calls: the section itself, or a module if the objective has parameters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Annotated, Literal, Protocol
-
-import torch
-from pydantic import Field
-from torch import Tensor, nn
+from importlib import import_module
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 from ossicle.batch import Batch, LossOutput
 from ossicle.models.speech_llm import SpeechLLM
-from ossicle.objectives.contrastive import Contrastive
-from ossicle.objectives.mixed import MixedContrastive, MixedNextToken, mixed_of
-from ossicle.objectives.next_token import CTC, Distillation, NextToken
-from ossicle.section import section
+from ossicle.section import Named
+
+if TYPE_CHECKING:
+    from ossicle.objectives.contrastive import Contrastive
+    from ossicle.objectives.ctc import CTC
+    from ossicle.objectives.distillation import Distillation
+    from ossicle.objectives.mixed import MixedContrastive, MixedNextToken
+    from ossicle.objectives.next_token import NextToken
+    from ossicle.objectives.weighted_sum import Sum, Term, WeightedSum
 
 __all__ = [
     "CTC",
@@ -35,12 +35,23 @@ __all__ = [
     "Term",
     "WeightedSum",
     "names_of",
+    "terms_of",
 ]
 
-Single = Annotated[
-    Contrastive | NextToken | MixedNextToken | MixedContrastive | Distillation | CTC, Field(discriminator="name")
-]
-"""Every objective that can be a term of a sum. Add a new one to this union."""
+PLACES = {
+    "contrastive": "ossicle.objectives.contrastive:Contrastive",
+    "next_token": "ossicle.objectives.next_token:NextToken",
+    "mixed_next_token": "ossicle.objectives.mixed:MixedNextToken",
+    "mixed_contrastive": "ossicle.objectives.mixed:MixedContrastive",
+    "distillation": "ossicle.objectives.distillation:Distillation",
+    "ctc": "ossicle.objectives.ctc:CTC",
+    "regression": "ossicle.objectives.regression:Regression",
+}
+"""Where each objective is that can be a term of a sum, by the name that recipes give it. Add a new one here."""
+_SUM = "ossicle.objectives.weighted_sum:"
+_CLASSES = {place.rpartition(":")[2]: place for place in PLACES.values()} | {
+    name: _SUM + name for name in ("Sum", "Term", "WeightedSum")
+}
 
 
 class Objective(Protocol):
@@ -65,76 +76,38 @@ class Objective(Protocol):
         ...
 
 
-@section
-class Term:
-    """One term of a sum."""
-
-    objective: Single
-    """The objective of this term."""
-    weight: float = 1.0
-    """Factor of its loss."""
-
-
-@section
-class Sum:
-    """Weighted sum of objectives on the same batch.
-
-    Whole utterances, and the spans of mixed sequences, are projected once for all terms.
-    """
-
-    name: Literal["sum"] = "sum"
-    terms: list[Term] = Field(min_length=1)
-    """Objectives with their weights."""
-
-    def build(self) -> WeightedSum:
-        """Return the sum of the built objectives."""
-        return WeightedSum([(term.weight, term.objective.build()) for term in self.terms])
-
-
-class WeightedSum(nn.Module):
-    """Weighted sum of built objectives. It registers the parameters of those that have any."""
-
-    def __init__(self, terms: Sequence[tuple[float, Objective]]) -> None:
-        super().__init__()
-        self.terms = list(terms)
-        self.trained = nn.ModuleList(objective for _, objective in terms if isinstance(objective, nn.Module))
+class Section(Protocol):
+    """An objective as a section of the configuration."""
 
     @property
-    def needs_negatives(self) -> bool:
-        """True if any term needs negatives."""
-        return any(objective.needs_negatives for _, objective in self.terms)
+    def name(self) -> str:
+        """Name of the objective in recipes."""
+        ...
 
-    @property
-    def needs_mixed(self) -> bool:
-        """True if any term needs mixed sequences."""
-        return any(objective.needs_mixed for _, objective in self.terms)
-
-    def forward(self, model: SpeechLLM, batch: Batch) -> LossOutput:
-        """Return the weighted sum of the totals, and the parts of all terms."""
-        batch = self._projected(model, batch)
-        outputs = [objective(model, batch) for _, objective in self.terms]
-        totals = [weight * output.total for (weight, _), output in zip(self.terms, outputs, strict=True)]
-        parts: dict[str, Tensor] = {}
-        for i, output in enumerate(outputs):
-            # Two terms may report a part of the same name, such as the same layer at two temperatures.
-            parts |= {name if name not in parts else f"{name}#{i}": part for name, part in output.parts.items()}
-        return LossOutput(torch.stack(totals).sum(), parts)
-
-    def _projected(self, model: SpeechLLM, batch: Batch) -> Batch:
-        """Return ``batch`` with the frames and speech tokens that the terms need, so that they are computed once."""
-        if not all(objective.needs_mixed for _, objective in self.terms):
-            batch = replace(batch, frames=model.frames(batch, augmented=False))
-            batch = replace(batch, speech=model.speech(batch))
-        if self.needs_mixed:
-            mixed = mixed_of(batch)
-            batch = replace(batch, mixed=replace(mixed, speech=model.spans(mixed)))
-        return batch
+    def build(self) -> Any:
+        """Return the `Objective` of this section."""
+        ...
 
 
-ObjectiveConfig = Annotated[Single | Sum, Field(discriminator="name")]
+Single = Annotated[Section, Named(PLACES)]
+"""Every objective that can be a term of a sum."""
+ObjectiveConfig = Annotated[Section, Named(PLACES | {"sum": _SUM + "Sum"})]
 """Every objective that a recipe can name."""
 
 
 def names_of(objective: ObjectiveConfig) -> tuple[str, ...]:
     """Return the name of ``objective``, or those of the terms of a sum."""
-    return tuple(t.objective.name for t in objective.terms) if isinstance(objective, Sum) else (objective.name,)
+    return tuple(single.name for single in terms_of(objective))
+
+
+def terms_of(objective: ObjectiveConfig) -> list[Single]:
+    """Return the objectives of a sum, or ``objective`` alone."""
+    return [term.objective for term in objective.terms] if hasattr(objective, "terms") else [objective]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a section when it is first used, so that a run reads only the objectives that it has."""
+    if name not in _CLASSES:
+        raise AttributeError(f"module 'ossicle.objectives' has no attribute '{name}'")
+    module, _, attribute = _CLASSES[name].partition(":")
+    return getattr(import_module(module), attribute)

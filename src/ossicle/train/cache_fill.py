@@ -10,7 +10,7 @@ from ossicle.batch import Batch, pad
 from ossicle.data.dataset import SpeechDataset, subset
 from ossicle.errors import ConfigError
 from ossicle.models.speech_llm import SpeechLLM
-from ossicle.objectives import Contrastive, ObjectiveConfig, Sum
+from ossicle.objectives import Contrastive, terms_of
 from ossicle.precision import new_accelerator
 from ossicle.progress import track
 from ossicle.train.batches import frame_cache, read_all
@@ -49,7 +49,7 @@ def fill_caches(config: Config) -> None:
 
 def _read_texts(model: SpeechLLM, texts: list[str], config: Config) -> None:
     """Look every text up for every contrastive objective, which computes and keeps the missing states."""
-    objectives = [one for one in _terms(config.objective) if isinstance(one, Contrastive)]
+    objectives = [one for one in terms_of(config.objective) if isinstance(one, Contrastive)]
     if not objectives:
         raise ConfigError(
             "data.cache_text: this objective does not compare speech with the LLM's states of transcripts; set it to "
@@ -62,7 +62,3 @@ def _read_texts(model: SpeechLLM, texts: list[str], config: Config) -> None:
         batch = Batch(samples=[], text=pad(ids).to(device))
         for objective in objectives:
             objective.read_text(model, batch)
-
-
-def _terms(objective: ObjectiveConfig) -> list[ObjectiveConfig]:
-    return [term.objective for term in objective.terms] if isinstance(objective, Sum) else [objective]

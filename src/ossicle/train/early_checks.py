@@ -5,7 +5,7 @@ from __future__ import annotations
 from ossicle.data.manifest import iterate_manifest
 from ossicle.errors import DataError
 from ossicle.models.frozen import resolve
-from ossicle.objectives import Contrastive, MixedContrastive, ObjectiveConfig, Sum, names_of
+from ossicle.objectives import Contrastive, MixedContrastive, ObjectiveConfig, names_of, terms_of
 from ossicle.objectives.contrastive import weights_by_layer
 from ossicle.train.batches import Data
 from ossicle.train.recipe import Config
@@ -28,7 +28,7 @@ def check_layers(config: Config) -> None:
     Raises `ConfigError` for a layer that the LLM does not have. An LLM whose settings cannot be read is not judged,
     because loading it explains the fault.
     """
-    compared = [one for one in _terms(config.objective) if isinstance(one, Contrastive | MixedContrastive)]
+    compared = [one for one in terms_of(config.objective) if isinstance(one, Contrastive | MixedContrastive)]
     num_layers = _num_layers(config.model.llm) if compared else None
     if num_layers is not None:
         for objective in compared:
@@ -63,7 +63,3 @@ def _num_layers(name: str) -> int | None:
         return None
     found = getattr(settings, "num_hidden_layers", None)
     return found if isinstance(found, int) else None
-
-
-def _terms(objective: ObjectiveConfig) -> list[ObjectiveConfig]:
-    return [term.objective for term in objective.terms] if isinstance(objective, Sum) else [objective]
