@@ -21,6 +21,7 @@ from ossicle.objectives import Contrastive, NextToken
 from ossicle.testing import tiny_manifest
 from ossicle.train.batches import Data
 from ossicle.train.dev_sampler import even
+from ossicle.train.early_checks import check_files
 from ossicle.train.loop import train
 from ossicle.train.tracking import read_metrics
 
@@ -225,6 +226,17 @@ def test_changed_data_are_refused_unless_allowed(config, manifest, tmp_path):
         train(longer, resume=True)
     folder = train(longer, resume=True, allow_changed_data=True)
     assert list(losses(folder)) == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_manifest_that_is_named_twice_is_pointed_out(config, manifest, caplog):
+    twice = config(data={"train": [str(manifest)] * 2, "dev": [str(manifest)]})
+    with caplog.at_level(logging.WARNING):
+        check_files(twice)
+    assert f"data.train names {manifest} 2 times" in caplog.text
+    assert f"data.dev names {manifest}, which data.train names too" in caplog.text
+    caplog.clear()
+    check_files(config(data={"train": [str(manifest)]}))
+    assert not caplog.text
 
 
 def test_settings_that_change_no_result_may_change_and_the_folder_may_move(config, caplog):

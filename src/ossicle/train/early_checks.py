@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
+from pathlib import Path
+
 from ossicle.data.manifest import iterate_manifest
 from ossicle.errors import DataError
 from ossicle.models.frozen import resolve
@@ -10,6 +14,7 @@ from ossicle.objectives.contrastive import weights_by_layer
 from ossicle.train.batches import Data
 from ossicle.train.recipe import Config
 
+logger = logging.getLogger(__name__)
 COMPARE_WITH_TEXT = {"contrastive", "distillation"}
 """Objectives that need the transcript itself."""
 READ_TARGET = {"next_token"}
@@ -17,9 +22,18 @@ READ_TARGET = {"next_token"}
 
 
 def check_files(config: Config) -> None:
-    """Raise `ManifestError` for a manifest that does not exist or does not begin with a valid line."""
+    """Raise `ManifestError` for a manifest that does not exist or does not begin with a valid line.
+
+    It warns of a manifest that is named twice: its lines count twice, or the model is judged on what it has learned.
+    """
     for path in (*config.data.train, *config.data.dev, *config.data.augment.noise):
         next(iterate_manifest(path), None)
+    train, dev = (Counter(Path(path).resolve() for path in paths) for paths in (config.data.train, config.data.dev))
+    for path, count in train.items():
+        if count > 1:
+            logger.warning("data.train names %s %d times: each of its lines is used as often in an epoch", path, count)
+        if path in dev:
+            logger.warning("data.dev names %s, which data.train names too: its loss says nothing about new data", path)
 
 
 def check_layers(config: Config) -> None:
