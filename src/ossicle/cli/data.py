@@ -68,6 +68,10 @@ def prepare_tts(  # noqa: PLR0913 - each parameter is an option of the command
         str | None, typer.Option(help="TTS command, e.g. 'piper -m en.onnx -f {out}'; see docs/corpora.md.")
     ] = None,
     voice: Annotated[list[str] | None, typer.Option(help="Value for {voice} in the command; repeatable.")] = None,
+    piper: Annotated[
+        list[Path] | None,
+        typer.Option(help="Natural voice of Piper (VOICE.onnx, extra piper); repeatable.", show_default=False),
+    ] = None,
     voices: Annotated[Literal["train", "test"], typer.Option(help="espeak-ng: set of voices to draw from.")] = "train",
     seed: Annotated[int, typer.Option(help="Seed for drawing voices, rates and pitches.")] = 0,
     limit: Annotated[
@@ -87,6 +91,7 @@ def prepare_tts(  # noqa: PLR0913 - each parameter is an option of the command
         targets=tuple(target or ()),
         command=command,
         voices=tuple(voice or ()),
+        piper=tuple(str(path.resolve()) for path in piper or ()),
         kind=voices,
         seed=seed,
         limit=limit,

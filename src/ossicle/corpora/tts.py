@@ -39,6 +39,7 @@ from ossicle.corpora.items import (
 )
 from ossicle.corpora.manifests import locked
 from ossicle.corpora.naming import plain_path, safe_name
+from ossicle.corpora.piper import PiperMaker, check_voices, number_of_speakers
 from ossicle.corpora.prepare import load_report, non_defaults
 from ossicle.corpora.report import Report
 from ossicle.corpora.tts_engines import CommandMaker, EspeakMaker, espeak_voices, fill
@@ -64,6 +65,8 @@ class TtsOptions:
     """Template of the command that speaks; None uses espeak-ng."""
     voices: tuple[str, ...] = ()
     """Values of ``{voice}`` in the command, drawn with equal probability."""
+    piper: tuple[str, ...] = ()
+    """Voices of Piper (VOICE.onnx), drawn with equal probability; they speak instead of espeak-ng."""
     kind: Literal["train", "test"] = "train"
     """Voices of espeak-ng for training, or those held out for tests."""
     seed: int = 0
@@ -88,7 +91,8 @@ def prepare_tts(
 
     Raises:
         CorpusError: the texts have another format, or the command is invalid.
-        VoiceError: espeak-ng is needed and not installed.
+        VoiceError: espeak-ng is needed and not installed, or a voice of Piper is missing.
+        MissingPackageError: Piper is needed and not installed.
     """
     options = options or TtsOptions()
     if not texts.is_file():
@@ -107,6 +111,11 @@ def prepare_tts(
 
 
 def _check_engine(options: TtsOptions) -> None:
+    if options.piper:
+        if options.command is not None:
+            raise CorpusError("--piper and --command both speak: give one of them")
+        check_voices(options.piper)
+        return
     if options.command is None:
         espeak()
         return
@@ -263,7 +272,13 @@ def _spoken(name: str, text: str, language: str, where: str, options: TtsOptions
     """Return the utterance and what speaks it. The voice depends on seed and id, not on the order of the lines."""
     draw = zlib.crc32(f"{options.seed} {name}".encode(errors="surrogatepass"))
     make: Make
-    if options.command is None:
+    if options.piper:
+        model = options.piper[draw % len(options.piper)]
+        several = number_of_speakers(model)
+        number = draw // len(options.piper) % several if several > 1 else None
+        speaker = Path(model).stem + ("" if number is None else f"#{number}")
+        make = PiperMaker(text, model, number, options.seed)
+    elif options.command is None:
         voices = espeak_voices(language, options.kind)
         voice = voices[draw % len(voices)]
         speaker, make = voice.name, EspeakMaker(text, voice, options.seed)
