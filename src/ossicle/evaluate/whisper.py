@@ -25,7 +25,7 @@ _START, _NO_TIMES, _END = "<|startoftranscript|>", "<|notimestamps|>", "<|endoft
 class WhisperRecogniser:
     """Greedy decoding in the language of each recording. ``source`` identifies the model and its weights."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, dtype: torch.dtype = torch.float32) -> None:
         """Load a hub id or a folder. Raises `ModelError` if it is no Whisper model with its decoder and tokenizer."""
         from transformers import AutoFeatureExtractor, AutoTokenizer, WhisperForConditionalGeneration
 
@@ -34,7 +34,7 @@ class WhisperRecogniser:
             self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
             self.features = AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=False)
             model, report = WhisperForConditionalGeneration.from_pretrained(
-                folder, dtype=torch.float32, output_loading_info=True
+                folder, dtype=dtype, output_loading_info=True
             )
         refuse_missing(f"model.encoder={name}", report)
         self.ids = self.tokenizer.get_vocab()
@@ -85,7 +85,7 @@ class WhisperRecogniser:
         # Whisper's own `generate` needs settings that converted checkpoints lack; this is the one that it calls.
         out = GenerationMixin.generate(
             self.model,
-            features.to(self.model.device),
+            features.to(self.model.device, self.model.dtype),
             attention_mask=torch.ones_like(features[:, 0]),  # without it, transformers warns that it guesses one
             decoder_input_ids=torch.tensor([prompt] * len(waveforms), device=self.model.device),
             generation_config=settings,
