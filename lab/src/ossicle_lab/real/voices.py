@@ -38,8 +38,8 @@ def draw_sentences(texts: Path, count: int, tested: Collection[str]) -> list[Lin
         tested: sentences to leave out, as `words_of` returns them.
     """
     rng, seen, found = random.Random(0), set(tested), []
-    tatoeba = [line for code in ("de", "fr", "es") for line in _records(texts / TATOEBA.format(language=code))]
-    for lines, share in ((tatoeba, count // 2), (_records(texts / MULTI30K), count - count // 2)):
+    tatoeba = [line for code in ("de", "fr", "es") for line in records(texts / TATOEBA.format(language=code))]
+    for lines, share in ((tatoeba, count // 2), (records(texts / MULTI30K), count - count // 2)):
         left = share
         for line in rng.sample(lines, len(lines)):
             words = words_of(line["en"])
@@ -52,7 +52,7 @@ def draw_sentences(texts: Path, count: int, tested: Collection[str]) -> list[Lin
 
 def draw_translations(texts: Path, language: str, count: int) -> list[Line]:
     """Return ``count`` short sentences of Tatoeba with their translations into ``language``, for tests."""
-    lines = [line for line in _records(texts / TATOEBA.format(language=language)) if len(line["en"].split()) in WORDS]
+    lines = [line for line in records(texts / TATOEBA.format(language=language)) if len(line["en"].split()) in WORDS]
     drawn = random.Random(1).sample(lines, min(count, len(lines)))
     return [{"id": line["id"], "en": line["en"], language: line[language]} for line in drawn]
 
@@ -63,7 +63,7 @@ def draw_passages(texts: Path, kind: Kind, count: int) -> list[Line]:
     Articles are either for training or for the test. Questions about one sentence follow each other.
     """
     passages: dict[tuple[str, str], list[Line]] = {}
-    for line in _records(texts / XQUAD):
+    for line in records(texts / XQUAD):
         context = sentence_at(line["context"], line["answer_start"])
         if line["answer"] in context and len(context.split()) <= MOST_PASSAGE_WORDS:
             answers = [answer for answer in dict.fromkeys([line["answer"], *line["answers"]]) if answer in context]
@@ -100,7 +100,8 @@ def speak(folder: Path, name: str, lines: Sequence[Mapping[str, Any]], kind: Kin
     return out
 
 
-def _records(path: Path) -> list[Line]:
+def records(path: Path) -> list[Line]:
+    """Return the lines of a JSONL file. Raises `DataError` if there is no such file, or for a line that is no JSON."""
     if not path.is_file():
         raise DataError(f"{path}: there is no such file; give the folder of texts that has parallel/ and qa/")
     with path.open(encoding="utf-8", newline="\n") as file:
