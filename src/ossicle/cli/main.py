@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from ossicle import __version__
-from ossicle.cli import data, evaluate, export, listen, serve, train
+from ossicle.cli import answers, data, evaluate, export, listen, serve, train
 from ossicle.errors import MissingPackageError, OssicleError
 
 COMMANDS_GROUP = "ossicle.commands"
@@ -34,7 +34,7 @@ def create_app() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_callback)
-    for group in (train, listen, serve, export, evaluate, data):
+    for group in (train, listen, serve, export, evaluate, data, answers):
         group.add_to(app)
     app.command()(version)
     _add_commands_of_packages(app)

@@ -17,6 +17,7 @@ from torch import Tensor
 from ossicle.errors import DataError
 from ossicle.precision import outside_autocast
 
+LEAST_SPREAD = 0.1
 Direction = Literal["text_to_speech", "speech_to_text", "symmetric"]
 _checked: list[weakref.ref[Tensor]] = []
 """The mask that was checked last. All layers share it, and each check waits for the GPU."""
@@ -40,6 +41,24 @@ def mean_pool(hidden: Tensor, mask: Tensor) -> Tensor:
     # A matrix product reads the hidden states once and does not write a masked copy.
     weights = mask.float() / counts  # (B, L)
     return torch.einsum("bl,bld->bd", weights, hidden.float())
+
+
+def without_first(mask: Tensor) -> Tensor:
+    """Return ``mask`` (B, L) without the first valid position of each sequence that has more than one."""
+    places = mask.cumsum(1)
+    return mask & ((places > 1) | (places[:, -1:] == 1))
+
+
+def standardised(text: Tensor, speech: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ``text`` (K, B_t, D) and ``speech`` (K, B_s, D), each dimension minus its mean over the texts and divided
+    by its standard deviation over the texts.
+
+    Both sides have the same statistics, so that a distance between the means of both sides stays. Standard deviations
+    below `LEAST_SPREAD` of the mean one count as that.
+    """
+    mean, spread = text.mean(1, keepdim=True), text.std(1, keepdim=True, correction=0)
+    spread = spread.maximum(LEAST_SPREAD * spread.mean(-1, keepdim=True)).clamp_min(torch.finfo(spread.dtype).tiny)
+    return (text - mean) / spread, (speech - mean) / spread
 
 
 @outside_autocast

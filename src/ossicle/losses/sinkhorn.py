@@ -78,16 +78,17 @@ def sinkhorn_divergence(x: Tensor, x_mask: Tensor, y: Tensor, y_mask: Tensor, **
     Source: Feydy et al. 2019, equation 3; Feydy 2020, algorithm 3.5.
     """
     settings = SinkhornOptions(**options)
+    layouts: list[Layout] = []  # their lengths are the only values that the host needs of the masks
     for name, values, mask in (("first", x, x_mask), ("second", y, y_mask)):
         if values.shape[:2] != mask.shape:
             raise ValueError(f"the {name} mask is {tuple(mask.shape)} for points of shape {tuple(values.shape)}")
-        empty = (~mask.any(1)).nonzero().flatten().tolist()
-        if empty:
+        layouts.append(Layout.from_mask(mask))
+        if empty := [index for index, length in enumerate(layouts[-1].lengths) if not length]:
             raise DataError(
                 f"sequences {empty} of the {name} batch have no valid position: the text is empty, or the audio is "
                 "shorter than a frame; remove these utterances"
             )
-    divergence: Tensor = _Divergence.apply(x, x_mask, y, y_mask, settings)  # type: ignore[no-untyped-call]
+    divergence: Tensor = _Divergence.apply(x, x_mask, y, y_mask, settings, layouts)  # type: ignore[no-untyped-call]
     return divergence
 
 
@@ -154,18 +155,25 @@ class _Divergence(torch.autograd.Function):
     """Take the values from a solver, and the gradients from its plans."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, x_mask: Tensor, y: Tensor, y_mask: Tensor, options: SinkhornOptions) -> Tensor:
+    def forward(  # noqa: PLR0913 - the arguments of a Function have no names
+        ctx: Any,
+        x: Tensor,
+        x_mask: Tensor,
+        y: Tensor,
+        y_mask: Tensor,
+        options: SinkhornOptions,
+        layouts: list[Layout],
+    ) -> Tensor:
         wanted = ctx.needs_input_grad[0], ctx.needs_input_grad[2]
         dtype = torch.float64 if torch.float64 in (x.dtype, y.dtype) else torch.float32
         solver = select_solver(options.backend, x.device.type, dtype)
         with torch.autocast(x.device.type, enabled=False):
-            layouts = Layout.from_mask(x_mask), Layout.from_mask(y_mask)
             centre = centre_of(x.detach(), layouts[0], options.unit).to(dtype)
             clouds = [
                 PackedClouds.pack(values.detach(), layout, centre, options.unit)
                 for values, layout in zip((x, y), layouts, strict=True)
             ]
-            if not all(side.half_squares.isfinite().all() for side in clouds):
+            if not torch.cat([side.half_squares for side in clouds]).isfinite().all():
                 raise _not_finite((x, x_mask), (y, y_mask))
 
             diameters = clouds[0].pair_diameters(clouds[1])
@@ -193,7 +201,7 @@ class _Divergence(torch.autograd.Function):
                 rows = slice(None) if ctx.pairs.rows is None else ctx.pairs.rows
                 side = _Side(y, x.points[rows], x.layout.cloud[rows], ctx.selves[1], ctx.centre, ctx.bf16)
                 gradients[1] = side.gradient(ctx.pairs.by_column.T, gradient.T, *ctx.inputs[1])
-        return gradients[0], None, gradients[1], None, None
+        return gradients[0], None, gradients[1], None, None, None
 
 
 def _not_finite(*batches: tuple[Tensor, Tensor]) -> DataError:

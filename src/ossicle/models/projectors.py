@@ -181,7 +181,8 @@ class QFormerProjector(nn.Module):
         windows = torch.unflatten(frames, 1, (-1, self.window))  # (B, M / Q, W, in_dim)
         mask = torch.unflatten(F.pad(frame_mask, (0, padding)), 1, (-1, self.window))  # (B, M / Q, W)
         valid = mask.any(-1)  # (B, M / Q)
-        windows, mask = windows[valid], mask[valid]  # (V, W, in_dim), (V, W)
+        places = valid.nonzero(as_tuple=True)  # an index by the mask would wait for the GPU each time
+        windows, mask = windows[places], mask[places]  # (V, W, in_dim), (V, W)
         if self.config.pad_windows == "zero":
             windows, mask = windows * mask[..., None], torch.ones_like(mask)
         if self.positions is not None:
@@ -192,7 +193,7 @@ class QFormerProjector(nn.Module):
             queries = layer(queries, windows, mask)
         projected = self.out(queries)  # (V, Q, out_dim)
         tokens = projected.new_zeros(batch, valid.shape[1], self.num_queries, self.out_dim)
-        tokens[valid] = projected
+        tokens[places] = projected
         return tokens.flatten(1, 2), valid.repeat_interleave(self.num_queries, dim=1)
 
 
@@ -327,6 +328,43 @@ class CTCConfig(BaseProjectorConfig):
         return ctc_projector(in_dim, self, llm, frame_rate_hz=frame_rate_hz)
 
 
+@section
+class CIFConfig(BaseProjectorConfig):
+    """A network that ends a token where the content does, by continuous integrate-and-fire (not in the paper).
+
+    The number of tokens follows what is said, not the time. The objective ``cif`` trains it.
+    """
+
+    name: Literal["cif"] = "cif"
+    width: int = Field(default=256, ge=1, le=MOST_WIDTH)
+    """Width of every layer."""
+    heads: int = Field(default=4, ge=1)
+    """Attention heads per layer; ``width`` must be a multiple of it."""
+    layers: int = Field(default=2, ge=0, le=256)
+    """Number of layers before the weights of the positions."""
+    ffn: int = Field(default=1024, ge=1, le=4 * MOST_WIDTH)
+    """Width of the hidden layer of each feed-forward block."""
+    kernel: int = Field(default=15, ge=1, le=999)
+    """Positions that a convolution reads; must be odd."""
+    position_s: float = Field(default=0.04, gt=0, le=LONGEST_S)
+    """Seconds of speech per position, rounded to whole frames. A position ends one token at most, save in training."""
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Dropout probability in training."""
+
+    @model_validator(mode="after")
+    def _check(self) -> CIFConfig:
+        check_heads(self.width, self.heads)
+        if self.kernel % 2 == 0:
+            raise ConfigError(f"model.projector.kernel={self.kernel} is even: set an odd number of positions")
+        return self
+
+    def new_module(self, in_dim: int, out_dim: int, frame_rate_hz: float) -> nn.Module:
+        """Return a `ossicle.models.cif.CIFProjector`."""
+        from ossicle.models.cif import CIFProjector  # few runs use it
+
+        return CIFProjector(in_dim, out_dim, self, rate_hz=frame_rate_hz)
+
+
 def projector_name(settings: Any) -> str | None:
     """Return the ``name`` in ``settings``, ``qformer`` for a mapping without one, or None for other values."""
     return str(settings.get("name", "qformer")) if isinstance(settings, dict) else getattr(settings, "name", None)
@@ -338,6 +376,7 @@ ProjectorConfig = Annotated[
     | Annotated[ConvConfig, Tag("conv")]
     | Annotated[LinearConfig, Tag("linear")]
     | Annotated[CTCConfig, Tag("ctc")]
+    | Annotated[CIFConfig, Tag("cif")]
     | Annotated[StackMLPConfig, Tag("stack-mlp")],
     Discriminator(projector_name),
 ]

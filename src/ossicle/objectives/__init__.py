@@ -46,6 +46,7 @@ PLACES = {
     "distillation": "ossicle.objectives.distillation:Distillation",
     "ctc": "ossicle.objectives.ctc:CTC",
     "regression": "ossicle.objectives.regression:Regression",
+    "on_policy": "ossicle.objectives.on_policy:OnPolicy",
 }
 """Where each objective is that can be a term of a sum, by the name that recipes give it. Add a new one here."""
 _SUM = "ossicle.objectives.weighted_sum:"
@@ -91,7 +92,10 @@ class Section(Protocol):
 
 Single = Annotated[Section, Named(PLACES)]
 """Every objective that can be a term of a sum."""
-ObjectiveConfig = Annotated[Section, Named(PLACES | {"sum": _SUM + "Sum"})]
+_PLAIN = PLACES | {"sum": _SUM + "Sum"}
+Plain = Annotated[Section, Named(_PLAIN)]
+"""Every objective except ``cif``, which contains one of them."""
+ObjectiveConfig = Annotated[Section, Named(_PLAIN | {"cif": "ossicle.objectives.cif:CIF"})]
 """Every objective that a recipe can name."""
 
 

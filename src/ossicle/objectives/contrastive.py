@@ -6,16 +6,17 @@ Shape legend: B utterances, B_all utterances of all processes, K layers, D width
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from ossicle.batch import Batch, HiddenStates, LossOutput
 from ossicle.distributed import gather_columns, gather_ragged
 from ossicle.errors import ConfigError
-from ossicle.losses.contrastive import Direction, cosine, info_nce, mean_pool
+from ossicle.losses.contrastive import Direction, cosine, info_nce, mean_pool, standardised, without_first
 from ossicle.models.frozen import Layers, resolve_layers
 from ossicle.models.speech_llm import SpeechLLM
 from ossicle.section import section
@@ -73,6 +74,15 @@ class Contrastive:
     bos: bool = False
     """Prepend the LLM's begin-of-sequence token to both sides, and leave it out of the comparison. Without it, the
     first position serves as attention sink and dominates the mean at middle layers. Not in the paper."""
+    skip_first: bool = False
+    """Leave the first position of both sides out of the comparison: the other remedy for the attention sink, for LLMs
+    without a begin-of-sequence token. It reads text states of single tokens. Not in the paper."""
+    standardise: bool = False
+    """Standardise each dimension of the pooled states by the mean and the spread of the batch's texts, so that a few
+    large dimensions do not decide every cosine. It requires ``cosine``. Not in the paper."""
+    balance_every: int = Field(default=0, ge=0, le=10**6)
+    """Divide the loss of each layer by the norm of its gradient at the speech tokens, which is measured every so many
+    steps at the cost of one backward pass per layer. 0 turns it off. Not in the paper."""
     bank: int = Field(default=0, ge=0, le=10**7)
     """Number of cached texts (``data.cache_text``) that are further negatives of each utterance. It requires ``cosine``
     and ``speech_to_text`` or ``symmetric``. Cached texts stay valid because the LLM is frozen. Not in the paper."""
@@ -80,8 +90,20 @@ class Contrastive:
     needs_negatives = True
     needs_mixed = False
 
-    def build(self) -> Contrastive | LearnedTemperature:
-        """Return the objective itself, or a module if the temperature trains."""
+    @model_validator(mode="after")
+    def _check(self) -> Contrastive:
+        if self.standardise and self.similarity != "cosine":
+            raise ConfigError("objective.standardise acts on pooled states: set objective.similarity=cosine")
+        if self.balance_every and self.learn_temperature:
+            raise ConfigError("objective.balance_every does not go with learn_temperature: turn one of them off")
+        return self
+
+    def build(self) -> Contrastive | nn.Module:
+        """Return the objective itself, or a module if the temperature trains or layers are balanced."""
+        if self.balance_every:
+            from ossicle.objectives.balanced import BalancedLayers  # few runs use it
+
+            return BalancedLayers(self)
         return LearnedTemperature(self) if self.learn_temperature else self
 
     def weights(self, num_layers: int) -> dict[int, float]:
@@ -90,31 +112,40 @@ class Contrastive:
 
     def read_text(self, model: SpeechLLM, batch: Batch) -> None:
         """Compute the text states that the loss needs, so that the model's cache stores them."""
-        look_up = model.pooled_text if self.similarity == "cosine" else model.text_states
+        pooled = self.similarity == "cosine" and not self.skip_first
+        look_up = model.pooled_text if pooled else model.text_states
         look_up(batch, sorted(self.weights(model.llm.num_layers)), bos=self.bos)
 
     def __call__(self, model: SpeechLLM, batch: Batch, temperature: Tensor | None = None) -> LossOutput:
         """Return the loss and one part per layer; ``temperature`` () replaces the configured one."""
         weights = self.weights(model.llm.num_layers)
+        return weighted_sum(self.losses(model, batch, temperature), list(weights.values()))
+
+    def losses(self, model: SpeechLLM, batch: Batch, temperature: Tensor | None = None) -> dict[str, Tensor]:
+        """Return the loss of each layer, without its weight."""
+        weights = self.weights(model.llm.num_layers)
         shift = int(torch.randint(self.position_shift, ())) if self.position_shift and model.training else 0
         speech = model.llm.hidden_states(model.speech(batch), weights, bos=self.bos, start=shift)
+        if self.skip_first:
+            speech = replace(speech, mask=without_first(speech.mask))
         compare = self._cosine if self.similarity == "cosine" else self._wasserstein
         similarity = compare(model, batch, speech, shift)
         scale = self.temperature if temperature is None else temperature
-        parts = {
+        return {
             f"contrastive/{layer}": info_nce(similarity[layer], temperature=scale, direction=self.direction)
             for layer in weights
         }
-        return weighted_sum(parts, list(weights.values()))
 
     def _cosine(self, model: SpeechLLM, batch: Batch, speech: HiddenStates, shift: int) -> dict[int, Tensor]:
         """Return the similarity of texts and speech by layer (B_all, B_all), with more rows if there is a bank."""
         layers = list(speech.states)
-        text = model.pooled_text(batch, layers, bos=self.bos, start=shift)  # (K, B, D)
+        text = self._pooled(model, batch, layers, shift)
         texts = gather_ragged(text.transpose(0, 1)).transpose(0, 1)  # (K, B_all, D)
         if self.bank:
             texts = torch.cat([texts, self._banked(model, batch, layers)], 1)
         pooled = torch.stack([mean_pool(state, speech.mask) for state in speech.states.values()])
+        if self.standardise:
+            texts, pooled = standardised(texts, pooled)
         similarity = cosine(texts, pooled)  # (K, B_all, B)
         return {layer: gather_columns(columns) for layer, columns in zip(layers, similarity, strict=True)}
 
@@ -123,17 +154,27 @@ class Contrastive:
         from ossicle.losses.sinkhorn import wasserstein_similarity  # few runs use the solver
 
         text = model.text_states(batch, list(speech.states), bos=self.bos, start=shift)
-        mask = gather_ragged(text.mask)
+        mask = gather_ragged(without_first(text.mask) if self.skip_first else text.mask)
         return {
             layer: gather_columns(wasserstein_similarity(gather_ragged(text.states[layer]), mask, state, speech.mask))
             for layer, state in speech.states.items()
         }
+
+    def _pooled(self, model: SpeechLLM, batch: Batch, layers: list[int], shift: int) -> Tensor:
+        """Return the mean states of the texts (K, B, D), in float32."""
+        if not self.skip_first:
+            return model.pooled_text(batch, layers, bos=self.bos, start=shift)
+        text = model.text_states(batch, layers, bos=self.bos, start=shift)
+        mask = without_first(text.mask)
+        return torch.stack([mean_pool(text.states[layer], mask) for layer in layers])
 
     def _banked(self, model: SpeechLLM, batch: Batch, layers: list[int]) -> Tensor:
         if model.text_cache is None or batch.text is None:
             raise ConfigError("objective.bank draws from cached texts: set data.cache_text=true")
         if self.direction == "text_to_speech":
             raise ConfigError("objective.bank has negatives for speech only: set objective.direction=symmetric")
+        if self.skip_first:
+            raise ConfigError("objective.bank has means over all positions: set objective.skip_first=false")
         return model.text_cache.bank(self.bank, layers, bos=self.bos, without=batch.text)
 
 

@@ -5,6 +5,7 @@ Shape legend: K labels of the whole batch, D width of the LLM.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -19,9 +20,32 @@ from ossicle.objectives.next_token import answer_inputs, chat_of, states_before_
 from ossicle.section import section
 
 CHUNK_LOGITS = 2**25
-"""Most logits that `Distillation` holds in memory at once, of teacher and of student (128 MB each in float32). A
+"""Most logits that `mean_divergence` holds in memory at once, of teacher and of student (128 MB each in float32). A
 vocabulary of 128,000 reaches this with 260 tokens. Further logits are computed in chunks, and again in the backward
 pass."""
+
+
+def mean_divergence(
+    model: SpeechLLM, teacher: Tensor, student: Tensor, divergence: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
+    """Return the mean of ``divergence`` over K positions, a scalar with a gradient for the ``student``.
+
+    ``teacher`` and ``student`` (K, D) are final hidden states. ``divergence`` maps their logits (k, vocabulary) to (k,)
+    values. It is computed in chunks of `CHUNK_LOGITS`.
+    """
+
+    def total(from_text: Tensor, from_speech: Tensor) -> Tensor:
+        with torch.no_grad():
+            target = model.llm.logits(from_text)
+        return divergence(target, model.llm.logits(from_speech)).sum()
+
+    size = max(1, CHUNK_LOGITS // model.llm.model.config.vocab_size)
+    pairs = list(zip(torch.split(teacher, size), torch.split(student, size), strict=True))
+    if len(pairs) == 1:
+        sums = [total(teacher, student)]
+    else:
+        sums = [checkpoint(total, *pair, use_reentrant=False) for pair in pairs]
+    return torch.stack(sums).sum() / len(teacher)
 
 
 @section
@@ -55,16 +79,8 @@ class Distillation:
         student = states_before_labels(model, *answer_inputs(model, chat, model.speech(batch)))  # (K, D)
 
         def divergence(from_text: Tensor, from_speech: Tensor) -> Tensor:
-            with torch.no_grad():
-                target = model.llm.logits(from_text)
-            return kl_divergence(target, model.llm.logits(from_speech), temperature=self.temperature).sum()
+            return kl_divergence(from_text, from_speech, temperature=self.temperature)
 
-        size = max(1, CHUNK_LOGITS // model.llm.model.config.vocab_size)
-        pairs = list(zip(torch.split(teacher, size), torch.split(student, size), strict=True))
-        if len(pairs) == 1:
-            sums = [divergence(teacher, student)]
-        else:
-            sums = [checkpoint(divergence, *pair, use_reentrant=False) for pair in pairs]
-        mean = torch.stack(sums).sum() / len(teacher)
+        mean = mean_divergence(model, teacher, student, divergence)
         loss = batch.weighted(mean, "answers") if self.average == "token" else mean
         return LossOutput(loss, {"distillation": loss.detach()})

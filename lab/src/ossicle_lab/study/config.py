@@ -72,6 +72,8 @@ class StudyData:
     """Tasks that stage 2 trains and the test scores: a task, or ``st/LANGUAGE``."""
     unseen: list[str] = Field(default_factory=list)
     """Tasks that only the test may contain. A study that trains on one of them is rejected."""
+    instructions: list[str] = Field(default_factory=list)
+    """Instructions that the LLM answers about the transcripts of stage 1, for rows with ``self_answers``."""
     unseen_metric: Literal["em", "f1"] = "em"
     """Metric of unseen tasks that are neither recognition, translation nor questions: exact match or token F1."""
 
@@ -90,6 +92,8 @@ class Pretraining:
     """Seeds of the row. Default: those of the study."""
     extra_data: bool = False
     """Use the extra data in stage 1."""
+    self_answers: bool = False
+    """Train stage 1 on the LLM's own answers to ``data.instructions`` (`ossicle prepare-answers`), not on ASR."""
     finetune_overrides: list[str] = Field(default_factory=list)
     """Overrides of the recipe of stage 2 for this row, such as those of another projector."""
     finetune_steps: dict[float, int] = Field(default_factory=dict)
@@ -217,6 +221,11 @@ class StudyConfig:
         """The folder of the study."""
         return Path(self.output_dir) / self.name
 
+    @property
+    def answers(self) -> Path:
+        """The manifest of the LLM's own answers, for rows with ``self_answers``."""
+        return self.folder / "answers.jsonl"
+
     def seeds_of(self, name: str) -> list[int]:
         """Return the seeds of a pretraining."""
         return self.pretraining[name].seeds or self.seeds
@@ -311,3 +320,5 @@ def _contradictions(config: StudyConfig) -> Iterable[str]:
     for name, row in config.pretraining.items():
         if row.extra_data and not (data.extra or (data.lab and data.lab.extra)):
             yield f"pretraining.{name}.extra_data: there is no extra data; give data.extra or data.lab.extra"
+        if row.self_answers and (not data.instructions or row.extra_data):
+            yield f"pretraining.{name}.self_answers: give data.instructions, and no extra_data"

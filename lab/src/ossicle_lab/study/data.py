@@ -24,6 +24,9 @@ def prepare_data(config: StudyConfig, console: Console) -> StudyData:
     data = find_data(config)
     _check_tasks(data)
     _encode(config, data, console)
+    if any(row.self_answers for row in config.pretraining.values()):
+        console.print("Letting the LLM answer instructions about the transcripts …")
+        _answer(config, data)
     return data
 
 
@@ -64,6 +67,27 @@ def _encode(config: StudyConfig, data: StudyData, console: Console) -> None:
     console.print("Encoding the audio once with the frozen encoder …")
     manifests = [*data.pretrain, *data.extra, *data.finetune, *data.dev, *data.test, *data.alignment]
     fill_frames(manifests, settings.model.build(device).to(device), config.folder / "cache")
+
+
+def _answer(config: StudyConfig, data: StudyData) -> None:
+    """Write the LLM's answers to the instructions about the transcripts of stage 1, one instruction for each."""
+    import torch
+
+    from ossicle.corpora.self_answers import AnswerOptions, prepare_answers
+    from ossicle.data.manifest import write_manifest
+
+    settings = recipes.load(config.finetuning.recipe, [*config.finetuning.overrides, "data.train=[none]"])
+    device = torch.device("cuda" if config.device == "auto" and torch.cuda.is_available() else "cpu")
+    llm = settings.model.build(device).to(device).llm
+    transcripts = config.answers.with_name("transcripts.jsonl")
+    write_manifest(transcripts, _read(data.pretrain))
+    options = AnswerOptions(
+        instructions=data.instructions,
+        per_utterance=1,
+        max_new_tokens=config.max_new_tokens,
+        turn=settings.model.turn,
+    )
+    prepare_answers(transcripts, config.answers, llm, options)
 
 
 def _read(manifests: Sequence[str]) -> list[Sample]:

@@ -54,6 +54,7 @@ class Description:
         if row.recipe is None:
             return None
         data = [*self.data.pretrain, *(self.data.extra if row.extra_data else ())]
+        data = [str(self.config.answers)] if row.self_answers else data
         train = [f"data.train={json.dumps(data)}", f"optim.lr={setting.lr!r}", *_seeds(seed)]
         return Job(
             kind="pretraining",
