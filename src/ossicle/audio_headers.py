@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import soundfile
 
+from ossicle.addresses import is_address, local_copy
 from ossicle.errors import AudioError
 
 RATES_HZ = (1_000, 768_000)
@@ -38,7 +39,7 @@ MOST_CHUNKS = 10_000
 """Chunks of a WAV or AIFF file that are looked at. A file of millions of empty ones would take minutes."""
 MAGIC = (
     (0, rb"#!AMR", "AMR"),
-    (4, rb"ftyp", "MPEG-4 (m4a, mp4, mov, 3gp)"),
+    (4, rb"ftyp|moov|mdat|wide", "MPEG-4 (m4a, mp4, mov, 3gp)"),
     (0, rb"\x1aE\xdf\xa3", "Matroska (webm, mkv)"),
     (0, rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "Windows Media (wma)"),
     (0, rb"\xff[\xf0\xf1\xf8\xf9]", "AAC"),
@@ -52,6 +53,10 @@ MAGIC = (
     (0, rb"ajkg", "Shorten"),
     (28, rb"Speex", "Speex"),
     (8, rb"AVI ", "AVI"),
+    (0, rb"\x00\x00\x01\xba", "MPEG (mpg, vob)"),
+    (0, rb"(.{4})?G(?=.{187}(.{4})?G)", "MPEG transport stream (ts, mts)"),
+    (0, rb"MPCK|MP\+", "Musepack"),
+    (0, rb"\x7f\xfe\x80\x01", "DTS"),
 )
 """Offset and bytes by which formats are recognised that libsndfile does not read, and their names."""
 
@@ -72,8 +77,10 @@ def opened(path: str | Path, tolerance_s: float) -> Iterator[soundfile.SoundFile
     the block becomes an `AudioError` too.
     """
     path = Path(path)
-    size = _size(path)
     with ExitStack() as stack:
+        if is_address(str(path)):
+            path = stack.enter_context(local_copy(path))
+        size = _size(path)
         file = stack.enter_context(_checked(path, stack, size, tolerance_s))
         try:
             yield file
@@ -105,15 +112,14 @@ def _decoded(path: Path, tolerance_s: float, error: Exception) -> soundfile.Soun
     """Open the sound of a file in a format that libsndfile does not read, if PyAV is installed."""
     if (format_name := _format_of(path)) is None:
         raise AudioError(f"{path}: is not an audio file, or its header is damaged") from error
-    from ossicle.audio_av import as_wav  # few files need it
+    from ossicle.audio_av import opened_by_av  # few files need it
 
-    if (found := as_wav(path)) is None:
+    if (found := opened_by_av(path)) is None:
         raise AudioError(
             f"{path}: is a file in the format {format_name}; to read it, run pip install 'ossicle[av]', or convert it "
             f"with ffmpeg -i {quote(str(path))} -ar 16000 {quote(str(path.with_suffix('.flac')))}"
         ) from error
-    content, stated_s = found
-    file = soundfile.SoundFile(content)
+    file, stated_s = found
     present_s = file.frames / file.samplerate
     if stated_s > present_s + max(tolerance_s, HIDDEN_S):  # decoders cut off the silence that encoders add
         raise AudioError(truncated(path, stated_s, present_s))
@@ -157,7 +163,7 @@ def _size(path: Path) -> int:
 def _format_of(path: Path) -> str | None:
     """Return the name of a format in `MAGIC` by the first bytes of a file, or None."""
     with path.open("rb") as file:
-        head = file.read(64)
+        head = file.read(256)
     return next((name for offset, magic, name in MAGIC if re.match(magic, head[offset:], re.DOTALL)), None)
 
 

@@ -9,13 +9,15 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
+from functools import lru_cache
 from pathlib import Path
 
 from ossicle.align.aligner import Aligner, Alignment
 from ossicle.align.word_files import read_ctm, read_textgrid
 from ossicle.batch import Sample, Skipped, Utterance
-from ossicle.data.dataset import SpeechDataset, known_duration_s
+from ossicle.data.dataset import SpeechDataset
 from ossicle.data.manifest import read_manifest, write_manifest
+from ossicle.data.table import open_manifests
 from ossicle.data.words import (
     WORDS_FROM,
     WordTime,
@@ -25,7 +27,8 @@ from ossicle.data.words import (
     words_of,
 )
 from ossicle.errors import AlignmentError, ConfigError, WordFileError
-from ossicle.progress import Progress, track
+from ossicle.progress import track
+from ossicle.shards import Shard, describe_missing, joining
 
 SCORE = "words_score"
 """Manifest field that holds `Alignment.score`."""
@@ -50,9 +53,13 @@ class AlignReport:
     """Lines that were left out."""
     already_aligned: int = 0
     """Number of utterances that an earlier call aligned."""
+    waiting: str = ""
+    """Which shards are not finished, if the call was one of several; the output is written when all are."""
 
     def summary(self) -> str:
         """Return the counts, the mean score, the utterance with the lowest score, and the skipped utterances."""
+        if self.waiting:
+            return self.waiting
         words = [word for sample in self.samples for word in words_of(sample)]
         guessed = sum(not word.aligned for word in words)
         before = f" ({self.already_aligned} were aligned before)" if self.already_aligned else ""
@@ -70,12 +77,19 @@ class AlignReport:
 
 
 def align_manifest(
-    manifest: Path, out: Path, aligner: Aligner, *, batch_size: int = 16, skip_broken: bool = False
+    manifest: Path,
+    out: Path,
+    aligner: Aligner,
+    *,
+    batch_size: int = 16,
+    skip_broken: bool = False,
+    shard: Shard | None = None,
 ) -> AlignReport:
     """Write ``manifest`` with the word times that ``aligner`` finds to ``out``.
 
     ``out`` is created when all lines are aligned. An interrupted call resumes, and lines of ``out`` that the same
-    model aligned are reused. Lines that share speech and text (several tasks) are aligned once.
+    model aligned are reused. Lines that share speech and text (several tasks) are aligned once. With ``shard``, the
+    call aligns every N-th batch, and the last of the N calls creates ``out``.
 
     Raises:
         DataError: an audio file cannot be used (left out with ``skip_broken``).
@@ -83,14 +97,15 @@ def align_manifest(
     """
     _check_out(manifest, out)
     dataset = SpeechDataset(
-        read_manifest(manifest), max_duration_s=math.inf, on_error="skip" if skip_broken else "raise"
+        open_manifests([manifest]), max_duration_s=math.inf, on_error="skip" if skip_broken else "raise"
     )
-    partial = out.with_name(f".{out.name}.partial")
-    done = _aligned_before(out, aligner) | _aligned_before(partial, aligner)
+    target = out if shard is None else shard.file(out)
+    partial = target.with_name(f".{target.name}.partial")
+    done = _aligned_before(target, aligner) | _aligned_before(partial, aligner)
     already_aligned = sum(_key(sample) in done for sample in dataset.samples)
     saved_at = time.monotonic()
     try:
-        for _ in _align_rest(dataset, aligner, done, batch_size):
+        for _ in _align_rest(dataset, aligner, done, _plan(dataset, done, batch_size, shard)):
             if time.monotonic() - saved_at > SAVE_EVERY_S:
                 write_manifest(partial, _finished(dataset, aligner, done))
                 saved_at = time.monotonic()
@@ -98,9 +113,33 @@ def align_manifest(
         write_manifest(partial, _finished(dataset, aligner, done))
         raise
     samples = _finished(dataset, aligner, done)
-    write_manifest(out, samples)
+    write_manifest(target, samples)
     partial.unlink(missing_ok=True)
+    if shard is not None:
+        with joining(out):
+            if missing := shard.missing(out):
+                return AlignReport(waiting=describe_missing(out, shard, missing))
+            parts = [one.file(out) for one in Shard.all_of(shard.count)]
+            for part in parts:
+                done |= _aligned_before(part, aligner)
+            samples = _finished(dataset, aligner, done)
+            write_manifest(out, samples)
+            for part in parts:
+                part.unlink()
     return AlignReport(samples, dataset.skipped, already_aligned)
+
+
+def align_shard(
+    shard: Shard, manifest: Path, out: Path, model: str, batch_size: int = 16, skip_broken: bool = False
+) -> None:
+    """Align ``shard`` with the CTC model ``model``, which a process loads once for all its shards."""
+    if not out.exists():
+        align_manifest(manifest, out, _load(model), batch_size=batch_size, skip_broken=skip_broken, shard=shard)
+
+
+@lru_cache(maxsize=1)
+def _load(model: str) -> Aligner:
+    return Aligner.load(model)
 
 
 def import_words(manifest: Path, out: Path, source: Path, *, skip_broken: bool = False) -> AlignReport:
@@ -159,12 +198,24 @@ def _aligned_before(path: Path, aligner: Aligner) -> Aligned:
     }
 
 
-def _align_rest(dataset: SpeechDataset, aligner: Aligner, done: Aligned, batch_size: int) -> Iterator[None]:
-    """Align what is missing in ``done``, longest first (too large a batch fails early), and yield after each batch."""
+def _plan(dataset: SpeechDataset, done: Aligned, batch_size: int, shard: Shard | None) -> list[list[int]]:
+    """Return the batches of utterances that are missing in ``done``, longest first: too large a batch fails early.
+
+    Batches of a shard are those of an undivided call, because the other utterances of a batch change its last digits.
+    """
     first = {_key(sample): index for index, sample in reversed(list(enumerate(dataset.samples)))}
-    pending = [index for key, index in first.items() if key not in done]
-    pending.sort(key=lambda index: -known_duration_s(dataset.samples[index]))
-    for indices in _batches(pending, batch_size):
+    missing = {index for key, index in first.items() if key not in done}
+    durations_s = dataset.durations_s
+    order = sorted(
+        first.values() if shard else [i for i in first.values() if i in missing], key=lambda i: -durations_s[i]
+    )
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    return [batch for batch in (shard.own(batches) if shard else batches) if not missing.isdisjoint(batch)]
+
+
+def _align_rest(dataset: SpeechDataset, aligner: Aligner, done: Aligned, batches: list[list[int]]) -> Iterator[None]:
+    """Align ``batches`` into ``done``, and yield after each."""
+    for indices in track(batches, "aligning", unit="batches"):
         items = [dataset[index] for index in indices]
         utterances = [item for item in items if isinstance(item, Utterance)]
         results = aligner.align(utterances) if utterances else []
@@ -185,14 +236,6 @@ def _finished(dataset: SpeechDataset, aligner: Aligner, done: Aligned) -> list[S
         for sample in dataset.samples
         if (found := done.get(_key(sample))) is not None
     ]
-
-
-def _batches(pending: list[int], batch_size: int) -> Iterator[list[int]]:
-    with Progress("aligning", len(pending), unit="utterances") as progress:
-        for start in range(0, len(pending), batch_size):
-            batch = pending[start : start + batch_size]
-            yield batch
-            progress.advance(len(batch))
 
 
 Found = tuple[Sequence[WordTime], bool]

@@ -8,7 +8,18 @@ from typing import Annotated, Literal
 
 import typer
 
-from ossicle.cli.options import AsJson, Lower, MaxDuration, MinDuration, SkipBroken, Targets
+from ossicle.cli.options import (
+    AsJson,
+    Blocks,
+    Lower,
+    MaxDuration,
+    MinDuration,
+    Ray,
+    ShardOf,
+    SkipBroken,
+    Targets,
+    shard_of,
+)
 from ossicle.corpora import CORPORA
 
 PREPARE_HELP = "Convert a downloaded corpus into manifests.\n\n\b\nNAME is one of\n" + "\n".join(
@@ -37,10 +48,14 @@ def prepare(  # noqa: PLR0913 - each parameter is an option of the command
     min_duration: MinDuration = 0.0,
     max_duration: MaxDuration = float("inf"),
     jobs: Annotated[int, typer.Option(help="Threads that probe and decode audio.", min=1)] = 16,
+    shard: ShardOf = None,
+    ray: Ray = None,
+    blocks: Blocks = 32,
 ) -> None:
     """Convert a downloaded corpus into manifests."""
     from ossicle.corpora.items import Options
     from ossicle.corpora.prepare import prepare as run
+    from ossicle.corpora.prepare import prepare_shard
 
     options = Options(
         splits=tuple(split or ()),
@@ -54,7 +69,12 @@ def prepare(  # noqa: PLR0913 - each parameter is an option of the command
         min_s=min_duration,
         max_s=max_duration,
     )
-    run(name, source, out, options, jobs=jobs).print(out)
+    part = shard_of(shard, ray)
+    if ray is not None:
+        from ossicle.on_ray import run_shards
+
+        run_shards(prepare_shard, (name, source, out, options, jobs), count=blocks, address=ray, title=name)
+    run(name, source, out, options, jobs=jobs, shard=part).print(out)
 
 
 def prepare_tts(  # noqa: PLR0913 - each parameter is an option of the command
@@ -131,16 +151,29 @@ def align(  # noqa: PLR0913 - each parameter is an option of the command
     ] = None,
     from_ctm: Annotated[Path | None, typer.Option(help="Read word times from this CTM file instead.")] = None,
     skip_broken: SkipBroken = False,
+    shard: ShardOf = None,
+    ray: Ray = None,
+    blocks: Blocks = 32,
 ) -> None:
     """Add the start and end of each word, which mixed speech-text training needs."""
     from ossicle.align.aligner import Aligner
-    from ossicle.align.files import align_manifest, import_words
+    from ossicle.align.files import align_manifest, align_shard, import_words
 
+    part = shard_of(shard, ray)
     source = from_textgrid or from_ctm
     if source is not None:
+        if part or ray:
+            raise typer.BadParameter("reading word files is quick: leave out --shard and --ray")
         report = import_words(manifest, out, source, skip_broken=skip_broken)
     else:
-        report = align_manifest(manifest, out, Aligner.load(model), batch_size=batch_size, skip_broken=skip_broken)
+        if ray is not None:
+            from ossicle.on_ray import run_shards
+
+            given = (manifest, out, model, batch_size, skip_broken)
+            run_shards(align_shard, given, count=blocks, address=ray, title="aligning", gpu=True)
+        report = align_manifest(
+            manifest, out, Aligner.load(model), batch_size=batch_size, skip_broken=skip_broken, shard=part
+        )
     print(f"{out}: {report.summary()}")
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ossicle.cli.options import AsJson, Checkpoint, SkipBroken
+from ossicle.cli.options import AsJson, Blocks, Checkpoint, Ray, ShardOf, SkipBroken, shard_of
 from ossicle.errors import OssicleError
 
 if TYPE_CHECKING:
@@ -51,9 +51,12 @@ def evaluate(  # noqa: PLR0913 - each parameter is an option of the command
     normalise: Normalise = "basic",
     spelling: Spelling = None,
     leaderboard: Leaderboard = None,
+    shard: ShardOf = None,
+    ray: Ray = None,
+    blocks: Blocks = 32,
 ) -> None:
     """Decode a manifest, then score the hypotheses of each task and language."""
-    from ossicle.evaluate.run import EvalOptions
+    from ossicle.evaluate.run import EvalOptions, decode_shard
     from ossicle.evaluate.run import evaluate as run
     from ossicle.evaluate.score import ScoreOptions
 
@@ -71,7 +74,12 @@ def evaluate(  # noqa: PLR0913 - each parameter is an option of the command
         honesty_lines=honesty_lines if honesty else 0,
         scoring=ScoreOptions(normalise=normalise, spelling=spelling, leaderboard=leaderboard),
     )
-    rows = run(model, manifest, out or model / "eval" / f"{manifest.stem}{kind}.jsonl", options)
+    part, out = shard_of(shard, ray), out or model / "eval" / f"{manifest.stem}{kind}.jsonl"
+    if ray is not None:
+        from ossicle.on_ray import run_shards
+
+        run_shards(decode_shard, (model, manifest, out, options), count=blocks, address=ray, title="decoding", gpu=True)
+    rows = run(model, manifest, out, options, shard=part)
     _refuse_missing(rows)
 
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from ossicle.shards import Shard
+
 Recipe = Annotated[
     Path,
     typer.Argument(
@@ -31,3 +33,24 @@ MinDuration = Annotated[float, typer.Option(help="Leave out shorter utterances, 
 MaxDuration = Annotated[float, typer.Option(help="Leave out longer utterances, in seconds.", min=0)]
 Lower = Annotated[bool, typer.Option("--lower", help="Write transcripts in lower case.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+ShardOf = Annotated[
+    str | None,
+    typer.Option(
+        "--shard", metavar="I/N", help="Do part I of N, as a job of an array; the last of them writes the output."
+    ),
+]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS",
+        help="Divide the work on Ray: `local` for processes here, `auto` or the address of a cluster.",
+    ),
+]
+Blocks = Annotated[int, typer.Option(help="With --ray: number of parts; a restart repeats unfinished ones.", min=1)]
+
+
+def shard_of(text: str | None, ray: str | None) -> Shard | None:
+    """Return the shard of the option. Raises `typer.BadParameter` if ``--ray`` is given too."""
+    if text is not None and ray is not None:
+        raise typer.BadParameter("--shard and --ray exclude each other: give only one")
+    return None if text is None else Shard.parse(text)

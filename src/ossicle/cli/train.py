@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ossicle.cli.options import Overrides, Recipe
+from ossicle.cli.options import Blocks, Overrides, Ray, Recipe, ShardOf, shard_of
 
 
 def train(
@@ -47,12 +47,22 @@ def doctor(
         raise typer.Exit(1)
 
 
-def cache(recipe: Recipe, overrides: Overrides = None) -> None:
+def cache(
+    recipe: Recipe, overrides: Overrides = None, shard: ShardOf = None, ray: Ray = None, blocks: Blocks = 32
+) -> None:
     """Compute the frozen encoder and LLM outputs of the training data once, before training."""
     from ossicle.train import recipe as config
-    from ossicle.train.cache_fill import fill_caches
+    from ossicle.train.cache_fill import fill_caches, fill_shard
 
-    fill_caches(config.load(recipe, overrides or ()))
+    part, changes = shard_of(shard, ray), list(overrides or ())
+    if ray is not None:
+        from ossicle.on_ray import run_shards
+
+        run_shards(fill_shard, (recipe, changes), count=blocks, address=ray, title="filling caches", gpu=True)
+    elif part is not None:
+        fill_shard(part, recipe, changes)
+    else:
+        fill_caches(config.load(recipe, changes))
 
 
 def recipes() -> None:

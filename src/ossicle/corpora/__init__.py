@@ -131,9 +131,20 @@ CORPORA: dict[str, Corpus] = {
     ),
     "lhotse": _corpus(
         "lhotse",
-        "Lhotse cuts: MonoCut with supervisions (asr).",
-        "cuts.jsonl or cuts.jsonl.gz, or a folder of such files; audio paths are relative to it",
+        "Lhotse cuts or Shar: MonoCut with supervisions (asr).",
+        "cuts.jsonl or cuts.jsonl.gz, or a folder of such files; audio paths are relative to it. Shar has "
+        "recording.000000.tar beside cuts.000000.jsonl.gz",
         "language",
+    ),
+    "webdataset": _corpus(
+        "webdataset",
+        "Tar shards with audio, .txt and .json; see --column.",
+        "a .tar file, or a folder of tar files such as train-000000.tar, with a.flac, a.txt and a.json in it",
+        "splits",
+        "language",
+        "targets",
+        "tasks",
+        "columns",
     ),
     "jsonl": _corpus(
         "jsonl",

@@ -1,13 +1,15 @@
-"""Read Lhotse cuts as plain JSON. Each supervision of a `MonoCut` becomes an utterance."""
+"""Read Lhotse cuts as plain JSON, also of a Lhotse Shar. Each supervision of a `MonoCut` becomes an utterance."""
 
 from __future__ import annotations
 
 import gzip
+import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ossicle.addresses import list_files, open_binary
 from ossicle.batch import Sample
 from ossicle.corpora import CORPORA
 from ossicle.corpora.items import (
@@ -25,6 +27,7 @@ from ossicle.corpora.items import (
     parse_record,
 )
 from ossicle.corpora.paths import resolve_audio
+from ossicle.corpora.shar import Recordings
 from ossicle.errors import CorpusError
 
 WINDOW_TOLERANCE_S = 0.01
@@ -33,21 +36,22 @@ WINDOW_TOLERANCE_S = 0.01
 
 def read(source: Path, options: Options) -> Iterator[Item]:
     """Yield the lines of one manifest per file of cuts."""
-    names = ("*.jsonl", "*.jsonl.gz")
-    files = [source] if source.is_file() else sorted(path for name in names for path in source.glob(name))
+    files = list_files(source, ".jsonl", ".jsonl.gz")
     if not files:
         raise layout_error(CORPORA["lhotse"], source, "contains no .jsonl or .jsonl.gz file")
     for done, path in enumerate(files):
-        manifest = path.name.removesuffix(".gz").removesuffix(".jsonl")
+        manifest = re.sub(r"^(cuts)\.\d+$", r"\1", path.name.removesuffix(".gz").removesuffix(".jsonl"))
+        recordings = Recordings(path)
         for number, line, fraction in _lines(path):
-            yield from _cut(line, f"{path}:{number}", path.parent, manifest, options)
+            yield from _cut(line, f"{path}:{number}", path.parent, manifest, options, recordings)
             yield Reached((done + fraction) / len(files))
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str, float]]:
     """Yield number, text and the share of the file that is read, for each line of a plain or compressed file."""
-    size = max(path.stat().st_size, 1)
-    with path.open("rb") as raw:
+    with open_binary(path) as raw:
+        size = max(raw.seek(0, 2), 1)
+        raw.seek(0)
         file = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
         try:
             for number, line in enumerate(file, start=1):
@@ -57,11 +61,15 @@ def _lines(path: Path) -> Iterator[tuple[int, str, float]]:
             raise CorpusError(f"{path}: is damaged ({error}); download it again") from error
 
 
-def _cut(line: str, where: str, folder: Path, manifest: str, options: Options) -> Iterator[Item]:
+def _cut(
+    line: str, where: str, folder: Path, manifest: str, options: Options, recordings: Recordings
+) -> Iterator[Item]:
     """Yield the supervisions of the cut on a line, or why it is left out."""
     try:
         cut = parse_record(line, where, CORPORA["lhotse"].layout)
         name = label(cut["id"], "id") or where
+        if _is_in_shar(cut):
+            recordings.fill(cut)
         problem, detail = _problem(cut)
         if problem:
             yield Dropped(name, problem, f"{where}: {detail}" if detail else "")
@@ -78,6 +86,11 @@ def _cut(line: str, where: str, folder: Path, manifest: str, options: Options) -
             yield _supervision(supervision, cut, audio, manifest, where, options)
         except BAD_ROW as error:
             yield bad_row(where, f"has an invalid supervision ({_text_of(error)})", name)
+
+
+def _is_in_shar(cut: dict[str, Any]) -> bool:
+    sources = (cut.get("recording") or {}).get("sources") or [{}]
+    return bool(sources[0].get("type") == "shar")
 
 
 def _text_of(error: Exception) -> str:

@@ -21,13 +21,13 @@ MAX_OPEN = 64
 
 
 @contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """Create the folder ``out`` and lock it. The system releases the lock of a process that was killed.
+def locked(out: Path, name: str = LOCK_NAME) -> Iterator[None]:
+    """Create the folder ``out`` and hold its lock ``name``. The system releases the lock of a process that was killed.
 
     Raises `CorpusError` if another process has the lock.
     """
     out.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(out / LOCK_NAME, timeout=0)
+    lock = FileLock(out / name, timeout=0)
     try:
         lock.acquire()
     except Timeout as error:

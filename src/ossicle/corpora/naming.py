@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from ossicle.addresses import is_remote, url_of
 from ossicle.batch import Sample
 from ossicle.corpora.disk import DiskDict
 from ossicle.corpora.items import Dropped, Item, Reached, Recording, printable
@@ -45,8 +46,8 @@ def safe_name(name: str) -> str:
 
 
 def plain_path(path: Path) -> str:
-    """Return the absolute path as valid Unicode, with escapes for bytes that are not UTF-8."""
-    return str(path.resolve()).encode("utf-8", "backslashreplace").decode()
+    """Return the absolute path or the URL as valid Unicode, with escapes for bytes that are not UTF-8."""
+    return (url_of(path) if is_remote(path) else str(path.resolve())).encode("utf-8", "backslashreplace").decode()
 
 
 class Names:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from unicodedata import normalize
 
+from ossicle.addresses import is_remote
+
 AUDIO_SUFFIXES = (".flac", ".wav", ".opus", ".ogg", ".mp3")
 
 
@@ -56,6 +58,8 @@ def resolve_audio(folder: Path, path: str) -> Path:
     A path that exists nowhere is tried with slashes instead of backslashes, and with its accents composed or
     decomposed, because other systems write it that way.
     """
+    if is_remote(path):
+        return Path(path)
     spellings = dict.fromkeys((path, path.replace("\\", "/"), *(normalize(form, path) for form in ("NFC", "NFD"))))
     for spelling in spellings:
         expanded = os.path.expanduser(spelling)  # noqa: PTH111 - Path.expanduser fails for unknown users

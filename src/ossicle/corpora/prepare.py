@@ -10,18 +10,23 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from ossicle.addresses import is_remote, url_of
 from ossicle.corpora import CORPORA
 from ossicle.corpora.items import Item, Options
 from ossicle.corpora.manifests import locked
-from ossicle.corpora.naming import plain_path
+from ossicle.corpora.naming import Names, plain_path
+from ossicle.corpora.parts import own_items, prepare_part
 from ossicle.corpora.report import REPORT_NAME, Report
-from ossicle.corpora.writer import JOURNAL_NAME, Limits, progress_of, write
+from ossicle.corpora.writer import JOURNAL_NAME, Limits, Worker, fill_journal, progress_of, write
 from ossicle.errors import CorpusError
+from ossicle.shards import WHOLE, Shard
 
 THREADS = 16
 """Default number of threads. Opening files waits for the disk or the network, and decoding releases the interpreter."""
-SINGLE_FILE = frozenset({"parquet", "lhotse", "jsonl"})
+SINGLE_FILE = frozenset({"parquet", "lhotse", "jsonl", "webdataset"})
 """Corpora whose source may be a single file."""
+REMOTE = frozenset({"parquet", "lhotse", "webdataset"})
+"""Corpora whose source may be a URL."""
 COMMON_OPTIONS = frozenset({"lower", "min_s", "max_s"})
 """Options that every corpus has."""
 FLAGS = {"splits": "--split", "targets": "--target", "subsets": "--subset", "tasks": "--task", "columns": "--column"}
@@ -30,7 +35,7 @@ Reader = Callable[[Path, Options], Iterable[Item]]
 """A corpus: a function ``read(source, options)`` that yields the items in ``source``."""
 
 
-def prepare(
+def prepare(  # noqa: PLR0913 - what, where and how
     corpus: str | Reader,
     source: Path,
     out: Path,
@@ -38,6 +43,7 @@ def prepare(
     *,
     jobs: int = THREADS,
     show: bool = True,
+    shard: Shard | None = None,
 ) -> Report:
     """Write the manifests of the corpus in ``source`` to the folder ``out``.
 
@@ -50,6 +56,7 @@ def prepare(
         options: the part of the corpus to read; everything by default.
         jobs: number of threads that probe and convert audio.
         show: whether to show the progress.
+        shard: the part of the work to do. The last part of several calls writes the manifests.
 
     Raises:
         CorpusError: the name or an option is unknown, ``source`` does not have the layout of the corpus, or ``out``
@@ -61,12 +68,26 @@ def prepare(
     else:
         read, name = corpus, f"{corpus.__module__}.{corpus.__qualname__}"
     about = {"corpus": name, "source": plain_path(source), "options": non_defaults(options, Options())}
+    limits = Limits.of(options)
+
+    def fill(journal: Path) -> None:
+        items = own_items(shard or WHOLE, Names(out).apply(read(source, options)))
+        with progress_of(name, enabled=show) as progress, ThreadPoolExecutor(jobs) as pool:
+            fill_journal(journal, items, about, Worker(out, limits), pool, progress=progress)
+
+    if shard is not None:
+        return prepare_part(shard, out, about, lambda: load_report(out, about), fill)
     with locked(out):
         finished = load_report(out, about)
         if finished is not None:
             return finished
         with progress_of(name, enabled=show) as progress, ThreadPoolExecutor(jobs) as pool:
-            return write(read(source, options), out, about, Limits.of(options), pool, progress=progress)
+            return write(read(source, options), out, about, limits, pool, progress=progress)
+
+
+def prepare_shard(shard: Shard, corpus: str, source: Path, out: Path, options: Options, jobs: int) -> None:
+    """Do the part ``shard`` of `prepare` without a display, as a block of work on another machine."""
+    prepare(corpus, source, out, options, jobs=jobs, show=False, shard=shard)
 
 
 def _reader(name: str, source: Path, options: Options) -> Reader:
@@ -77,7 +98,12 @@ def _reader(name: str, source: Path, options: Options) -> Reader:
     for key in sorted(non_defaults(options, Options()).keys() - COMMON_OPTIONS - corpus.options):
         own = ", ".join(FLAGS.get(option, f"--{option}") for option in sorted(corpus.options)) or "none"
         raise CorpusError(f"the corpus {name} has no option {FLAGS.get(key, f'--{key}')}; its own options: {own}")
-    if not source.exists():
+    if is_remote(source):
+        if name not in REMOTE:
+            raise CorpusError(
+                f"{url_of(source)}: only {', '.join(sorted(REMOTE))} are read from a URL; download {name}"
+            )
+    elif not source.exists():
         raise CorpusError(f"{source}: there is no such file or folder; expected {corpus.layout}")
     if source.is_file() and name not in SINGLE_FILE:
         raise CorpusError(f"{source}: is a file, not the folder of the corpus; expected {corpus.layout}")

@@ -49,6 +49,8 @@ class Report:
     dropped: dict[str, Reason] = field(default_factory=dict)
     already_done: bool = False
     """True if an earlier call prepared everything."""
+    waiting: str = ""
+    """Which shards are not finished, if this call was one of several; nothing is written until all are."""
 
     def count(self, name: str, speech_s: float | None) -> None:
         """Count a line of the manifest ``name``; ``speech_s`` is None if its recording is counted already."""
@@ -74,7 +76,7 @@ class Report:
     def save(self, path: Path) -> None:
         """Write the report as JSON."""
         content = asdict(self)
-        del content["already_done"]
+        del content["already_done"], content["waiting"]
         write_json(path, content)
 
     @classmethod
@@ -94,6 +96,9 @@ class Report:
     def print(self, out: Path, console: Console | None = None) -> None:
         """Print a table of the manifests, then the number of utterances that were left out for each reason."""
         console = console or Console()
+        if self.waiting:
+            console.print(self.waiting, highlight=False, markup=False, soft_wrap=True)
+            return
         table = Table(escape(f"manifests in {out}"), box=box.SIMPLE)
         for column in ("lines", "recordings", "hours"):
             table.add_column(column, justify="right")

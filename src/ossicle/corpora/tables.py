@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ossicle.addresses import is_remote, list_files, open_binary
 from ossicle.corpora.audio_makers import Embedded
 from ossicle.corpora.items import Dropped, printable
 from ossicle.corpora.naming import safe_name
@@ -22,10 +23,10 @@ SPLIT_NAME = re.compile(r"(.+?)(?:[-_]\d+(?:-of-\d+)?)?")
 def parquet_files(source: Path) -> dict[str, list[Path]]:
     """Return the files by split. ``train-00000-of-00010.parquet`` and ``train/0000.parquet`` belong to ``train``."""
     if source.is_file():
-        return {_split(source): [source]} if source.suffix == ".parquet" else {}
+        return {split_of(source): [source]} if source.suffix == ".parquet" else {}
     files: dict[str, list[Path]] = {}
-    for path in sorted(source.rglob("*.parquet")):
-        files.setdefault(_split(path), []).append(path)
+    for path in list_files(source, ".parquet") if is_remote(source) else sorted(source.rglob("*.parquet")):
+        files.setdefault(split_of(path), []).append(path)
     return files
 
 
@@ -99,7 +100,8 @@ def audio_of(cell: Any, name: str, split: str, folder: Path) -> tuple[Path, Embe
         return Dropped(name, "audio cannot be used", str(error))
 
 
-def _split(path: Path) -> str:
+def split_of(path: Path) -> str:
+    """Return the split of a file or a shard: ``train`` for ``train-00000-of-00010.parquet`` and ``train/0000.tar``."""
     if path.stem.isdecimal() and path.parent.name:
         return path.parent.name
     match = SPLIT_NAME.fullmatch(path.stem)
@@ -113,6 +115,6 @@ def _open(path: Path) -> Any:
     except ImportError as error:
         raise MissingPackageError("parquet files need pyarrow; install it: pip install pyarrow") from error
     try:
-        return ParquetFile(path)
+        return ParquetFile(open_binary(path) if is_remote(path) else path)
     except (ArrowInvalid, OSError) as error:
         raise CorpusError(f"{path}: is not a parquet file ({printable(str(error))}); download it again") from error

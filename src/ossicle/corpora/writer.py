@@ -20,6 +20,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from ossicle.addresses import is_address
 from ossicle.audio import TOLERANCE_S, audio_duration_s
 from ossicle.corpora.items import OTHER_FILE, Dropped, Item, Make, Options, Reached, Recording, printable
 from ossicle.corpora.manifests import split
@@ -83,17 +84,27 @@ def write(
     """
     out.mkdir(parents=True, exist_ok=True)
     journal = out / JOURNAL_NAME
+    fill_journal(journal, Names(out).apply(items), about, Worker(out, limits), pool, progress=progress)
+    return split(journal, out, about)
+
+
+def fill_journal(
+    journal: Path, items: Iterable[Item], about: Mapping[str, Any], work: Worker, pool: Executor, *, progress: Progress
+) -> None:
+    """Do the audio work of ``items``, and write a line for each to ``journal``, after those of an interrupted call.
+
+    Raises `CorpusError` as `write` does.
+    """
     done, last = _read_journal(journal, about)
-    work = _Worker(out, limits)
     with journal.open("a", encoding="utf-8", newline="\n") as file:
         if not journal.stat().st_size:
             file.write(json.dumps(about) + "\n")
         kept, flushed = done > 0, time.monotonic()
-        left = _remaining(Names(out).apply(items), done, last, journal)
+        left = _remaining(items, done, last, journal)
         tried = 0
         with closing(_in_order(left, pool, work)) as results:
             for result in _show(results, done, progress):
-                file.write(_entry(result, out) + "\n")
+                file.write(_entry(result, work.out) + "\n")
                 if time.monotonic() - flushed > FLUSH_EVERY_S:
                     file.flush()
                     flushed = time.monotonic()
@@ -102,18 +113,18 @@ def write(
                 if tried == GIVE_UP_AFTER and not kept:
                     journal.unlink()
                     why = f"the first {tried} are all left out: {_why(result)}"
-                    raise CorpusError(f"{out}: nothing written, {why}; check the folder of the corpus")
-    return split(journal, out, about)
+                    raise CorpusError(f"{work.out}: nothing written, {why}; check the folder of the corpus")
 
 
 @dataclass(frozen=True)
-class _Worker:
+class Worker:
     """Creates the audio of a recording if needed, and measures it. Picklable."""
 
     out: Path
     limits: Limits
 
     def __call__(self, recording: Recording) -> Result:
+        """Return the recording with its durations, or why it cannot be used."""
         sample = recording.lines[0][1]
         if recording.make is not None:
             sample = replace(sample, audio=self.out / sample.audio)
@@ -123,7 +134,8 @@ class _Worker:
         except MakeError as error:
             return Dropped(sample.id, "audio cannot be made", str(error))
         except AudioError as error:
-            missing = recording.make is None and not os.path.isfile(sample.audio)  # noqa: PTH113 - Path.is_file fails for long names
+            within = is_address(str(sample.audio))
+            missing = recording.make is None and not within and not os.path.isfile(sample.audio)  # noqa: PTH113 - Path.is_file fails for long names
             return Dropped(sample.id, "no such audio file" if missing else "audio cannot be used", str(error))
         except OSError as error:
             if error.errno not in FILE_ERRORS:

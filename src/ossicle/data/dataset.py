@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+from array import array
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ossicle.addresses import is_address, is_present
 from ossicle.audio import SAMPLE_RATE_HZ, audio_duration_s, read_audio
 from ossicle.batch import Sample, Skipped, Utterance
 from ossicle.errors import AudioError, ConfigError, DataError
@@ -40,7 +42,7 @@ CHECK_CHUNK = 256
 """Files that a thread checks before it reports progress."""
 
 
-def subset(samples: Sequence[Sample], fraction: float, *, seed: int = 0) -> list[Sample]:
+def subset(samples: Sequence[Sample], fraction: float, *, seed: int = 0) -> Sequence[Sample]:
     """Return a seeded share of the samples, in their order; the subset of a smaller fraction lies in a larger one's.
 
     Every combination of task, language and target language keeps its share: of n samples the first
@@ -50,15 +52,19 @@ def subset(samples: Sequence[Sample], fraction: float, *, seed: int = 0) -> list
     """
     if not 0 < fraction <= 1:
         raise ConfigError(f"data.fraction is {fraction}; set it above 0 and at most 1")
+    from ossicle.data.table import outlines, take
+
+    if fraction == 1:
+        return samples
     strata: defaultdict[tuple[str | None, ...], list[int]] = defaultdict(list)
-    for index, sample in enumerate(samples):
-        strata[sample.task, sample.language, sample.target_language].append(index)
+    for index, outline in enumerate(outlines(samples)):
+        strata[outline.task, outline.language, outline.target_language].append(index)
     chosen: list[int] = []
     for members in strata.values():
         members.sort(key=lambda index: _stable_hash(seed, samples[index].id))
         # 0.1 * 30 is slightly above 3 in floating point, which must not be rounded up to 4
         chosen.extend(members[: math.ceil(fraction * len(members) - 1e-9)])
-    return [samples[index] for index in sorted(chosen)]
+    return take(samples, sorted(chosen))
 
 
 def known_duration_s(sample: Sample) -> float:
@@ -115,7 +121,8 @@ class SpeechDataset(Dataset[Utterance | Skipped]):
     @property
     def durations_s(self) -> list[float]:
         """Return the seconds of each utterance."""
-        return [known_duration_s(sample) for sample in self.samples]
+        measured = getattr(self.samples, "durations_s", None)  # of a table, whose samples would have to be read
+        return [known_duration_s(sample) for sample in self.samples] if measured is None else measured.tolist()
 
     @property
     def skipped(self) -> list[Skipped]:
@@ -143,32 +150,45 @@ class SpeechDataset(Dataset[Utterance | Skipped]):
         self._check_limits(sample, duration_s)
         return torch.from_numpy(waveform)
 
-    def _check_all(self, samples: Sequence[Sample]) -> tuple[list[Sample], list[Skipped]]:
+    def _check_all(self, samples: Sequence[Sample]) -> tuple[Sequence[Sample], list[Skipped]]:
         """Return the samples that can be used, with their durations, and the others."""
+        from ossicle.data.table import stated, take
         from ossicle.progress import Progress  # only large data sets show a progress display
 
-        def check_chunk(start: int) -> list[Sample | Skipped]:
-            return [self._checked(sample) for sample in samples[start : start + CHECK_CHUNK]]
+        low, high = self.min_duration_s, self.max_duration_s
 
-        checked: list[Sample | Skipped] = []
+        def check_chunk(start: int) -> list[float | Skipped]:
+            facts = stated(samples, start, start + CHECK_CHUNK)
+            return [
+                seconds if low <= seconds <= high and _is_plain(path) else self._checked(samples[index])
+                for index, (path, seconds) in enumerate(facts, start)
+            ]
+
+        kept, durations_s, bad = array("q"), array("d"), list[Skipped]()
         shown = len(samples) >= 4 * CHECK_CHUNK
         progress = Progress("Checking audio files", len(samples), unit="files", enabled=shown)
         with progress, ThreadPoolExecutor(CHECK_THREADS) as pool:
-            for chunk in pool.map(check_chunk, range(0, len(samples), CHECK_CHUNK)):
-                checked += chunk
+            for start, chunk in enumerate(pool.map(check_chunk, range(0, len(samples), CHECK_CHUNK))):
+                for index, found in enumerate(chunk, start * CHECK_CHUNK):
+                    if isinstance(found, Skipped):
+                        bad.append(found)
+                    else:
+                        kept.append(index)
+                        durations_s.append(found)
                 progress.advance(len(chunk))
-        bad = [item for item in checked if isinstance(item, Skipped)]
         if bad and self.on_error == "raise":
             raise DataError(_message(bad[0], others=len(bad) - 1))
-        return [item for item in checked if isinstance(item, Sample)], bad
+        return take(samples, kept, durations_s), bad
 
-    def _checked(self, sample: Sample) -> Sample | Skipped:
+    def _checked(self, sample: Sample) -> float | Skipped:
+        """Return the seconds of ``sample``, or why it cannot be used."""
         try:
             sample = _with_duration(sample)
-            self._check_limits(sample, known_duration_s(sample))
+            duration_s = known_duration_s(sample)
+            self._check_limits(sample, duration_s)
         except AudioError as error:
             return Skipped(sample, str(error))
-        return sample
+        return duration_s
 
     def _check_limits(self, sample: Sample, duration_s: float) -> None:
         if duration_s < self.min_duration_s:
@@ -191,15 +211,21 @@ def _with_duration(sample: Sample) -> Sample:
         if sample.start_s >= duration_s:
             raise AudioError(f"{sample.audio}: start_s is {sample.start_s}, the file lasts {duration_s:.2f} s")
         return replace(sample, duration_s=duration_s - sample.start_s)
-    try:
-        found = os.stat(sample.audio)  # noqa: PTH116 - twice as fast as Path.stat, for millions of files
-    except (OSError, ValueError) as error:
-        from ossicle.audio_headers import missing  # only a fault needs it
-
-        raise AudioError(missing(sample.audio)) from error
-    if found.st_size == 0 or not S_ISREG(found.st_mode) or sample.audio.suffix.lower() in UNREAD_SUFFIXES:
+    if not _is_plain(str(sample.audio)):
         audio_duration_s(sample.audio)  # it names the fault
     return sample
+
+
+def _is_plain(path: str) -> bool:
+    """Return True for a file that is not empty and whose header need not be read before training."""
+    if is_address(path):
+        return is_present(path)
+    try:
+        found = os.stat(path)  # noqa: PTH116 - twice as fast as Path.stat, for millions of files
+    except (OSError, ValueError):
+        return False
+    suffix = os.path.splitext(path)[1].lower()  # noqa: PTH122 - as above
+    return found.st_size > 0 and S_ISREG(found.st_mode) and suffix not in UNREAD_SUFFIXES
 
 
 def _message(skipped: Skipped, others: int = 0) -> str:

@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import json
 import os
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ossicle.addresses import is_remote, url_of
 from ossicle.batch import Sample
 from ossicle.errors import ManifestError
 
@@ -29,14 +31,17 @@ KNOWN_FIELDS = frozenset(("id", "audio", "answer", "answers", *TEXT_FIELDS, *SEC
 
 
 def read_manifest(path: str | Path) -> list[Sample]:
-    """Return the samples in file order; blank lines are ignored. Raises `ManifestError` at the first invalid line."""
+    """Return the samples in file order; blank lines are ignored. Raises `ManifestError` at the first invalid line.
+
+    `ossicle.data.table.open_manifests` returns the same samples for millions of lines, without holding them in memory.
+    """
     samples: list[Sample] = []
     line_of_id: dict[str, str] = {}
     for sample in iterate_manifest(path):
         number = sample.source.rpartition(":")[2]
         earlier = line_of_id.setdefault(sample.id, number)
         if earlier != number:
-            raise ManifestError(f"{sample.source}: id {sample.id!r} is already on line {earlier}; make every id unique")
+            raise repeated_id(sample, earlier)
         samples.append(sample)
     return samples
 
@@ -44,20 +49,42 @@ def read_manifest(path: str | Path) -> list[Sample]:
 def iterate_manifest(path: str | Path) -> Iterator[Sample]:
     """Yield the samples one by one, in constant memory; unlike `read_manifest`, this does not find repeated ids."""
     path = Path(path)
+    check_path(path)
+    for number, _, line in numbered_lines(path):
+        yield parse_line(line, path.parent, f"{path}:{number}")
+
+
+def check_path(path: Path) -> None:
+    """Raise `ManifestError` if ``path`` is not a file."""
     try:
         found = path.is_file()
     except (OSError, ValueError) as error:  # a path that is too long, or has characters that no path has
         raise ManifestError(f"{str(path)[:100]!r}: no manifest can have this path; check data.train") from error
     if not found:
         raise ManifestError(f"{path}: there is no such manifest; check the path under data in the configuration")
-    # Lines end at \n only, because JSON strings may hold other separators (U+2028). utf-8-sig drops a byte-order mark.
-    with path.open(encoding="utf-8-sig", newline="\n") as file:
-        try:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield parse_line(line, path.parent, f"{path}:{number}")
-        except UnicodeDecodeError as error:
-            raise ManifestError(f"{path}: is not UTF-8 text ({error.reason}); save it as UTF-8") from error
+
+
+def numbered_lines(path: Path) -> Iterator[tuple[int, int, str]]:
+    """Yield the number, the offset in bytes and the text of each line that is not blank.
+
+    Lines end at \\n only, because JSON strings may hold other separators (U+2028). A byte-order mark is left out.
+    """
+    with path.open("rb") as file:
+        begin = 0
+        for number, raw in enumerate(file, start=1):
+            mark = len(BOM_UTF8) if number == 1 and raw.startswith(BOM_UTF8) else 0
+            try:
+                line = raw[mark:].decode()
+            except UnicodeDecodeError as error:
+                raise ManifestError(f"{path}:{number}: is not UTF-8 text ({error.reason}); save it as UTF-8") from error
+            if line.strip():
+                yield number, begin + mark, line
+            begin += len(raw)
+
+
+def repeated_id(sample: Sample, earlier: str) -> ManifestError:
+    """Return the error for a sample with the id of the line number ``earlier``."""
+    return ManifestError(f"{sample.source}: id {sample.id!r} is already on line {earlier}; make every id unique")
 
 
 def write_manifest(path: str | Path, samples: Iterable[Sample]) -> None:
@@ -105,7 +132,7 @@ def parse_line(line: str, folder: Path, source: str) -> Sample:
         )
     return Sample(
         id=record["id"],
-        audio=folder / os.path.expanduser(record["audio"]),  # noqa: PTH111 - Path is slow, and there are many lines
+        audio=_audio_path(record["audio"], folder),
         duration_s=duration_s,
         start_s=start_s or 0.0,
         end_s=end_s,
@@ -114,6 +141,12 @@ def parse_line(line: str, folder: Path, source: str) -> Sample:
         source=source,
         **{name: record.get(name) for name in TEXT_FIELDS},
     )
+
+
+def _audio_path(audio: str, folder: Path) -> Path:
+    if ":/" in audio and is_remote(audio):
+        return Path(audio)
+    return folder / os.path.expanduser(audio)  # noqa: PTH111 - Path is slow, and there are many lines
 
 
 def _load(line: str, source: str) -> Any:
@@ -191,7 +224,8 @@ def _dump(sample: Sample, folder: str) -> str:
     clash = KNOWN_FIELDS & sample.extra.keys()
     if clash:
         raise ManifestError(f"sample {sample.id!r}: extra holds {sorted(clash)}; set these fields of Sample instead")
-    audio = os.path.abspath(sample.audio)  # noqa: PTH100
+    remote = is_remote(sample.audio)
+    audio = url_of(sample.audio) if remote else os.path.abspath(sample.audio)  # noqa: PTH100
     record: dict[str, Any] = {
         "id": sample.id,
         "audio": audio.removeprefix(folder).replace(os.sep, "/"),

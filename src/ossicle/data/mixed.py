@@ -5,7 +5,7 @@ Shape legend: B utterances, N tokens, K spans of speech in the whole batch, S au
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from itertools import accumulate
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from ossicle.audio import SAMPLE_RATE_HZ
 from ossicle.batch import Mixed, Sample, Skipped, Utterance, pad
 from ossicle.data.dataset import DURATION_TOLERANCE_S, known_duration_s
+from ossicle.data.table import take
 from ossicle.data.words import SPEECH_SPAN_WORDS, Span, mixed_spans, span_rng, without_punctuation, words_of
 from ossicle.errors import DataError, ManifestError
 from ossicle.prompts import Prompter
@@ -84,14 +85,14 @@ class Mixing:
         return torch.tensor([*self.prompter.first_ids, *tokens, self.prompter.tokenizer.eos_token_id])
 
 
-def mixable(samples: Iterable[Sample]) -> tuple[list[Sample], list[Skipped]]:
+def mixable(samples: Sequence[Sample]) -> tuple[Sequence[Sample], list[Skipped]]:
     """Separate the samples with enough words for a mixed sequence from those with too few.
 
     Raises `ManifestError` for a line without word times, or with times after the end of its audio.
     """
-    fit: list[Sample] = []
+    fit: list[int] = []
     unfit: list[Skipped] = []
-    for sample in samples:
+    for index, sample in enumerate(samples):
         end_s, duration_s = words_of(sample)[-1].end_s, known_duration_s(sample)
         if end_s > duration_s + DURATION_TOLERANCE_S:
             raise ManifestError(
@@ -100,8 +101,8 @@ def mixable(samples: Iterable[Sample]) -> tuple[list[Sample], list[Skipped]]:
         if reason := _too_short(sample):
             unfit.append(Skipped(sample, reason))
         else:
-            fit.append(sample)
-    return fit, unfit
+            fit.append(index)
+    return take(samples, fit), unfit
 
 
 def _too_short(sample: Sample) -> str:

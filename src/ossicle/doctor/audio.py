@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import soundfile
 
-from ossicle.audio import SAMPLE_RATE_HZ, read_audio
+from ossicle.audio import SAMPLE_RATE_HZ, TOLERANCE_S, read_audio
 from ossicle.audio_decoding import cancelling
+from ossicle.audio_headers import opened
 from ossicle.batch import Sample
 from ossicle.data.dataset import SpeechDataset, known_duration_s, subset
 from ossicle.doctor.finding import Report, listed
@@ -45,7 +45,7 @@ class _Decoded:
     """True if the channels cancel each other."""
 
 
-def check_audio(config: Config, report: Report) -> list[Sample]:
+def check_audio(config: Config, report: Report) -> Sequence[Sample]:
     """Check the audio of training and development data, and return the training samples that can be used."""
     try:
         samples = subset(read_all(config.data.train), config.data.fraction, seed=config.data.seed)
@@ -81,13 +81,14 @@ def check_audio(config: Config, report: Report) -> list[Sample]:
     return found
 
 
-def _decode(samples: list[Sample], report: Report) -> list[_Decoded]:
+def _decode(samples: Sequence[Sample], report: Report) -> list[_Decoded]:
     """Decode some samples, drawn at random, and report those that cannot be decoded."""
     decoded, broken = [], []
     for sample in random.Random(0).sample(samples, min(DECODED, len(samples))):
         try:
             waveform = read_audio(sample.audio, start_s=sample.start_s, end_s=sample.end_s)
-            rate_hz = soundfile.info(sample.audio).samplerate
+            with opened(sample.audio, TOLERANCE_S) as file:
+                rate_hz = file.samplerate
         except (AudioError, DataError) as error:
             broken.append(f"{sample.source}: {error}")
             continue
@@ -160,7 +161,7 @@ def _check_decoded(decoded: list[_Decoded], report: Report) -> None:
 
 
 def _cancelled(sample: Sample) -> bool:
-    with soundfile.SoundFile(sample.audio) as file:
+    with opened(sample.audio, TOLERANCE_S) as file:
         if file.channels == 1:
             return False
         start = round(sample.start_s * file.samplerate)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
+from collections.abc import Sequence
 from itertools import pairwise
 
 from ossicle.batch import Sample
@@ -54,7 +55,7 @@ def check_template(model: SpeechLLM, report: Report) -> None:
         report.ok("chat template", f"{before!r} <speech> instruction {prompter.template.header!r} answer {end!r}")
 
 
-def check_context(config: Config, model: SpeechLLM, samples: list[Sample], report: Report) -> None:
+def check_context(config: Config, model: SpeechLLM, samples: Sequence[Sample], report: Report) -> None:
     """Check that every recording and its chat turn fit into the LLM's context."""
     prompter, context = model.prompter(tuple(config.data.asr_instructions)), model.llm.context
     if context is None:
@@ -76,7 +77,7 @@ def check_context(config: Config, model: SpeechLLM, samples: list[Sample], repor
         report.ok("context", f"{context} positions hold {longest_audio_s(model):.0f} s of speech; all samples fit")
 
 
-def check_spelling(model: SpeechLLM, samples: list[Sample], report: Report) -> None:
+def check_spelling(model: SpeechLLM, samples: Sequence[Sample], report: Report) -> None:
     """Check that the tokenizer returns every text unchanged; other texts have characters that it lacks."""
     tokenizer, prompter = model.llm.tokenizer, model.prompter()
     wrong: list[str] = []
@@ -99,7 +100,7 @@ def check_spelling(model: SpeechLLM, samples: list[Sample], report: Report) -> N
         report.ok("spelling", f"the LLM's tokenizer spells {len(texts)} texts")
 
 
-def check_labels(config: Config, model: SpeechLLM, samples: list[Sample], report: Report) -> None:
+def check_labels(config: Config, model: SpeechLLM, samples: Sequence[Sample], report: Report) -> None:
     """Check that every sample has a target for the objective: a non-empty answer, or a transcript."""
     objectives = names_of(config.objective)
     if "next_token" in objectives:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol
 
 from filelock import FileLock, Timeout
 
@@ -36,7 +36,10 @@ class Decoder(Protocol):
 class Utterances(Protocol):
     """Interface of a dataset: a `SpeechDataset`, or one that returns cached frames."""
 
-    samples: list[Sample]
+    @property
+    def samples(self) -> Sequence[Sample]:
+        """The samples to decode, each with its duration."""
+        ...
 
     def __getitem__(self, index: int) -> Utterance | Skipped:
         """Return the utterance of ``samples[index]``, or the reason why it cannot be read."""
@@ -72,6 +75,7 @@ def decode(  # noqa: PLR0913 - three parts and three settings
     fingerprint: str,
     batch_size: int = 16,
     replace: bool = False,
+    whole_batches: bool = False,
     **decoding: Any,
 ) -> DecodeReport:
     """Append one line per utterance to ``out_path``, longest utterance first.
@@ -90,6 +94,8 @@ def decode(  # noqa: PLR0913 - three parts and three settings
         batch_size: utterances per batch.
         replace: replace a file of another checkpoint or other settings, and lines of other utterances, instead of
             raising an error.
+        whole_batches: decode a batch again as a whole if the file lacks a part of it, so that its answers do not
+            depend on where an earlier call was interrupted.
         **decoding: arguments of ``model.generate_batch``, e.g. ``from_text``; ``max_new_tokens`` is 200 by default.
 
     Raises:
@@ -105,24 +111,40 @@ def decode(  # noqa: PLR0913 - three parts and three settings
         durations_s = [known_duration_s(sample) for sample in dataset.samples]
         hashes = input_hashes(dataset.samples, from_text=bool(decoding.get("from_text")))
         kept = _reconcile(out_path, dataset.samples, hashes, replace=replace)
-        pending = sorted((i for i in range(len(hashes)) if i not in kept.indices), key=lambda i: -durations_s[i])
+        batches = list(_plan(durations_s, kept.indices, batch_size, whole_batches))
         report = DecodeReport(already_decoded=len(kept.indices), stale=kept.stale)
-        started, total_s = time.perf_counter(), sum(durations_s[i] for i in pending)
+        started, total_s = time.perf_counter(), sum(durations_s[i] for indices in batches for i in indices)
         with Progress("decoding", total_s, unit="s of audio") as progress, out_path.open("a", encoding="utf-8") as out:
-            for start in range(0, len(pending), batch_size):
-                indices = pending[start : start + batch_size]
+            for indices in batches:
                 items = [dataset[i] for i in indices]
                 report.skipped += [item for item in items if isinstance(item, Skipped)]
                 batch = collate(items)
                 if batch.samples:
-                    heard = [hashes[i] for i, item in zip(indices, items, strict=True) if isinstance(item, Utterance)]
-                    _write(out, batch.samples, model.generate_batch(batch, **decoding), heard)
+                    heard = [i for i, item in zip(indices, items, strict=True) if isinstance(item, Utterance)]
+                    answers = model.generate_batch(batch, **decoding)
+                    for i, sample, answer in zip(heard, batch.samples, answers, strict=True):
+                        if i not in kept.indices:
+                            out.write(hypothesis_of(sample, answer, hashes[i]).to_json() + "\n")
+                    out.flush()
                 report.decoded += len(batch)
                 report.audio_s += batch.audio_s
                 report.wall_s = time.perf_counter() - started
                 progress.advance(sum(durations_s[i] for i in indices))
             progress.say(_describe(report, out_path))
         return report
+
+
+def order_of(durations_s: Sequence[float]) -> list[int]:
+    """Return the indices in the order of a file of hypotheses: longest first, so that too large a batch fails early."""
+    return sorted(range(len(durations_s)), key=lambda index: -durations_s[index])
+
+
+def _plan(durations_s: Sequence[float], kept: set[int], batch_size: int, whole: bool) -> Iterator[list[int]]:
+    order = [index for index in order_of(durations_s) if whole or index not in kept]
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        if not kept.issuperset(batch):
+            yield batch
 
 
 def group_of(sample: Sample) -> GroupKey:
@@ -150,12 +172,6 @@ def _exclusive(out_path: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def _write(out: TextIO, samples: Sequence[Sample], answers: Sequence[str], hashes: Sequence[str]) -> None:
-    for sample, answer, input_hash in zip(samples, answers, hashes, strict=True):
-        out.write(hypothesis_of(sample, answer, input_hash).to_json() + "\n")
-    out.flush()
 
 
 @dataclass

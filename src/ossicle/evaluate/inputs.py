@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from ossicle.addresses import is_address, read_bytes
 from ossicle.batch import Sample
+from ossicle.errors import AudioError
 
 _THREADS = 8
 """Threads that read files; they wait for the disk or the network."""
@@ -34,7 +36,9 @@ def _hash_of_input(sample: Sample, content: bytes, from_text: bool) -> str:
 
 def _hash_of_file(path: Path) -> bytes:
     try:
+        if is_address(str(path)):
+            return hashlib.blake2b(read_bytes(path), digest_size=16).digest()
         with path.open("rb") as file:
             return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
-    except (OSError, ValueError):  # ValueError: a NUL byte in the name
+    except (AudioError, OSError, ValueError):  # ValueError: a NUL byte in the name
         return b""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -14,15 +15,16 @@ from rich.console import Console
 from ossicle.batch import Sample
 from ossicle.data.collate import Collator
 from ossicle.data.dataset import SpeechDataset, subset
-from ossicle.data.manifest import read_manifest
+from ossicle.data.table import open_manifests
 from ossicle.evaluate.cascade import CascadeCollator, load_recogniser
-from ossicle.evaluate.decode import MAX_NEW_TOKENS, Decoder, decode, group_of
+from ossicle.evaluate.decode import MAX_NEW_TOKENS, Collate, Decoder, decode, group_of
 from ossicle.evaluate.honesty import CASCADE, LINES, RECOGNISER, TEXT, Honesty, honesty
 from ossicle.evaluate.score import Row, ScoreOptions, check_metrics, score, write_scores
 from ossicle.evaluate.tables import print_honesty, print_table
 from ossicle.models.frozen import fingerprint
 from ossicle.models.lora import adapters
 from ossicle.models.speech_llm import SpeechLLM
+from ossicle.shards import Shard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,19 +50,21 @@ class EvalOptions:
     """Settings of scoring."""
 
 
-def evaluate(folder: Path, manifest: Path, out: Path, options: EvalOptions) -> list[Row]:
+def evaluate(folder: Path, manifest: Path, out: Path, options: EvalOptions, *, shard: Shard | None = None) -> list[Row]:
     """Decode ``manifest`` into ``out`` with the checkpoint in ``folder``, score that file and print the tables.
 
     An interrupted call resumes. Lines of ``out`` get the references that ``manifest`` has now. Raises
-    `OssicleError` if the checkpoint, the manifest or ``out`` cannot be used.
+    `OssicleError` if the checkpoint, the manifest or ``out`` cannot be used. With ``shard``, the call decodes every
+    N-th batch; the last of the N calls writes ``out`` and scores it, and the others return nothing.
     """
     console = Console(stderr=True)
-    samples = subset(read_manifest(manifest), options.fraction)
+    samples = subset(open_manifests([manifest]), options.fraction)
     for warning in check_metrics((group_of(sample) for sample in samples), options.scoring):
         console.print(f"warning: {warning}", style="yellow", markup=False, highlight=False, soft_wrap=True)
-    dataset = SpeechDataset(samples, on_error="skip" if options.skip_broken else "raise", max_duration_s=float("inf"))
-    decoding = _Decoding(folder, options)
-    kind = CASCADE if options.cascade else TEXT if options.from_text else "speech"
+    dataset, decoding, kind = _dataset(samples, options), _Decoding(folder, options), _kind(options)
+    if shard is not None and not out.exists() and (waiting := decoding.run_part(shard, kind, dataset, out)):
+        console.print(waiting, markup=False, highlight=False, soft_wrap=True)
+        return []
     decoding.run(kind, dataset, out)
     if dataset.skipped:
         console.print(dataset.report())
@@ -72,6 +76,21 @@ def evaluate(folder: Path, manifest: Path, out: Path, options: EvalOptions) -> l
         print_honesty(found)
     console.print(f"scores: {write_scores(out, rows, honesty=[asdict(row) for row in found])}")
     return rows
+
+
+def decode_shard(shard: Shard, folder: Path, manifest: Path, out: Path, options: EvalOptions) -> None:
+    """Decode ``shard`` as `evaluate` does, and score nothing. A process loads the model once for all its shards."""
+    if not out.exists():
+        dataset = _dataset(subset(open_manifests([manifest]), options.fraction), options)
+        _load(folder, options).run_part(shard, _kind(options), dataset, out)
+
+
+def _dataset(samples: Sequence[Sample], options: EvalOptions) -> SpeechDataset:
+    return SpeechDataset(samples, on_error="skip" if options.skip_broken else "raise", max_duration_s=float("inf"))
+
+
+def _kind(options: EvalOptions) -> str:
+    return CASCADE if options.cascade else TEXT if options.from_text else "speech"
 
 
 class _Decoding:
@@ -90,28 +109,36 @@ class _Decoding:
 
     def run(self, kind: str, dataset: SpeechDataset, out: Path, *, replace: bool = False) -> None:
         """Decode ``dataset`` into ``out``; ``kind`` is what the LLM gets. ``replace`` is as in `decode`."""
-        collate: Collator | CascadeCollator = self.collate
-        model: Decoder = self.model
-        source = self.source
-        if kind in (CASCADE, RECOGNISER):
-            collate, source = self.cascade, self.cascade.recogniser.source
-        if kind == RECOGNISER:
-            model = self.cascade
-        decode(
-            model,
-            dataset,
-            lambda items: collate(items).to(self.device),
-            out,
-            fingerprint=source,
-            replace=replace,
-            batch_size=self.options.batch_size,
-            max_new_tokens=self.options.max_new_tokens,
-            from_text=kind in (TEXT, CASCADE),
-        )
+        decode(*self._parts(kind, dataset, out), **self._settings(kind), replace=replace)
+
+    def run_part(self, shard: Shard, kind: str, dataset: SpeechDataset, out: Path) -> str:
+        """Decode a part of ``dataset``; see `ossicle.evaluate.decode_part.decode_part`."""
+        from ossicle.evaluate.decode_part import decode_part
+
+        return decode_part(shard, *self._parts(kind, dataset, out), **self._settings(kind))
+
+    def _parts(self, kind: str, dataset: SpeechDataset, out: Path) -> tuple[Decoder, SpeechDataset, Collate, Path]:
+        """Return the positional arguments of `decode`."""
+        collate = self.cascade if kind in (CASCADE, RECOGNISER) else self.collate
+        model: Decoder = self.cascade if kind == RECOGNISER else self.model
+        return model, dataset, lambda items: collate(items).to(self.device), out
+
+    def _settings(self, kind: str) -> dict[str, Any]:
+        return {
+            "fingerprint": self.cascade.recogniser.source if kind in (CASCADE, RECOGNISER) else self.source,
+            "batch_size": self.options.batch_size,
+            "max_new_tokens": self.options.max_new_tokens,
+            "from_text": kind in (TEXT, CASCADE),
+        }
 
     def compared(self, kind: str, samples: Sequence[Sample], out: Path) -> None:
         """Decode ``samples`` for the comparison with the model; see `ossicle.evaluate.honesty.Decode`."""
         self.run(kind, SpeechDataset(samples, on_error="skip", max_duration_s=float("inf")), out, replace=True)
+
+
+@lru_cache(maxsize=1)
+def _load(folder: Path, options: EvalOptions) -> _Decoding:
+    return _Decoding(folder, options)
 
 
 def fingerprint_of_trained(model: SpeechLLM) -> str:
