@@ -57,6 +57,10 @@ class CacheError(OssicleError, ValueError):
     """A cache folder is damaged or was created for a different model or setting."""
 
 
+class ContextError(DataError):
+    """A sequence is longer than the LLM's context."""
+
+
 class MissingPackageError(OssicleError, ImportError):
     """An optional package is not installed; the message has the command that installs it."""
 

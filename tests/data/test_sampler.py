@@ -31,6 +31,27 @@ def test_count_alone_fills_batches():
     assert [len(batch) for batch in sampler(max_batch_s=float("inf"))] == [16] * 31 + [4]
 
 
+@pytest.mark.parametrize("pads", [False, True])
+def test_tokens_bound_a_batch_too(pads):
+    tokens = np.random.default_rng(1).integers(5, 200, 500)
+    loose = list(sampler(tokens=tokens, max_batch_tokens=10**6))
+    assert loose == list(sampler())
+    batches = list(sampler(tokens=tokens, max_batch_tokens=400, pads_tokens=pads))
+    assert sorted(itertools.chain(*batches)) == list(range(500))
+    sizes = [len(batch) * tokens[batch].max() if pads else tokens[batch].sum() for batch in batches]
+    assert max(sizes) <= 400 and sum(sizes) / len(sizes) > 200
+    # No batch has room for the utterance that begins the next one.
+    for batch, (first, *_) in itertools.pairwise(batches):
+        both = tokens[[*batch, first]]
+        seconds = (len(batch) + 1) * max(DURATIONS_S[index] for index in [*batch, first])
+        assert (len(both) * both.max() if pads else both.sum()) > 400 or seconds > 120.0
+
+
+def test_an_utterance_over_the_bound_of_tokens_is_a_batch_of_its_own():
+    batches = list(BatchSampler(durations_s=[1.0] * 3, tokens=[5, 90, 5], batch_size=8, max_batch_tokens=10))
+    assert [1] in batches and sorted(itertools.chain(*batches)) == [0, 1, 2]
+
+
 def test_utterance_over_the_bound_is_a_batch_of_its_own():
     batches = list(BatchSampler(durations_s=[1.0, 50.0, 1.0], batch_size=8, max_batch_s=10.0))
     assert [1] in batches
@@ -130,6 +151,10 @@ def test_arguments_are_checked():
         sampler(batch_size=0)
     with pytest.raises(ValueError, match="above 0"):
         sampler(max_batch_s=0)
+    with pytest.raises(ValueError, match="max_batch_tokens 0 must be above 0"):
+        sampler(max_batch_tokens=0)
+    with pytest.raises(ValueError, match="pass tokens"):
+        sampler(max_batch_tokens=10)
     with pytest.raises(ValueError, match="rank 2 is not one of 2"):
         sampler(rank=2, world_size=2)
     with pytest.raises(ValueError, match="pass tasks"):

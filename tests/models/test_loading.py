@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -220,3 +221,30 @@ def test_a_projector_of_terabytes_is_refused_in_one_line(folders):
         patch.setattr(QFormerConfig, "new_module", refuse)
         with pytest.raises(ModelError, match=r"^model\.projector does not fit into memory"):
             ModelConfig(**parts, projector=sizes).build()
+
+
+def mapped_share(model: torch.nn.Module, folder) -> float:
+    """Return the share of the bytes of ``model``'s weights that lie in the memory map of a file in ``folder``."""
+    spans = []
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        if line.endswith(".safetensors") and str(folder) in line:
+            spans.append([int(edge, 16) for edge in line.split()[0].split("-")])
+    sizes = {True: 0, False: 0}
+    for weight in model.parameters():
+        sizes[any(start <= weight.data_ptr() < stop for start, stop in spans)] += weight.nbytes
+    return sizes[True] / sum(sizes.values())
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").is_file(), reason="only Linux lists memory maps")
+@pytest.mark.parametrize("part", LOADERS)
+def test_weights_in_the_type_of_their_file_are_memory_mapped(part, folders, tmp_path):
+    """Check that processes of a machine share them: neither loading nor the fingerprint makes a copy."""
+    from transformers import AutoModel, AutoModelForCausalLM
+
+    folder = tmp_path / part
+    shutil.copytree(folders["hubert" if part == "encoder" else "llama"], folder)
+    kind = AutoModel if part == "encoder" else AutoModelForCausalLM
+    kind.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(folder)
+    # The weight norm of HuBERT's positional convolution is computed while it loads, which is a small copy.
+    assert mapped_share(LOADERS[part](str(folder), dtype=torch.bfloat16).model, folder) > 0.8
+    assert mapped_share(LOADERS[part](str(folder), dtype=torch.float32).model, folder) == 0.0

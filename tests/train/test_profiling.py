@@ -49,16 +49,14 @@ ON_THE_HOST = {
 COMMON = {
     "models/encoder.py:forward": 1,
     "models/features.py:last_hidden_state": 1,
-    "models/projectors.py:forward": 3,
-    "train/loop.py:_backward": 2,
+    "models/projectors.py:forward": 1,
     "train/steps.py:any_process": 1,
 }
 WAITS = {
     "cosine": {**COMMON, "losses/contrastive.py:mean_pool": 2, "models/packing.py:of": 2},
     "wasserstein": {
         **COMMON,
-        "losses/sinkhorn.py:forward": 8,
-        "losses/sinkhorn.py:sinkhorn_divergence": 8,
+        "losses/sinkhorn.py:forward": 4,
         "losses/sinkhorn_problem.py:from_mask": 8,
         "losses/sinkhorn_torch.py:_anneal": 12,
         "losses/sinkhorn_torch.py:solve": 12,

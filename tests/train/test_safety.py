@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from ossicle.batch import Batch, LossOutput
 from ossicle.data.manifest import read_manifest, write_manifest
-from ossicle.errors import CheckpointError, ConfigError, TrainingError
+from ossicle.errors import CheckpointError, ConfigError, DataError, TrainingError
 from ossicle.models.saving import WEIGHTS_FILE
 from ossicle.models.speech_llm import SpeechLLM
 from ossicle.objectives import Contrastive, NextToken
@@ -237,6 +237,15 @@ def test_a_manifest_that_is_named_twice_is_pointed_out(config, manifest, caplog)
     caplog.clear()
     check_files(config(data={"train": [str(manifest)]}))
     assert not caplog.text
+
+
+def test_a_text_that_is_longer_than_the_context_is_named_with_its_line(config, manifest, tmp_path):
+    samples = read_manifest(manifest)
+    long = tmp_path / "long.jsonl"
+    write_manifest(long, [samples[0], replace(samples[1], text="seven " * 5000), *samples[2:]])
+    settings = config(data={"train": [str(long)]}, objective={"name": "next_token"})
+    with pytest.raises(DataError, match=r"exceed the context of .* longest text of the batch is in .*long\.jsonl:2"):
+        train(settings)
 
 
 def test_settings_that_change_no_result_may_change_and_the_folder_may_move(config, caplog):

@@ -31,9 +31,10 @@ less padding, but less random batches."""
 class BatchSampler(Sampler[list[int]]):
     """Yield batches as lists of indices into ``durations_s``; pass it to a loader as ``batch_sampler``.
 
-    A batch has at most ``batch_size`` utterances and at most ``max_batch_s`` seconds including padding. A longer
-    utterance is a batch of its own. Every rank has the same number of batches: if they do not fill the last round of
-    ranks, the first batches are repeated there. Call `set_epoch` before each epoch.
+    A batch has at most ``batch_size`` utterances, at most ``max_batch_s`` seconds including padding, and at most
+    ``max_batch_tokens`` of ``tokens``. A longer utterance is a batch of its own. Every rank has the same number of
+    batches: if they do not fill the last round of ranks, the first batches are repeated there. Call `set_epoch` before
+    each epoch.
 
     Raises `ConfigError` for invalid bounds or mixture weights.
     """
@@ -41,11 +42,19 @@ class BatchSampler(Sampler[list[int]]):
     durations_s: Sequence[float]
     batch_size: int
     max_batch_s: float = math.inf
+    max_batch_tokens: float = math.inf
+    tokens: Sequence[int] | npt.NDArray[np.int64] = ()
+    """Positions of each utterance in the LLM; required for ``max_batch_tokens``."""
+    pads_tokens: bool = False
+    """True if positions of padding count too, because the LLM computes them."""
     order: Literal["random", "duration"] = "random"
     """``random`` suits a contrastive loss, whose negatives should differ in length; ``duration`` pads less."""
     seed: int = 0
     rank: int = 0
     world_size: int = 1
+    planned_for: int = 0
+    """Number of processes whose batches are divided among the ``world_size`` ones (`ossicle.data.dividing`). 0 stands
+    for the same number."""
     min_batch_size: int = 1
     """Smaller batches are dropped with a warning. A contrastive loss needs at least 2, for a negative."""
     tasks: Sequence[str | None] | None = None
@@ -57,10 +66,17 @@ class BatchSampler(Sampler[list[int]]):
     epoch: int = 0
     _start: int = field(default=0, init=False)
     _plan: tuple[int, list[list[int]]] | None = field(default=None, init=False, repr=False)
+    may_be_empty = False
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1 or not self.max_batch_s > 0:
-            raise ConfigError(f"batch_size {self.batch_size} and max_batch_s {self.max_batch_s} must be above 0")
+        self.planned_for = self.planned_for or self.world_size
+        if self.batch_size < 1 or not min(self.max_batch_s, self.max_batch_tokens) > 0:
+            raise ConfigError(
+                f"batch_size {self.batch_size}, max_batch_s {self.max_batch_s} and max_batch_tokens "
+                f"{self.max_batch_tokens} must be above 0"
+            )
+        if self.max_batch_tokens < math.inf and len(self.tokens) != len(self.durations_s):
+            raise ValueError("max_batch_tokens needs the tokens of every utterance: pass tokens, one for each duration")
         if not 0 <= self.rank < self.world_size:
             raise ValueError(f"rank {self.rank} is not one of {self.world_size}")
         if self.mixture_weights is not None and (self.tasks is None or len(self.tasks) != len(self.durations_s)):
@@ -79,30 +95,53 @@ class BatchSampler(Sampler[list[int]]):
 
     def __len__(self) -> int:
         """Return the number of this rank's batches in the whole epoch; it differs between epochs."""
-        return len(range(self.rank, len(self._batches()), self.world_size))
+        return len(self._batches())
 
     def __iter__(self) -> Iterator[list[int]]:
-        first = self.rank + self._start * self.world_size
-        self._start = 0
-        yield from self._batches()[first :: self.world_size]
+        first, self._start = self._start, 0
+        yield from self._batches()[first:]
+
+    @property
+    def smallest(self) -> int:
+        """Return the smallest number of utterances of a batch of this rank, which shares its negatives with others."""
+        return self.min_batch_size if self.world_size <= self.planned_for else 1
+
+    @property
+    def batches_per_round(self) -> int:
+        """Return the number of batches of this rank that replace one of each of ``planned_for`` processes."""
+        if self.planned_for == self.world_size:
+            return 1
+        from ossicle.data.dividing import batches_per_round  # only for a run with another number of processes
+
+        return batches_per_round(self.planned_for, self.world_size, joined=self.min_batch_size > 1)
 
     def _batches(self) -> list[list[int]]:
-        """Return the batches of all ranks; the ranks take batches ``k * world_size`` and following in round k."""
+        """Return the batches of this rank; in round k, rank r takes batch ``k * world_size + r`` of the plan."""
         if self._plan is None or self._plan[0] != self.epoch:
-            self._plan = (self.epoch, self._make_plan())
+            self._plan = (self.epoch, self._own(self._make_plan()))
         return self._plan[1]
+
+    def _own(self, batches: list[list[int]]) -> list[list[int]]:
+        if self.planned_for == self.world_size:
+            return batches[self.rank :: self.world_size]
+        from ossicle.data.dividing import divide  # as above
+
+        compares = self.min_batch_size > 1
+        may_be_empty = self.may_be_empty and not compares
+        ranks = self.rank, self.world_size
+        return divide(batches, self.planned_for, *ranks, joined=compares, may_be_empty=may_be_empty)
 
     def _make_plan(self) -> list[list[int]]:
         random = np.random.default_rng((self.seed, self.epoch))
         batches = self._without_small(self._pack(self._indices(random)))
         # Whole rounds are shuffled, so that the batches of the ranks have similar lengths in each round
-        whole = len(batches) - len(batches) % self.world_size
-        rounds = [batches[start : start + self.world_size] for start in range(0, whole, self.world_size)]
+        whole = len(batches) - len(batches) % self.planned_for
+        rounds = [batches[start : start + self.planned_for] for start in range(0, whole, self.planned_for)]
         tail = batches[whole:]
         if self.order == "duration":
             rounds = [rounds[index] for index in random.permutation(len(rounds))]
         if tail:
-            tail = list(islice(cycle(tail + batches[:whole]), self.world_size))
+            tail = list(islice(cycle(tail + batches[:whole]), self.planned_for))
         return [batch for round_ in rounds for batch in round_] + tail
 
     def _indices(self, random: np.random.Generator) -> list[int]:
@@ -122,15 +161,17 @@ class BatchSampler(Sampler[list[int]]):
         return [int(index) for part in chunks for index in part[np.argsort(durations_s[part], kind="stable")]]
 
     def _pack(self, indices: list[int]) -> list[list[int]]:
-        """Split ``indices`` into batches of consecutive ones, each as large as the two bounds allow."""
+        """Split ``indices`` into batches of consecutive ones, each as large as the bounds allow."""
         batches: list[list[int]] = []
-        longest_s = 0.0
+        longest_s, most, total = 0.0, 0, 0
         for index in indices:
-            longest_s = max(longest_s, self.durations_s[index])
+            own = int(self.tokens[index]) if len(self.tokens) else 0
+            longest_s, most, total = max(longest_s, self.durations_s[index]), max(most, own), total + own
             size = len(batches[-1]) + 1 if batches else math.inf
-            if size > self.batch_size or size * longest_s > self.max_batch_s:
+            tokens = size * most if self.pads_tokens and most else total
+            if size > self.batch_size or size * longest_s > self.max_batch_s or tokens > self.max_batch_tokens:
                 batches.append([])
-                longest_s = self.durations_s[index]
+                longest_s, most, total = self.durations_s[index], own, own
             batches[-1].append(index)
         return batches
 
@@ -138,7 +179,7 @@ class BatchSampler(Sampler[list[int]]):
         kept = [batch for batch in batches if len(batch) >= self.min_batch_size]
         lost = sum(map(len, batches)) - sum(map(len, kept))
         if lost:
-            fix = "raise data.max_batch_s or lower data.max_duration_s if this is too many"
+            fix = "raise data.max_batch_s or max_batch_tokens, or lower data.max_duration_s, if this is too many"
             logger.warning("epoch %d leaves out %d utterances in batches that are too small: %s", self.epoch, lost, fix)
         return kept
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from ossicle.doctor.batch import Loaded
 from ossicle.doctor.finding import Report
+from ossicle.doctor.memory import estimate
 from ossicle.models.speech_llm import SpeechLLM
 from ossicle.objectives import Contrastive
 from ossicle.train.recipe import Config
@@ -17,8 +18,8 @@ from ossicle.train.state import trainable
 NORMS = {2: 4.4, 4: 2.2}
 """Values that norms and residuals keep per token and layer, in multiples of the LLM's width, for 2-byte and 4-byte
 numbers; measured by benchmarks/memory.py."""
-ADAM_B = 12
-"""Bytes per trained parameter besides the weight: a gradient and two moments in float32."""
+MOMENTS_B = 8
+"""Bytes per trained parameter of Adam's two moments in float32."""
 GB, MB = 1e9, 1e6
 
 
@@ -75,17 +76,19 @@ def report_cost(config: Config, model: SpeechLLM, loaded: Loaded, report: Report
     """Report the memory, the steps, the hours and the disk space of the run."""
     batches = loaded.data.batches_per_epoch
     steps = config.train.steps or math.ceil(config.train.epochs * batches / config.train.accumulate)
-    here_s, largest_s = loaded.batch.audio_s, _largest_batch_s(loaded)
+    here_s = loaded.batch.audio_s
     layers, tokens = _layers_run(config, model), here_s * model.token_rate_hz
     estimated_b = tokens * layers * Shapes.of(model).token_b(checkpointing=config.train.gradient_checkpointing)
     weights_b = sum(map(_bytes, (model.encoder, model.llm, model.projector)))
     trained = sum(parameter.numel() for parameter in trainable(model))
-    kept_b = measured.saved_b * largest_s / here_s
+    largest = estimate(config, model, loaded)
+    step_b = max(largest.step_b, largest.encoder_b)  # the encoder is done before the rest of the step begins
     report.ok(
         "memory",
-        f"about {_size(weights_b + ADAM_B * trained + kept_b)} at the largest batch ({largest_s:.0f} s of audio): "
-        f"weights {_size(weights_b)}, gradient and Adam {_size(ADAM_B * trained)}, activations {_size(kept_b)}; "
-        "the encoder's working memory comes on top",
+        f"about {_size(weights_b + MOMENTS_B * trained + step_b)} at the largest batch ({largest.audio_s:.0f} s of "
+        f"audio, {largest.positions:.0f} positions in the LLM): weights {_size(weights_b)}, Adam's moments "
+        f"{_size(MOMENTS_B * trained)}, activations and gradient {_size(largest.step_b)}, or before them "
+        f"{_size(largest.encoder_b)} in the encoder",
     )
     report.ok(
         "activations",
@@ -95,12 +98,6 @@ def report_cost(config: Config, model: SpeechLLM, loaded: Loaded, report: Report
     hours, device = steps * config.train.accumulate * measured.step_s / 3600, loaded.accelerator.device.type
     report.ok("time", f"{steps:,} steps; {measured.step_s:.2f} s per batch on this {device}: about {_span(hours)}")
     report.ok("disk", _disk(config, model, loaded, trained))
-
-
-def _largest_batch_s(loaded: Loaded) -> float:
-    sampler = loaded.data.sampler
-    sampler.set_epoch(sampler.curriculum_epochs)
-    return max(sum(sampler.durations_s[index] for index in batch) for batch in sampler)
 
 
 def _layers_run(config: Config, model: SpeechLLM) -> int:

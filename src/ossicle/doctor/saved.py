@@ -1,12 +1,18 @@
-"""Measure how much memory a forward pass keeps for the backward pass."""
+"""Measure how much memory a forward pass keeps for the backward pass, and how much a function takes at its peak."""
 
 from __future__ import annotations
 
+import json
+import os
+import tempfile
 from collections.abc import Callable
+from itertools import accumulate
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 T = TypeVar("T")
 
@@ -27,3 +33,26 @@ def run_and_count(forward: Callable[[], T], model: nn.Module) -> tuple[T, int]:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         result = forward()
     return result, sum(sizes.values())
+
+
+def peak_b(run: Callable[[], object], device: torch.device) -> int:
+    """Return the most bytes of tensors on ``device`` that exist at one time while ``run`` runs, beyond those before.
+
+    On a CPU they are counted by torch.profiler, which takes longer than ``run`` itself.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # PyTorch's profiler writes its own starts and ends to stderr
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(path))
+        events = [event for event in json.loads(path.read_text())["traceEvents"] if event.get("name") == "[memory]"]
+    changes = [int(event["args"]["Bytes"]) for event in sorted(events, key=lambda event: float(event["ts"]))]
+    return max(accumulate(changes, initial=0))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import LogitsProcessor
 
 from ossicle.batch import HiddenStates, Padded
-from ossicle.errors import ConfigError, DataError
+from ossicle.errors import ConfigError, ContextError
 from ossicle.models import packing
 from ossicle.models.frozen import Fingerprint, freeze, layer_outputs, resolve_layers
 from ossicle.models.packing import Prefix
@@ -169,10 +169,10 @@ class LLM(nn.Module):
         return HiddenStates({layer: states[layer] for layer in wanted}, embeds.mask)
 
     def check_context(self, positions: int, answer: int = 0) -> None:
-        """Raise `DataError` if ``positions`` and an answer of ``answer`` tokens do not fit into `context`."""
+        """Raise `ContextError` if ``positions`` and an answer of ``answer`` tokens do not fit into `context`."""
         if self.context is not None and positions + answer > self.context:
             parts = f"{positions} positions" + (f" and an answer of up to {answer} tokens" if answer else "")
-            raise DataError(
+            raise ContextError(
                 f"{parts} exceed the context of {self.name}, which is {self.context}: use shorter audio "
                 "(data.max_duration_s), a projector with fewer tokens per second, or an LLM with a longer context"
             )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,6 @@ from torch.utils.data import DataLoader
 from ossicle.batch import Batch, Sample
 from ossicle.data.collate import Collator
 from ossicle.data.dataset import SpeechDataset, subset
-from ossicle.data.manifest import read_manifest
 from ossicle.data.sampler import BatchSampler
 from ossicle.errors import ConfigError
 from ossicle.models.encoder import Encoder
@@ -41,17 +41,27 @@ class Data:
     """Labels per utterance, which the evaluation counts once."""
 
     @classmethod
-    def load(cls, config: DataConfig, model: SpeechLLM, accelerator: Accelerator, *, objective: Objective) -> Data:
+    def load(
+        cls,
+        config: DataConfig,
+        model: SpeechLLM,
+        accelerator: Accelerator,
+        *,
+        objective: Objective,
+        planned_for: int = 0,
+    ) -> Data:
         """Load the training data: draw the subset, check the files, fill the frame cache, and plan the batches.
 
         If ``objective`` needs negatives, a batch has at least two utterances and the default order is random. If it
-        needs mixed sequences, batches contain them. Raises `ConfigError` for settings that exclude each other and if
-        no utterance is left, and `DataError` for invalid data.
+        needs mixed sequences, batches contain them. ``planned_for`` is the number of processes of the run that is
+        resumed, if it may differ. Raises `ConfigError` for settings that exclude each other and if no utterance is
+        left, and `DataError` for invalid data.
         """
         samples = subset(read_all(config.train), config.fraction, seed=config.seed)
         if objective.needs_mixed:
             _refuse_for_mixed(config)
-        data = cls._make(samples, config, model, accelerator, objective=objective)
+        sampler = partial(BatchSampler, planned_for=planned_for)
+        data = cls._make(samples, config, model, accelerator, objective=objective, sampler=sampler)
         if data.batches_per_epoch == 0:
             raise ConfigError(_no_batch(config, len(data.sampler.durations_s)))
         data.collator.augment = config.augment.build(seed=config.seed)
@@ -62,7 +72,13 @@ class Data:
 
     @classmethod
     def load_dev(
-        cls, config: DataConfig, model: SpeechLLM, accelerator: Accelerator, *, objective: Objective
+        cls,
+        config: DataConfig,
+        model: SpeechLLM,
+        accelerator: Accelerator,
+        *,
+        objective: Objective,
+        planned_for: int = 0,
     ) -> Data | None:
         """Load the development data, or return None if the configuration names none.
 
@@ -74,20 +90,21 @@ class Data:
         from ossicle.train.dev_sampler import DevSampler, check_size  # many runs have no development data
 
         plain = replace(config, curriculum_epochs=0, mixture={})
-        data = cls._make(read_all(config.dev), plain, model, accelerator, objective=objective, sampler=DevSampler)
+        sampler = partial(DevSampler, planned_for=planned_for)
+        data = cls._make(read_all(config.dev), plain, model, accelerator, objective=objective, sampler=sampler)
         check_size(data.sampler, data.dataset.report())
         return data
 
     @classmethod
     def _make(
         cls,
-        samples: list[Sample],
+        samples: Sequence[Sample],
         config: DataConfig,
         model: SpeechLLM,
         accelerator: Accelerator,
         *,
         objective: Objective,
-        sampler: type[BatchSampler] = BatchSampler,
+        sampler: partial[Any],
     ) -> Data:
         dataset = SpeechDataset(
             samples,
@@ -99,16 +116,20 @@ class Data:
             _keep_mixable(dataset, config)
         source = _with_cached_frames(dataset, config, model, accelerator) if config.cache_frames else dataset
         if not source.samples:
-            name = "data.train" if sampler is BatchSampler else "data.dev"
+            name = "data.train" if sampler.func is BatchSampler else "data.dev"
             raise ConfigError(f"{name}: no utterance is left. {dataset.report()}")
+        from ossicle.data.table import outlines
+
+        collator = _collator(config, model, mixed=objective.needs_mixed)
         planned = sampler(
-            durations_s=[sample.duration_s or 0.0 for sample in source.samples],
+            durations_s=source.durations_s,
             batch_size=config.batch_size,
             max_batch_s=config.max_batch_s,
+            **_token_bound(config, source.samples, source.durations_s, model, collator),
             order=config.order or ("random" if objective.needs_negatives else "duration"),
             min_batch_size=2 if objective.needs_negatives else 1,
             curriculum_epochs=config.curriculum_epochs,
-            tasks=[sample.task for sample in source.samples],
+            tasks=[outline.task for outline in outlines(source.samples)],
             mixture_weights=config.mixture or None,
             seed=config.seed,
             rank=accelerator.process_index,
@@ -116,7 +137,6 @@ class Data:
         )
         from ossicle.train.interrupts import outlive_signal
 
-        collator = _collator(config, model, mixed=objective.needs_mixed)
         # The loader has its own generator, so that it does not change the random state from which dropout resumes.
         loader: DataLoader[Any] = DataLoader(
             source,
@@ -159,7 +179,7 @@ class Data:
             usable, whole = False, position.batch == 0
             for batch in self.epoch(position.epoch, start=position.batch):
                 position.batch += 1
-                if len(batch) >= self.sampler.min_batch_size:
+                if len(batch) >= self.sampler.smallest:
                     usable = True
                     yield batch
             # An early epoch of a curriculum may be too small for a batch.
@@ -169,11 +189,25 @@ class Data:
             position.batch = 0
 
 
+def _token_bound(
+    config: DataConfig, samples: Sequence[Sample], durations_s: Sequence[float], model: SpeechLLM, collator: Collator
+) -> dict[str, Any]:
+    """Return the arguments of the sampler for ``data.max_batch_tokens``."""
+    if config.max_batch_tokens is None:
+        return {}
+    from ossicle.train.token_counts import token_counts
+
+    counts = token_counts(samples, durations_s, model, collator.prompter)
+    return {"max_batch_tokens": config.max_batch_tokens, "tokens": counts, "pads_tokens": not model.llm.packs}
+
+
 def _no_batch(config: DataConfig, utterances: int) -> str:
     if config.batch_size < 2:
         reason = f"data.batch_size is {config.batch_size}: set it to 2 or more"
     elif utterances < 2:
         reason = "data.train has 1 usable utterance: add some"
+    elif config.max_batch_tokens is not None:
+        reason = "data.max_batch_s or data.max_batch_tokens has no room for two utterances: raise it"
     else:
         reason = f"data.max_batch_s={config.max_batch_s:g} has no room for two utterances: raise it"
     return f"no batch has two utterances, which the objective compares with each other: {reason}"
@@ -236,6 +270,8 @@ def _keep_mixable(dataset: SpeechDataset, config: DataConfig) -> None:
     dataset.record(unfit)
 
 
-def read_all(manifests: list[str]) -> list[Sample]:
+def read_all(manifests: list[str]) -> Sequence[Sample]:
     """Return the samples of all ``manifests``. Raises `ManifestError`."""
-    return [sample for path in manifests for sample in read_manifest(Path(path))]
+    from ossicle.data.table import open_manifests
+
+    return open_manifests(manifests)

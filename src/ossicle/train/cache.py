@@ -19,8 +19,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ossicle.addresses import version_of
 from ossicle.batch import HiddenStates, Padded, Sample, Skipped, Utterance, pad
 from ossicle.data.dataset import SpeechDataset
+from ossicle.data.table import take
 from ossicle.errors import CacheError, ConfigError
 from ossicle.losses.contrastive import mean_pool
 from ossicle.models.encoder import Encoder
@@ -35,6 +37,8 @@ SHARD_FRAMES = 200_000
 """Number of frames per file, about an hour of audio. A killed run loses at most this many."""
 SHARD_TEXTS, SHARD_TOKENS = 1_000, 100_000
 """Number of pooled texts and of tokens per file. Large states fill a file earlier (`SHARD_BYTES`)."""
+BATCH_S = 60.0
+"""Seconds of audio, padding included, that the encoder reads together."""
 FLUSH_S = 60.0
 """Seconds after which new states are written, so that other processes find them."""
 
@@ -67,7 +71,7 @@ class FrameCache:
         return self._store[audio_key(sample)]
 
     def fill(
-        self, dataset: SpeechDataset, device: torch.device, *, batch_s: float = 60.0, rank: int = 0, ranks: int = 1
+        self, dataset: SpeechDataset, device: torch.device, *, batch_s: float = BATCH_S, rank: int = 0, ranks: int = 1
     ) -> None:
         """Encode the utterances of ``dataset`` that are missing, in batches of ``batch_s`` padded seconds.
 
@@ -81,7 +85,7 @@ class FrameCache:
         durations = dataset.durations_s
         missing.sort(key=lambda i: durations[i])
         self.encoder.to(device)
-        batches = list(_chunks(missing, durations, batch_s))[rank::ranks]
+        batches = list(in_chunks(missing, durations, batch_s))[rank::ranks]
         total_s = sum(durations[i] for indices in batches for i in indices)
         with Progress("Encoding speech", total_s, unit="s of audio", enabled=rank == 0) as progress:
             for indices in batches:
@@ -108,7 +112,10 @@ class CachedDataset(Dataset[Utterance | Skipped]):
 
     def __init__(self, dataset: SpeechDataset, cache: FrameCache) -> None:
         self.cache = cache
-        self.samples = [sample for sample in dataset.samples if sample in cache]
+        cached = [index for index, sample in enumerate(dataset.samples) if sample in cache]
+        self.samples = take(dataset.samples, cached)
+        durations_s = dataset.durations_s
+        self.durations_s = [durations_s[index] for index in cached]
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -241,8 +248,7 @@ class TextCache:
 
 def audio_key(sample: Sample) -> str:
     """Return the key of a segment of audio: file, size, time of change and times. A changed file gets a new key."""
-    stat = sample.audio.stat()
-    parts = (sample.audio.resolve(), stat.st_size, stat.st_mtime_ns, sample.start_s, sample.end_s)
+    parts = (*version_of(sample.audio), sample.start_s, sample.end_s)
     return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
 
@@ -269,7 +275,7 @@ def _autocast_dtype(device: str) -> torch.dtype | None:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
-def _chunks(indices: list[int], durations_s: list[float], batch_s: float) -> Iterator[list[int]]:
+def in_chunks(indices: list[int], durations_s: list[float], batch_s: float) -> Iterator[list[int]]:
     """Split ``indices``, sorted by duration, into chunks of at most ``batch_s`` padded seconds (or one utterance)."""
     chunk: list[int] = []
     for index in indices:

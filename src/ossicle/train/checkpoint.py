@@ -22,15 +22,17 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, set_seed
 from safetensors import SafetensorError
 
 from ossicle.batch import Batch
-from ossicle.errors import CheckpointError, OssicleError, TrainingError
+from ossicle.errors import CheckpointError, ContextError, OssicleError, TrainingError
 from ossicle.files import atomic_folder, write_json
 from ossicle.models.speech_llm import SpeechLLM
+from ossicle.train import regroup
 from ossicle.train.batches import Data
 from ossicle.train.recipe import Config
+from ossicle.train.regroup import Mismatch
 from ossicle.train.state import Position, Trainer, trainable
 
 logger = logging.getLogger(__name__)
@@ -89,31 +91,37 @@ def latest(run_folder: Path) -> Path | None:
     return found[-1] if found else None
 
 
+def planned_for(run_folder: Path) -> int:
+    """Return the number of processes with which the run was started, or 0 if it has no checkpoint that can be read."""
+    return regroup.planned_for(folder / TRAINER_FILE for folder in reversed(_all(run_folder)))
+
+
 def restore(
     run_folder: Path, model: SpeechLLM, trainer: Trainer, accelerator: Accelerator, *, allow_changed_data: bool
 ) -> Path | None:
     """Restore the newest valid checkpoint of a run and return its folder, or return None if the run has none yet.
 
     A damaged checkpoint is reported and the next older one is used. Raises `CheckpointError` if all are damaged, if
-    the number of processes differs, and if the data differ, unless ``allow_changed_data``; the epoch then starts again.
+    another number of processes cannot continue, and if the data differ, unless ``allow_changed_data``; the epoch then
+    starts again.
     """
     errors: list[OssicleError] = []
     for folder in reversed(_all(run_folder)):
         try:
             state = _read(folder)
-            rank = _own_state(folder, state, accelerator)
+            rank = _own_state(folder, state, trainer, accelerator)
             model.load_projector(folder)
             changed = state["data"] != trainer.data
             if not (changed and not allow_changed_data):
                 _apply(folder, trainer, state, rank)
-        except _Mismatch:
+        except Mismatch:
             raise
         except OssicleError as error:
             errors.append(error)
             logger.warning("%s; the next older checkpoint is tried", error)
             continue
         if changed and not allow_changed_data:
-            raise _Mismatch(_changed(folder, state["data"], trainer.data))
+            raise Mismatch(_changed(folder, state["data"], trainer.data))
         if changed:
             trainer.position.batch = 0
         return folder
@@ -123,10 +131,6 @@ def restore(
             "--resume and with another name=…"
         ) from errors[0]
     return None
-
-
-class _Mismatch(CheckpointError):
-    """The checkpoint is valid, and older ones would not fit either."""
 
 
 def check_finite(run_folder: Path, model: SpeechLLM) -> None:
@@ -163,6 +167,8 @@ def machine_errors(run_folder: Path, batch: Callable[[], Batch | None]) -> Itera
         if error.errno not in FULL:
             raise
         raise _unwritable(run_folder, error) from error
+    except ContextError as error:
+        raise ContextError(f"{error}{_longest(batch())}") from error
     except RuntimeError as error:
         if DEAD_WORKER in str(error):
             raise TrainingError(
@@ -178,6 +184,15 @@ def machine_errors(run_folder: Path, batch: Callable[[], Batch | None]) -> Itera
                 f"{describe_newest(run_folder)}"
             ) from error
         raise
+
+
+def _longest(batch: Batch | None) -> str:
+    """Return which lines of the manifest have the longest text and the longest recording of ``batch``."""
+    if batch is None or not batch.samples:
+        return ""
+    text = max(batch.samples, key=lambda s: len(" ".join([s.text or "", s.instruction or "", *s.answers])))
+    audio = max(batch.samples, key=lambda s: s.duration_s or 0.0)
+    return f" (the longest text of the batch is in {text.source}, the longest recording in {audio.source})"
 
 
 def _shape(batch: Batch | None) -> str:
@@ -235,6 +250,8 @@ def _state(trainer: Trainer) -> dict[str, Any]:
         "objective": None if trainer.objective is None else trainer.objective.state_dict(),
         "scaler": None if trainer.scaler is None else trainer.scaler.state_dict(),
         "data": trainer.data,
+        "planned_for": trainer.planned_for,
+        "batches_per_round": trainer.batches_per_round,
     }
 
 
@@ -269,17 +286,12 @@ def _read(folder: Path) -> dict[str, Any]:
     return state
 
 
-def _own_state(folder: Path, state: dict[str, Any], accelerator: Accelerator) -> Any:
-    """Return the state of this process. Raises `CheckpointError` if the number of processes differs."""
-    ranks, now = state["ranks"], accelerator.num_processes
+def _own_state(folder: Path, state: dict[str, Any], trainer: Trainer, accelerator: Accelerator) -> Any:
+    """Return the state of this process. Raises `CheckpointError` if the number of processes differs and cannot."""
+    ranks, rank, now = state["ranks"], accelerator.process_index, accelerator.num_processes
     if not isinstance(ranks, list) or not ranks:
         raise CheckpointError(f"{folder / TRAINER_FILE}: the file is damaged (no process)")
-    if len(ranks) != now:
-        raise _Mismatch(
-            f"{folder}: the run had {len(ranks)} processes and now has {now}, which changes the order of the data: "
-            f"start {len(ranks)} processes (torchrun --nproc_per_node), or start a new run with another name=…"
-        )
-    return ranks[accelerator.process_index]
+    return ranks[rank] if len(ranks) == now else regroup.state_of_rank(folder, state, trainer, rank, now)
 
 
 def _apply(folder: Path, trainer: Trainer, state: dict[str, Any], rank: Any) -> None:
@@ -302,6 +314,8 @@ def _apply(folder: Path, trainer: Trainer, state: dict[str, Any], rank: Any) -> 
         np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), index, has_gauss, gauss))
         version, internal, gauss_next = rank["python"]
         random.setstate((version, tuple(internal), gauss_next))
+        if offset := rank.get("seed_offset"):
+            set_seed((torch.initial_seed() + position.step + offset) % 2**32)
     except (AttributeError, KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
         first = str(error).splitlines()[0] if str(error) else ""
         raise CheckpointError(

@@ -15,9 +15,11 @@ class DevSampler(BatchSampler):
     that is impossible, because there are fewer utterances than processes, some processes have an empty batch.
     """
 
+    may_be_empty = True
+
     def _make_plan(self) -> list[list[int]]:
         random = np.random.default_rng((self.seed, self.epoch))
-        return even(self._pack(self._indices(random)), smallest=self.min_batch_size, ranks=self.world_size)
+        return even(self._pack(self._indices(random)), smallest=self.min_batch_size, ranks=self.planned_for)
 
 
 def even(batches: list[list[int]], *, smallest: int, ranks: int) -> list[list[int]]:
@@ -47,7 +49,7 @@ def even(batches: list[list[int]], *, smallest: int, ranks: int) -> list[list[in
 
 def check_size(sampler: BatchSampler, skipped: str) -> None:
     """Raise `ConfigError`, with the report ``skipped``, if the processes cannot all have a large enough batch."""
-    count, ranks, smallest = len(sampler.durations_s), sampler.world_size, sampler.min_batch_size
+    count, ranks, smallest = len(sampler.durations_s), sampler.planned_for, sampler.min_batch_size
     if smallest > 1 and count < smallest * ranks:
         place = f" in each of {ranks} processes" if ranks > 1 else ""
         raise ConfigError(

@@ -6,7 +6,9 @@ import logging
 from collections import Counter
 from pathlib import Path
 
+from ossicle.batch import Sample
 from ossicle.data.manifest import iterate_manifest
+from ossicle.data.table import outlines
 from ossicle.errors import DataError
 from ossicle.models.frozen import resolve
 from ossicle.objectives import Contrastive, MixedContrastive, ObjectiveConfig, names_of, terms_of
@@ -15,7 +17,7 @@ from ossicle.train.batches import Data
 from ossicle.train.recipe import Config
 
 logger = logging.getLogger(__name__)
-COMPARE_WITH_TEXT = {"contrastive", "distillation"}
+COMPARE_WITH_TEXT = {"contrastive", "distillation", "regression", "on_policy"}
 """Objectives that need the transcript itself."""
 READ_TARGET = {"next_token"}
 """Objectives that need an answer, or else the transcript."""
@@ -26,8 +28,8 @@ def check_files(config: Config) -> None:
 
     It warns of a manifest that is named twice: its lines count twice, or the model is judged on what it has learned.
     """
-    for path in (*config.data.train, *config.data.dev, *config.data.augment.noise):
-        next(iterate_manifest(path), None)
+    for name in (*config.data.train, *config.data.dev, *config.data.augment.noise):
+        next(iterate_manifest(name), None)
     train, dev = (Counter(Path(path).resolve() for path in paths) for paths in (config.data.train, config.data.dev))
     for path, count in train.items():
         if count > 1:
@@ -51,19 +53,29 @@ def check_layers(config: Config) -> None:
 
 def check_targets(objective: ObjectiveConfig, *parts: Data | None) -> None:
     """Raise `DataError` for samples of ``parts`` without the text that ``objective`` needs; the first one is named."""
-    samples = [sample for part in parts if part is not None for sample in part.dataset.samples]
     names = set(names_of(objective))
     if names & COMPARE_WITH_TEXT:
-        lacking = [sample for sample in samples if not (sample.text or "").strip()]
+        lacks = _has_no_transcript
         what, fix = "transcript, with which the objective compares the speech", 'add "text", or remove the line'
     elif names & READ_TARGET:
-        lacking = [sample for sample in samples if sample.text is None and not sample.answers]
+        lacks = _has_no_target
         what, fix = "answer and no transcript to learn", 'add "text" or "answer", or remove the line'
     else:
         return
+    given = [part.dataset.samples for part in parts if part is not None]
+    lacking = [(samples, i) for samples in given for i, outline in enumerate(outlines(samples)) if lacks(outline)]
     if lacking:
-        more = f" ({len(lacking) - 1} more lines have none either)" if len(lacking) > 1 else ""
-        raise DataError(f"{lacking[0].source}: {lacking[0].id!r} has no {what}; {fix}{more}")
+        samples, index = lacking[0]
+        first, more = samples[index], f" ({len(lacking) - 1} more lines have none either)" if len(lacking) > 1 else ""
+        raise DataError(f"{first.source}: {first.id!r} has no {what}; {fix}{more}")
+
+
+def _has_no_transcript(sample: Sample) -> bool:
+    return not (sample.text or "").strip()
+
+
+def _has_no_target(sample: Sample) -> bool:
+    return sample.text is None and not sample.answers
 
 
 def _num_layers(name: str) -> int | None:

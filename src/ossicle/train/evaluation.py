@@ -13,6 +13,7 @@ from ossicle.batch import Batch
 from ossicle.models.speech_llm import SpeechLLM
 from ossicle.objectives import Contrastive, MixedContrastive
 from ossicle.train.batches import Data
+from ossicle.train.sharding import is_sharded
 from ossicle.train.steps import KINDS, values_of
 
 
@@ -26,10 +27,11 @@ def evaluate(step: nn.Module, model: SpeechLLM, dev: Data, accelerator: Accelera
     module = accelerator.unwrap_model(step)
     model.eval()
     try:
-        rates = _labels_per_utterance(module, dev, accelerator)
+        together = dev.sampler.min_batch_size > 1 or any(map(is_sharded, model.llm.parameters()))
+        rates = _labels_per_utterance(module, dev, accelerator, together=together)
         totals: dict[str, float] = {}
         count = 0
-        for batch in _readable(dev, accelerator):
+        for batch in _readable(dev, accelerator, together=together):
             batch = batch.to(accelerator.device)
             own = batch.label_counts()
             weights = {kind: own[kind] / len(batch) / rate for kind, rate in rates.items() if kind in own}
@@ -52,30 +54,32 @@ def _mean_of_all(totals: dict[str, float], count: int, accelerator: Accelerator)
     return {name: total / count for name, total in totals.items()} if count else None
 
 
-def _readable(dev: Data, accelerator: Accelerator) -> Iterator[Batch]:
+def _readable(dev: Data, accelerator: Accelerator, *, together: bool) -> Iterator[Batch]:
     """Yield the batches that can be evaluated.
 
-    If the objective compares utterances of all processes, the processes leave a batch out together: each waits for the
-    utterances of the others.
+    If the processes work ``together``, they leave a batch out together: each waits for the utterances of the others, or
+    for their layers.
     """
-    smallest = dev.sampler.min_batch_size
+    smallest = dev.sampler.smallest
     for batch in dev.epoch(0):
         usable = len(batch) >= smallest
-        if smallest > 1 and accelerator.num_processes > 1:
+        if together and accelerator.num_processes > 1:
             flag = torch.tensor([int(usable)], device=accelerator.device)
             usable = int(accelerator.reduce(flag, reduction="sum")) == accelerator.num_processes
         if usable:
             yield batch
 
 
-def _labels_per_utterance(module: nn.Module, dev: Data, accelerator: Accelerator) -> dict[str, float]:
+def _labels_per_utterance(
+    module: nn.Module, dev: Data, accelerator: Accelerator, *, together: bool
+) -> dict[str, float]:
     """Return the mean number of labels of each kind per utterance. The data are read once for it, in the first call."""
     if isinstance(module.objective, Contrastive | MixedContrastive):
         return {}
     if dev.label_rates is None:
         sums: dict[str, int] = {}
         count = 0
-        for batch in _readable(dev, accelerator):
+        for batch in _readable(dev, accelerator, together=together):
             count += len(batch)
             for kind, number in batch.label_counts().items():
                 sums[kind] = sums.get(kind, 0) + number

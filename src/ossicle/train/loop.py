@@ -11,7 +11,6 @@ from pathlib import Path
 from traceback import clear_frames
 from typing import TYPE_CHECKING
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor, nn
@@ -55,6 +54,10 @@ def train(
         from ossicle.train import dev_alignment  # it needs all of `ossicle.inspect`, which few runs use
 
         dev_alignment.check_settings(config)
+    if config.train.fsdp:
+        from ossicle.train import sharding
+
+        sharding.check_settings(config)
     from ossicle.train.run_folder import claimed
 
     accelerator = new_accelerator(config.train.precision, cpu=config.train.cpu)
@@ -77,7 +80,7 @@ def train(
 def _run(
     config: Config, accelerator: Accelerator, objective: Objective | None, *, resume: bool, allow_changed_data: bool
 ) -> None:
-    from ossicle.train import checkpoint, early_checks
+    from ossicle.train import checkpoint, early_checks, regroup
     from ossicle.train.tracking import Tracker
 
     early_checks.check_files(config)
@@ -85,10 +88,11 @@ def _run(
         early_checks.check_layers(config)
     set_seed(config.train.seed)
     start = config.train.init_from if not resume or checkpoint.latest(config.folder) is None else None
-    model = _load_model(config, accelerator.device, start)
+    planned_for = checkpoint.planned_for(config.folder) if resume else 0
+    model = _load_model(config, accelerator, start)
     chosen: Objective = objective or config.objective.build()
-    data = Data.load(config.data, model, accelerator, objective=chosen)
-    dev = Data.load_dev(config.data, model, accelerator, objective=chosen)
+    data = Data.load(config.data, model, accelerator, objective=chosen, planned_for=planned_for)
+    dev = Data.load_dev(config.data, model, accelerator, objective=chosen, planned_for=planned_for)
     if objective is None:
         early_checks.check_targets(config.objective, data, dev)
     if dev is not None and config.train.analyze_every:
@@ -96,13 +100,20 @@ def _run(
 
         dev_alignment.check_transcripts(dev)
 
-    steps = config.train.steps or math.ceil(config.train.epochs * data.batches_per_epoch / config.train.accumulate)
+    accumulate = config.train.accumulate * data.sampler.batches_per_round
+    steps = config.train.steps or math.ceil(config.train.epochs * data.batches_per_epoch / accumulate)
     unprepared = Step(model, chosen)
     optimizer, schedule = config.optim.build(trainable(unprepared), steps=steps)
-    step, optimizer = accelerator.prepare(unprepared, optimizer)
+    if config.train.fsdp:
+        from ossicle.train.sharding import prepare  # as in `Loop.step`
+
+        step, optimizer = prepare(unprepared, optimizer, accelerator)
+    else:
+        step, optimizer = accelerator.prepare(unprepared, optimizer)
     module = chosen if isinstance(chosen, nn.Module) else None
     found = checkpoint.fingerprints(config, data, dev)
-    trainer = Trainer(optimizer, schedule, Position(), module, accelerator.scaler, found)
+    division = data.sampler.planned_for, data.sampler.batches_per_round
+    trainer = Trainer(optimizer, schedule, Position(), module, accelerator.scaler, found, *division)
     if resume:
         checkpoint.restore(config.folder, model, trainer, accelerator, allow_changed_data=allow_changed_data)
     done = trainer.position.step
@@ -110,15 +121,22 @@ def _run(
         raise ConfigError(
             f"{config.folder}: the checkpoint is of step {done}, and the run has {steps}: raise train.steps"
         )
-    model.instructions |= learned_instructions(data.dataset.samples)
+    regroup.check_division(
+        data.sampler, None if dev is None else dev.sampler, trainer.position, (steps - done) * accumulate
+    )
+    from ossicle.data.table import outlines
+
+    model.instructions |= learned_instructions(outlines(data.dataset.samples))
     model.objectives = names_of(config.objective) if objective is None else ()
 
-    loop = Loop(config, accelerator, step, trainer, steps)
+    loop = Loop(config, accelerator, step, trainer, steps, accumulate)
     shown, board = accelerator.is_main_process, config.train.tensorboard
     with Tracker(config.folder, steps=steps, tensorboard=board, start=done, enabled=shown) as tracker:
         tracker.say(_summary(config, model, data, steps, done))
         if fallbacks := describe_fallbacks(config.precisions, accelerator.device):
             tracker.say(fallbacks)
+        if division_line := regroup.describe(data.sampler):
+            tracker.say(division_line)
         loop.run(data, dev, model, tracker)
 
 
@@ -143,6 +161,8 @@ class Loop:
     module: nn.Module
     trainer: Trainer
     steps: int
+    accumulate: int
+    """Number of batches of this process per optimiser step."""
     batch: Batch | None = None
 
     def __post_init__(self) -> None:
@@ -189,14 +209,18 @@ class Loop:
         return step == self.steps or step % every == 0
 
     def step(self, batches: Iterator[Batch], tracker: Tracker) -> None:
-        """Take one optimiser step: forward and backward over ``accumulate`` batches, clip, update, log.
+        """Take one optimiser step: forward and backward over `accumulate` batches, clip, update, log.
 
         A step whose loss or gradient is not finite changes no weight.
         """
-        accumulate, position = self.config.train.accumulate, self.trainer.position
-        read = weigh([next(batches) for _ in range(accumulate)], self.accelerator)
-        outputs = [self._backward(batch, i == accumulate - 1) for i, batch in enumerate(read)]
+        position = self.trainer.position
+        read = weigh([next(batches) for _ in range(self.accumulate)], self.accelerator)
+        outputs = [self._backward(batch, i == self.accumulate - 1) for i, batch in enumerate(read)]
         totals = [output.total for output in outputs]
+        if self.config.train.fsdp and self.accelerator.num_processes > 1:
+            from ossicle.train.sharding import average_gradients  # few runs need it
+
+            average_gradients(trainable(self.module))
         norm = self.accelerator.clip_grad_norm_(trainable(self.module), self.config.optim.clip)
         finite = is_finite(totals, norm, self.trainer, self.accelerator)
         if finite or self.trainer.scaler is not None:  # the scaler itself skips a step whose gradient is not finite
@@ -219,7 +243,7 @@ class Loop:
         self.batch = batch
         with contextlib.nullcontext() if last else self.accelerator.no_sync(self.module):
             output: LossOutput = self.module(batch.to(self.accelerator.device))
-            self.accelerator.backward(output.total / self.config.train.accumulate)
+            self.accelerator.backward(output.total / self.accumulate)
         return LossOutput(output.total.detach(), {name: part.detach() for name, part in output.parts.items()})
 
     def evaluate(self, dev: Data, model: SpeechLLM, tracker: Tracker) -> None:
@@ -289,8 +313,13 @@ class Loop:
         self._outputs, self._padding, self._audio_s, self._window_started_s = [], [], 0.0, now
 
 
-def _load_model(config: Config, device: torch.device, start: str | None) -> SpeechLLM:
-    model = config.model.build(device)
+def _load_model(config: Config, accelerator: Accelerator, start: str | None) -> SpeechLLM:
+    if config.train.fsdp and accelerator.num_processes > 1:
+        from ossicle.train import sharding  # as in `Loop.step`
+
+        model = sharding.build(config.model, accelerator.device)
+    else:
+        model = config.model.build(accelerator.device)
     if start is not None:
         model.load_projector(start)
     if config.train.gradient_checkpointing:

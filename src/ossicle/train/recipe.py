@@ -55,6 +55,9 @@ class DataConfig:
     max_batch_s: float = Field(default=400.0, gt=0)
     """Largest number of seconds in a batch of one process, padding included. It bounds the memory of long
     utterances."""
+    max_batch_tokens: int | None = Field(default=None, ge=1)
+    """Largest number of positions that a batch of one process takes in the LLM: speech, chat turns and answers, as
+    estimated from durations and characters. It bounds the memory of long texts. Default: no bound."""
     order: Literal["random", "duration"] | None = None
     """Batch order: ``random``, or ``duration`` for utterances of similar length, which pads less. Default: ``random``
     if the objective compares utterances with each other, else ``duration``."""
@@ -129,6 +132,9 @@ class TrainConfig:
     weights stay in float32. A CPU without instructions for half precision computes in float32 (`ossicle.precision`)."""
     gradient_checkpointing: bool = False
     """Recompute the LLM's activations in the backward pass instead of keeping them: less memory, more time."""
+    fsdp: bool = False
+    """Divide the layers of the frozen LLM over the processes (FSDP2) instead of keeping all of them in each, for an LLM
+    that one GPU cannot hold. Slower. A single process ignores it."""
     init_from: UserPath | None = None
     """Checkpoint whose projector is the start, such as stage 1 for stage 2. Default: a new projector."""
     seed: Seed = 0

@@ -38,7 +38,7 @@ FREE = {
     *(f"model.{name}" for name in ("encoder", "llm")),
     *(f"data.{name}" for name in ("train", "dev", "workers", "cache_dir", "cache_text_gb")),
     *(f"train.{name}" for name in ("steps", "epochs", "save_every", "keep", "log_every", "tensorboard", "profile")),
-    *(f"train.{name}" for name in ("eval_every", "analyze_every", "max_nonfinite_steps")),
+    *(f"train.{name}" for name in ("eval_every", "analyze_every", "max_nonfinite_steps", "fsdp")),
 }
 """Settings that a resumed run may change. The checkpoint has fingerprints of the models and of the data, so that these
 may have moved."""

@@ -42,6 +42,10 @@ class Trainer:
     """The scaler of the gradients with ``train.precision: fp16``."""
     data: dict[str, str] = field(default_factory=dict)
     """Fingerprints of the training and of the development data."""
+    planned_for: int = 1
+    """Number of processes of the run's start, for which the batches are planned."""
+    batches_per_round: int = 1
+    """Number of batches of this process that replace one of each of ``planned_for`` processes."""
 
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:
