@@ -1,10 +1,12 @@
 """Formats that libsndfile does not read: the sound that PyAV decodes, and files that cannot be trusted."""
 
+import tracemalloc
 from fractions import Fraction
 
 import numpy as np
 import pytest
 
+from ossicle import audio_av
 from ossicle.audio import audio_duration_s, read_audio
 from ossicle.errors import AudioError
 
@@ -29,9 +31,12 @@ def encode(path, codec, *, layout="stereo", video=False, seconds=SECONDS):
             sound.time_base, sound.bit_rate = Fraction(1, RATE_HZ), 128_000
             tone = 0.5 * np.sin(2 * np.pi * TONE_HZ * np.arange(int(RATE_HZ * seconds)) / RATE_HZ)
             packed = np.repeat(tone, 2 if layout == "stereo" else 1)[None].astype(np.float32)
-            frame = av.AudioFrame.from_ndarray(packed, format="flt", layout=layout)
-            frame.sample_rate, frame.pts, frame.time_base = RATE_HZ, 0, Fraction(1, RATE_HZ)
-            container.mux(sound.encode(frame))
+            channels = 2 if layout == "stereo" else 1
+            for start in range(0, packed.shape[1] // channels, RATE_HZ):
+                block = np.ascontiguousarray(packed[:, start * channels : (start + RATE_HZ) * channels])
+                frame = av.AudioFrame.from_ndarray(block, format="flt", layout=layout)
+                frame.sample_rate, frame.pts, frame.time_base = RATE_HZ, start, Fraction(1, RATE_HZ)
+                container.mux(sound.encode(frame))
             container.mux(sound.encode())
     return path
 
@@ -53,6 +58,9 @@ def tone_of(waveform):
         ("a.wma", "wmav2", "stereo"),
         ("a.aac", "aac", "mono"),
         ("a.ac3", "ac3", "stereo"),
+        ("a.ts", "aac", "stereo"),
+        ("a.m2ts", "aac", "mono"),
+        ("a.mpg", "mp2", "mono"),
     ],
 )
 def test_what_phones_and_browsers_record_is_read(tmp_path, name, codec, layout):
@@ -97,3 +105,44 @@ def test_damage_is_an_audio_error(tmp_path):
             read_audio(path)
         except AudioError as error:
             assert str(error).startswith(str(path))
+
+
+def test_a_long_recording_is_decoded_once_in_memory_that_does_not_grow(tmp_path, monkeypatch):
+    decoded = []
+    stored = audio_av._stored
+    monkeypatch.setattr(audio_av, "_stored", lambda *given: decoded.append(given) or stored(*given))
+    path = encode(tmp_path / "a.mkv", "pcm_s16le", seconds=120)  # 46 MB of decoded sound
+    tracemalloc.start()
+    try:
+        duration_s = audio_duration_s(path)
+        parts = [read_audio(path, start_s=start_s, end_s=start_s + 2) for start_s in (0, 57, 118)]
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert duration_s == pytest.approx(120, abs=0.01)
+    assert [tone_of(part)[0] for part in parts] == pytest.approx([TONE_HZ] * 3, abs=1)
+    assert peak < 10e6
+    assert len(decoded) == 1
+
+
+def test_a_file_that_changes_is_decoded_again_and_one_of_the_past_can_be_read_to_its_end(tmp_path):
+    path = encode(tmp_path / "a.m4a", "aac", seconds=3)
+    found = audio_av.opened_by_av(path)
+    encode(path, "aac", seconds=5)
+    assert audio_duration_s(path) == pytest.approx(5, abs=0.1)
+    with found[0] as before:
+        assert len(before.read()) / RATE_HZ == pytest.approx(3, abs=0.1)
+
+
+def test_a_full_disk_is_an_audio_error(tmp_path, monkeypatch):
+    class Full:
+        def tell(self):
+            return 0
+
+        def write(self, content):
+            raise OSError(28, "No space left on device")
+
+    path = encode(tmp_path / "a.m4a", "aac")
+    monkeypatch.setattr(audio_av.tempfile, "TemporaryFile", lambda **options: Full())
+    with pytest.raises(AudioError, match=r"a\.m4a: there is no room for the decoded sound .* set TMPDIR"):
+        read_audio(path)

@@ -55,6 +55,14 @@ def test_settings_reach_the_server(app, monkeypatch):
     assert given["s"].api_keys == ("a", "b")
 
 
+def test_the_place_and_the_name_of_an_llm_elsewhere_reach_the_server(app, monkeypatch):
+    given = {}
+    monkeypatch.setattr("ossicle.serve.run.run_server", lambda run, settings, **more: given.update(more))
+    options = ["run", "--llm-url", "http://127.0.0.1:8001/v1", "--llm-model", "the-llm"]
+    assert CliRunner().invoke(app, options, catch_exceptions=False).exit_code == 0
+    assert (given["llm_url"], given["llm_model"]) == ("http://127.0.0.1:8001/v1", "the-llm")
+
+
 def test_missing_packages_are_named(monkeypatch):
     from ossicle.serve.run import require_packages
 

@@ -10,14 +10,18 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import httpx2 as httpx
 import pytest
 import torch
+from fastapi.testclient import TestClient
 
 from ossicle.batch import Padded
+from ossicle.listen.long import transcript_instruction
 from ossicle.models.conversation import Message, Part
 from ossicle.models.running import RunningBatch
 from ossicle.models.speech_llm import SpeechLLM
 from ossicle.prompts import TEMPLATE_OPTIONS
+from ossicle.serve import run
 from ossicle.serve.llm_url import RemoteLLM, encoded, release_decoder
 from ossicle.serve.prompts import contents
+from ossicle.serve.settings import ServeSettings
 
 pytestmark = pytest.mark.filterwarnings("ignore:an answer was cut")
 SLOT = "\ue000"
@@ -163,3 +167,24 @@ def test_the_decoder_here_is_freed_and_speech_is_the_same(served_model, spoken, 
     release_decoder(model)
     assert not any("layers" in name for name, _ in model.llm.model.named_parameters())
     assert torch.equal(contents(model, turn)[0], before)
+
+
+@pytest.mark.parametrize(("name", "key"), [("the-llm", "engine-key"), (None, None)])
+def test_the_server_of_the_command_uses_the_llm_elsewhere(served_model, spoken, tmp_path, monkeypatch, name, key):
+    served_model.save(tmp_path)
+    apps = []
+    monkeypatch.setattr("uvicorn.run", lambda app, **options: apps.append(app))
+    monkeypatch.delenv(run.LLM_KEY, raising=False)
+    if key:
+        monkeypatch.setenv(run.LLM_KEY, key)
+    with engine_of(served_model.llm) as (url, requests):
+        place = {"host": "127.0.0.1", "port": 0, "llm_url": url, "llm_model": name}
+        run.run_server(tmp_path, ServeSettings(name="mine"), **place)
+        with TestClient(apps[0], base_url="http://127.0.0.1") as client:
+            content = {"file": ("a.wav", spoken.wav(spoken.tones(0)))}
+            found = client.post("/v1/audio/transcriptions", files=content).json()["text"]
+    (said,) = served_model.generate(spoken.tones(0), transcript_instruction(served_model))
+    assert found == said
+    assert [body["model"] for _, _, body in requests] == [name or served_model.config.llm]
+    assert [headers.get("Authorization") for _, headers, _ in requests] == [f"Bearer {key}" if key else None]
+    assert not any("layers" in part for part, _ in apps[0].state.service.model.llm.model.named_parameters())

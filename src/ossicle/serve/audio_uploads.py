@@ -6,6 +6,8 @@ import asyncio
 import base64
 import binascii
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ossicle.audio import SAMPLE_RATE_HZ, read_audio
+from ossicle.audio_av import forget
 from ossicle.errors import AudioError
 from ossicle.serve.errors import RequestError, without_places
 from ossicle.serve.metrics import Metrics
@@ -31,6 +34,8 @@ class Uploads:
 
     def __init__(self, settings: ServeSettings, metrics: Metrics) -> None:
         self.settings, self.metrics = settings, metrics
+        self.reading = 0
+        """Recordings that are being read at the moment."""
         self._turns = asyncio.Semaphore(DECODED_TOGETHER)
 
     async def read(self, content: bytes, param: str) -> Tensor:
@@ -41,9 +46,10 @@ class Uploads:
         """
         if not content:
             raise RequestError("the recording is empty (0 bytes): send an audio file", param=param)
-        async with self._turns:
+        with self._counted():
             try:
-                waveform = await asyncio.to_thread(self._read, content)
+                async with self._turns:
+                    waveform = await asyncio.to_thread(self._read, content)
             except AudioError as error:
                 raise RequestError(str(error), param=param, code="invalid_audio") from error
         self.metrics.audio_s.inc(len(waveform) / SAMPLE_RATE_HZ)
@@ -51,11 +57,20 @@ class Uploads:
 
     async def read_base64(self, text: str, param: str) -> Tensor:
         """Return the waveform (S,) of an audio file in base64; errors as of `read`."""
+        with self._counted():
+            try:
+                content = await asyncio.to_thread(base64.b64decode, text, validate=True)
+            except (binascii.Error, ValueError) as error:
+                raise RequestError("the data are not base64: encode the bytes of an audio file", param=param) from error
+            return await self.read(content, param)
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        self.reading += 1
         try:
-            content = await asyncio.to_thread(base64.b64decode, text, validate=True)
-        except (binascii.Error, ValueError) as error:
-            raise RequestError("the data are not base64: encode the bytes of an audio file", param=param) from error
-        return await self.read(content, param)
+            yield
+        finally:
+            self.reading -= 1
 
     def _read(self, content: bytes) -> Tensor:
         most_s = self.settings.max_audio_s
@@ -69,6 +84,8 @@ class Uploads:
                 raise AudioError(without_places(str(error).replace(file.name, "the recording"))) from error
             except (MemoryError, OverflowError, ValueError, OSError, RuntimeError) as error:
                 raise AudioError("the recording is damaged, so that it cannot be decoded") from error
+            finally:
+                forget()
 
 
 def check_samples(path: Path, most_s: float) -> None:

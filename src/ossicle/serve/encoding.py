@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ from ossicle.serve.prompts import is_long, prompt_of
 
 MOST_ENCODED = 8
 """Recordings that are encoded together."""
-COLLECT_S = 0.005
-"""Seconds that a recording waits for others, which are cheaper to encode together."""
+COLLECT_S = 0.004
+"""Seconds that a recording waits for the next one, because recordings are cheaper to encode together."""
+READING_S = 0.1
+"""Longest wait for recordings that are being read. It is not longer than the last encoding took."""
 
 
 @dataclass(frozen=True)
@@ -31,16 +34,24 @@ class Prepared:
     prompt: Padded  # (1, L, D) without padding
 
 
+Ready = Prepared | tuple[Answer, Exception]
+
+
 class Encoding:
     """Make prompts of conversations, in a thread of its own.
 
     Args:
         model: A `ossicle.models.speech_llm.SpeechLLM`.
-        deliver: Function that gets each `Prepared` answer, or the job and its error.
+        deliver: Function that gets the `Prepared` answers, or the jobs and their errors, that can go on together.
+
+    Attributes:
+        reading: Function that returns the number of recordings that are being read at the moment.
     """
 
-    def __init__(self, model: Any, deliver: Callable[[Prepared | tuple[Answer, Exception]], None]) -> None:
+    def __init__(self, model: Any, deliver: Callable[[Sequence[Ready]], None]) -> None:
         self.model, self.deliver = model, deliver
+        self.reading: Callable[[], int] = lambda: 0
+        self._took_s = 0.0  # by the last encoding
         self.in_use = threading.Lock()
         """Held while a thread uses the encoder, whose hidden states are collected in one place."""
         self._prompter = model.prompter()
@@ -83,10 +94,12 @@ class Encoding:
     def _run(self) -> None:
         while (jobs := self._next()) is not None:
             over = {job for job in jobs if job.is_over}
-            for job in over:  # the engine counts what comes back
-                self.deliver((job, TimeoutError()))
+            if over:  # the engine counts what comes back
+                self.deliver([(job, TimeoutError()) for job in over])
             jobs = [job for job in jobs if job not in over]
+            started_s = time.monotonic()
             self._prepare([job for job in jobs if self.is_turn(job)])
+            self._took_s = time.monotonic() - started_s
             for job in jobs:
                 if not self.is_turn(job):
                     self._prepare_alone(job)
@@ -95,12 +108,13 @@ class Encoding:
         """Wait for jobs and return them; None at the end."""
         job = self._inbox.get()
         jobs: list[Answer] = []
+        latest_s = time.monotonic() + min(self._took_s, READING_S)
         while job is not None:
             jobs.append(job)
             if len(jobs) == MOST_ENCODED:
                 return jobs
             try:
-                job = self._inbox.get(timeout=COLLECT_S)
+                job = self._following(latest_s)
             except queue.Empty:
                 return jobs
         if jobs:
@@ -108,12 +122,21 @@ class Encoding:
             return jobs
         return None
 
+    def _following(self, latest_s: float) -> Answer | None:
+        """Return the next job. Raises `queue.Empty` if it does not come soon."""
+        while True:
+            try:
+                return self._inbox.get(timeout=COLLECT_S)
+            except queue.Empty:
+                if not self.reading() or time.monotonic() > latest_s:
+                    raise
+
     def _prepare(self, jobs: list[Answer]) -> None:
         """Encode the recordings of ``jobs`` together, or one by one if that fails, to find out whose error it is."""
         if not jobs:
             return
         try:
-            with torch.no_grad(), self.in_use:
+            with torch.inference_mode(), self.in_use:
                 batch = self.batch(jobs)
                 speech = self.model.speech(batch)
                 if not bool(speech.mask.any(1).all()):
@@ -121,19 +144,19 @@ class Encoding:
                 prompt = self.model.prompt(batch.chat, speech)
         except Exception as error:
             if len(jobs) == 1:
-                self.deliver((jobs[0], error))
+                self.deliver([(jobs[0], error)])
             else:
                 for job in jobs:
                     self._prepare([job])
             return
-        for job, values, mask in zip(jobs, prompt.values, prompt.mask, strict=True):
-            self.deliver(Prepared(job, Padded(values[mask][None], mask[mask][None])))
+        rows = zip(jobs, prompt.values, prompt.mask, strict=True)
+        self.deliver([Prepared(job, Padded(values[mask][None], mask[mask][None])) for job, values, mask in rows])
 
     def _prepare_alone(self, job: Answer) -> None:
         try:
             with self.in_use:
                 prompt = prompt_of(self.model, job.conversation)
         except Exception as error:
-            self.deliver((job, error))
+            self.deliver([(job, error)])
         else:
-            self.deliver(Prepared(job, prompt))
+            self.deliver([Prepared(job, prompt)])

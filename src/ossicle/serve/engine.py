@@ -12,15 +12,18 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+
 from ossicle.models.running import Row, RunningBatch
 from ossicle.models.text_stream import TextStream
-from ossicle.serve.encoding import MOST_ENCODED, Encoding, Prepared
+from ossicle.serve.encoding import MOST_ENCODED, Encoding, Prepared, Ready
 from ossicle.serve.errors import RequestError
 from ossicle.serve.jobs import Answer, Call, Done, Job, Piece
+from ossicle.serve.linear import use_onednn
 from ossicle.serve.metrics import Metrics
 from ossicle.serve.settings import ServeSettings
 
@@ -42,13 +45,14 @@ class Engine:
 
     def __init__(self, model: Any, settings: ServeSettings, metrics: Metrics | None = None) -> None:
         self.model, self.settings, self.metrics = model, settings, metrics or Metrics()
+        use_onednn(model)
         self.running = RunningBatch(model.llm, settings.max_rows)
         self.stopping = False
         self._jobs: dict[Row, Answer] = {}
         self._answers: deque[Answer] = deque()  # they wait to be encoded
         self._encoded = 0  # answers that are being encoded
         self._alone: deque[Job] = deque()  # beam searches and calls, during which nothing else is decoded
-        self._inbox: queue.SimpleQueue[Job | Prepared | tuple[Answer, Exception] | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Job | Sequence[Ready] | None] = queue.SimpleQueue()
         self._in_flight = 0
         self._mean_s = FIRST_GUESS_S
         self._alone_s = 0.0  # time of the last of them, minus the decoding since then
@@ -136,16 +140,21 @@ class Engine:
             except queue.Empty:
                 return True
             match arrived:
-                case Prepared():
-                    self._encoded -= 1
-                    self._join(arrived)
-                case (Answer() as job, Exception() as error):
-                    self._encoded -= 1
-                    job.send(error)
+                case list():
+                    self._take(arrived)
                 case Answer() if not self.encoding.is_joint(arrived):
                     self._answers.append(arrived)
                 case Job():
                     self._alone.append(arrived)
+
+    def _take(self, ready: Sequence[Ready]) -> None:
+        """Let answers join whose recordings are encoded, and send the errors of the others."""
+        self._encoded -= len(ready)
+        for one in ready:
+            if isinstance(one, Prepared):
+                self._join(one)
+            else:
+                one[0].send(one[1])
 
     @property
     def _may_encode(self) -> bool:
@@ -236,7 +245,9 @@ class Engine:
         if not len(self.running):
             return
         started_s = time.monotonic()
-        for row in self.running.step():
+        with torch.inference_mode():  # a little faster than `torch.no_grad`, which the step has itself
+            stepped = self.running.step()
+        for row in stepped:
             self._send_token(row, self._jobs[row])
         self.metrics.steps.inc()
         self._alone_s -= time.monotonic() - started_s

@@ -54,6 +54,7 @@ class Service:
         self.engine, self.settings, self.remote = engine, settings, remote
         self.metrics, self.model = engine.metrics, engine.model
         self.uploads = Uploads(settings, self.metrics)
+        engine.encoding.reading = lambda: self.uploads.reading
         self.created = int(time.time())
         self.sockets = 0
 
