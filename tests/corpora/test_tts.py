@@ -142,7 +142,7 @@ def test_the_work_is_picklable(tmp_path):
     voice = espeak_voices("de", "test")[0]
     line = Sample(id="a", audio=Path("audio/a.wav"), text="Guten Tag.")
     recording = Recording((("lines", line), ("lines.qa", line)), EspeakMaker("Guten Tag.", voice, 0))
-    worker, recording = pickle.loads(pickle.dumps((writer._Worker(tmp_path, writer.Limits()), recording)))
+    worker, recording = pickle.loads(pickle.dumps((writer.Worker(tmp_path, writer.Limits()), recording)))
     (_, first), (_, second) = worker(recording).lines
     assert (tmp_path / "audio/a.wav").is_file()
     assert [word.word for word in words_of(first)] == ["Guten", "Tag."]
