@@ -93,6 +93,9 @@ def test_missing_parts_are_named(voice, tmp_path, monkeypatch):
     (tmp_path / "bad.onnx.json").write_text("[]")
     with pytest.raises(VoiceError, match=r"bad\.onnx\.json: is not the description of a Piper voice"):
         prepare_tts(texts, tmp_path / "out", TtsOptions(piper=(str(tmp_path / "bad.onnx"),)), show=False)
+    monkeypatch.setattr(piper, "_voice", lambda model: int("no voice"))
+    with pytest.raises(VoiceError, match=r"en\.onnx: cannot be loaded as a voice of Piper .*no voice"):
+        prepare_tts(texts, tmp_path / "out", TtsOptions(piper=(voice,)), show=False)
     with pytest.raises(CorpusError, match="give one of them"):
         prepare_tts(texts, tmp_path / "out", TtsOptions(piper=(voice,), command="say {out}"), show=False)
     monkeypatch.setitem(sys.modules, "piper", None)

@@ -73,13 +73,17 @@ class PiperMaker:
 
 
 def check_voices(models: tuple[str, ...]) -> None:
-    """Raise `MissingPackageError` if Piper is not installed, and `VoiceError` for a voice without its two files."""
+    """Raise `MissingPackageError` if Piper is not installed, and `VoiceError` for a voice that does not load."""
     try:
         import piper  # noqa: F401 - only whether it is there
     except ImportError as error:
         raise MissingPackageError("Piper is not installed: run pip install 'ossicle[piper]'") from error
     for model in models:
         number_of_speakers(model)
+        try:
+            _voice(model)
+        except Exception as error:  # errors of onnxruntime have no class in common
+            raise VoiceError(f"{model}: cannot be loaded as a voice of Piper ({error!s:.200})") from error
 
 
 @cache
