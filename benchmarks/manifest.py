@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 WAYS = ("nothing", "list", "index", "table")
-"""What a measured process opens; ``index`` is the first call of ``table``."""
+"""The ways in which a measured process opens a manifest; ``index`` is the first call of ``table``."""
 
 
 def generate(path: Path, lines: int) -> None:

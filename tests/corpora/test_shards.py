@@ -59,7 +59,7 @@ def web(tmp_path: Path) -> Path:
         ("e.json", "[1]"),
         ("f.flac", "no sound" * 50),
         ("f.txt", "noise"),
-        ("g.pickle", b"cos\nsystem\n(S'touch /tmp/evil'\ntR."),
+        ("g.pickle", b"cos\nsystem\n(S'touch evil'\ntR."),
     )
     shard(folder / "dev-000000.tar", ("x.y/h.1.flac", make(0.5)), ("x.y/h.txt", "four"))
     return folder

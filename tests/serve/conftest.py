@@ -53,7 +53,7 @@ def spoken() -> Any:
 def by_energy(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tones are found by their energy, also where Silero VAD is installed, to which they are no speech.
 
-    Each test patches anew, because a patch of the session would reach the tests of other folders.
+    Each test patches for itself, because a patch of the session would reach the tests of other folders.
     """
     from ossicle.listen import pauses
     from ossicle.serve import turns

@@ -1,4 +1,4 @@
-"""Which recordings are encoded together."""
+"""Recordings that wait are encoded together, and those that are late are not waited for."""
 
 import asyncio
 import io

@@ -54,7 +54,7 @@ class AlignReport:
     already_aligned: int = 0
     """Number of utterances that an earlier call aligned."""
     waiting: str = ""
-    """Which shards are not finished, if the call was one of several; the output is written when all are."""
+    """A line with the shards that are not finished; empty if all are, and the output is written."""
 
     def summary(self) -> str:
         """Return the counts, the mean score, the utterance with the lowest score, and the skipped utterances."""

@@ -50,7 +50,7 @@ class Report:
     already_done: bool = False
     """True if an earlier call prepared everything."""
     waiting: str = ""
-    """Which shards are not finished, if this call was one of several; nothing is written until all are."""
+    """A line with the shards that are not finished; empty if all are, and the manifests are written."""
 
     def count(self, name: str, speech_s: float | None) -> None:
         """Count a line of the manifest ``name``; ``speech_s`` is None if its recording is counted already."""

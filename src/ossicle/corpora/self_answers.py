@@ -33,7 +33,7 @@ Request = tuple[str, str]  # a transcript and an instruction
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerOptions:
-    """How the answers are made."""
+    """Settings of `prepare_answers`."""
 
     instructions: Sequence[str]
     """Instructions about the speech."""

@@ -47,8 +47,8 @@ Columns = dict[str, npt.NDArray[Any]]
 
 
 Outline = tuple[str | None, str | None, str | None, str | None, str | None, bool]
-"""What many lines share: task, language, target language, instruction; "text", "" or None for the transcript; and
-whether there are answers."""
+"""The values that many lines share: task, language, target language, instruction; "text", "" or None for the
+transcript; and whether there are answers."""
 
 
 @dataclass

@@ -48,7 +48,7 @@ PLACES = {
     "regression": "ossicle.objectives.regression:Regression",
     "on_policy": "ossicle.objectives.on_policy:OnPolicy",
 }
-"""Where each objective is that can be a term of a sum, by the name that recipes give it. Add a new one here."""
+"""Module and class of each objective that can be a term of a sum, by its name in recipes. Add a new one here."""
 _SUM = "ossicle.objectives.weighted_sum:"
 _CLASSES = {place.rpartition(":")[2]: place for place in PLACES.values()} | {
     name: _SUM + name for name in ("Sum", "Term", "WeightedSum")
