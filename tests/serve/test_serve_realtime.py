@@ -10,6 +10,7 @@ import soxr
 
 openai = pytest.importorskip("openai")
 websockets = pytest.importorskip("websockets")
+fastapi = pytest.importorskip("fastapi")
 pytestmark = pytest.mark.filterwarnings("ignore:an answer was cut")
 TRANSCRIPTION = "conversation.item.input_audio_transcription"
 
@@ -162,6 +163,29 @@ def test_a_connection_needs_the_key_and_the_same_origin(served_model, serving):
             assert error.value.response.status_code == 403
         with pytest.raises(websockets.exceptions.InvalidStatus):
             asyncio.run(connect(f"{url}?model=other", additional_headers=header))
+
+
+def test_connections_that_open_at_once_do_not_exceed_the_limit(served_model, serving, monkeypatch):
+    accept = fastapi.WebSocket.accept
+
+    async def accept_slowly(socket, **options):
+        await asyncio.sleep(0.2)
+        await accept(socket, **options)
+
+    monkeypatch.setattr(fastapi.WebSocket, "accept", accept_slowly)
+
+    async def connect_all(port, opened):
+        tries = [websockets.connect(f"ws://127.0.0.1:{port}/v1/realtime") for _ in range(8)]
+        found = await asyncio.gather(*tries, return_exceptions=True)
+        refused = [each for each in found if isinstance(each, websockets.exceptions.InvalidStatus)]
+        opened.extend(each for each in found if each not in refused)
+        await asyncio.gather(*(each.close() for each in opened))
+        return [each.response.status_code for each in refused]
+
+    with serving.start(served_model, max_sockets=2) as server:
+        opened = []
+        assert asyncio.run(connect_all(server.port, opened)) == [429] * 6
+        assert len(opened) == 2
 
 
 def test_a_connection_that_breaks_leaves_nothing_behind(served_model, serving, spoken):

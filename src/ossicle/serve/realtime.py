@@ -92,9 +92,9 @@ def router(service: Service) -> APIRouter:
         if service.sockets >= service.settings.max_sockets:
             raise RequestError("too many connections are open: try again later", 429)
         service.check_model(None if socket.query_params.get("intent") == "transcription" and not model else model)
-        await socket.accept(subprotocol=protocol)
-        service.sockets += 1
+        service.sockets += 1  # before the next await, so that two that connect at once cannot both take the last place
         try:
+            await socket.accept(subprotocol=protocol)
             with service.metrics.sockets.track_inprogress():
                 await Session(service, socket).run()
         finally:
