@@ -81,9 +81,15 @@ def _check(given: dict[str, Any]) -> None:
 
 
 @torch.no_grad()
-def generate(llm: Any, prompt: Padded, *, rules: LogitsProcessor | None = None, **given: Any) -> list[str]:
-    """Return the answer to each prompt, up to its first newline; see `ossicle.models.llm.LLM.generate`."""
+def generate(
+    llm: Any, prompt: Padded, *, rules: LogitsProcessor | None = None, per_prompt: int = 1, **given: Any
+) -> list[str]:
+    """Return the answers to each prompt, up to their first newline; see `ossicle.models.llm.LLM.generate`.
+
+    ``per_prompt`` is the number of answers to each prompt, best first: 1, or up to ``num_beams`` in a beam search.
+    """
     settings = settings_of(llm, **given)
+    settings.num_return_sequences = per_prompt
     llm.check_context(prompt.values.shape[1], settings.max_new_tokens)
     # transformers fills what is unset from the model's own settings, such as beams or a penalty for repetition.
     own, llm.model.generation_config = llm.model.generation_config, GenerationConfig()
@@ -96,7 +102,7 @@ def generate(llm: Any, prompt: Padded, *, rules: LogitsProcessor | None = None, 
         )
     finally:
         llm.model.generation_config = own
-    if ids.shape[1] == settings.max_new_tokens and not _ended(ids[:, -1], llm.stop_ids):
+    if ids.shape[1] == settings.max_new_tokens and not _ended(ids[::per_prompt, -1], llm.stop_ids):
         warnings.warn(f"an answer was cut at max_new_tokens={settings.max_new_tokens}", stacklevel=3)
     return [answer_text(text) for text in llm.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 

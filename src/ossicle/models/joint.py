@@ -2,6 +2,7 @@
 
 The LLM says which token is likely after a prefix, and the spelling says how likely the recording begins with that
 prefix. Beam search adds up both. A text that the recording does not contain has a low score, however fluent it is.
+Among the transcripts that the search returns, `ossicle.models.rescoring` chooses.
 
 Source: joint CTC/attention decoding with CTC prefix scores (Watanabe et al., 2017, "Hybrid CTC/Attention Architecture
 for End-to-End Speech Recognition").
@@ -11,6 +12,7 @@ Shape legend: R hypotheses, P positions of an utterance, V spoken tokens and the
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +25,7 @@ from ossicle.batch import Batch, Padded
 from ossicle.errors import ConfigError
 from ossicle.models.ctc import BLANK, Spelling, spelled
 from ossicle.models.generation import MAX_NEW_TOKENS, settings_of
+from ossicle.models.rescoring import LM_WEIGHT, best_text
 from ossicle.models.spoken_tokens import SpokenTokens
 from ossicle.prompts import ASR_INSTRUCTIONS
 
@@ -35,7 +38,13 @@ _NEVER = -1e30
 
 
 def generate_jointly(
-    model: Any, batch: Batch, *, ctc_weight: float = CTC_WEIGHT, num_beams: int | None = None, **decoding: Any
+    model: Any,
+    batch: Batch,
+    *,
+    ctc_weight: float = CTC_WEIGHT,
+    lm_weight: float = LM_WEIGHT,
+    num_beams: int | None = None,
+    **decoding: Any,
 ) -> list[str]:
     """Return the answers of a model that spells: transcripts by joint search, other answers by the LLM alone.
 
@@ -43,12 +52,15 @@ def generate_jointly(
         model: A `ossicle.models.speech_llm.SpeechLLM` with the projector ``ctc``.
         batch: Recordings with chat turns. Those that ask for a transcript are of the task ``asr``, or have an
             instruction for it from the training or from `ossicle.prompts.ASR_INSTRUCTIONS`.
-        ctc_weight: Weight of the spelling in a transcript, from 0 to 1; that of the LLM is the rest.
+        ctc_weight: Weight of the spelling in the search, from 0 to 1; that of the LLM is the rest.
+        lm_weight: Weight of the LLM in the choice among the transcripts found; 0 takes the search's first.
         num_beams: Hypotheses per transcript (8), and per other answer (1).
         **decoding: Arguments of `LLM.generate`.
     """
     if not 0 <= ctc_weight <= 1:
         raise ConfigError(f"ctc_weight={ctc_weight}: give a weight from 0 to 1")
+    if not 0 <= lm_weight < math.inf:
+        raise ConfigError(f"lm_weight={lm_weight}: give a weight from 0 on")
     settings_of(model.llm, num_beams=num_beams, **decoding)  # errors first
     frames, speech = model.frames(batch), model.speech(batch)
     wanted = [
@@ -61,7 +73,7 @@ def generate_jointly(
             prompt = _rows(model.prompt(batch.chat, speech), rows)
             if joint:
                 spelling = spelled(model.projector, _rows(frames, rows))
-                texts = _transcribe(model, prompt, spelling, ctc_weight, num_beams or BEAMS, **decoding)
+                texts = _transcribe(model, prompt, spelling, ctc_weight, lm_weight, num_beams or BEAMS, **decoding)
             else:
                 texts = model.llm.generate(prompt, num_beams=num_beams, **decoding)
             for row, text in zip(rows, texts, strict=True):
@@ -84,6 +96,7 @@ def _transcribe(
     prompt: Padded,
     spelling: Spelling,
     ctc_weight: float,
+    lm_weight: float,
     beams: int,
     max_new_tokens: int = MAX_NEW_TOKENS,
     **_: Any,
@@ -92,8 +105,14 @@ def _transcribe(
     spoken, end = model.projector.spoken, min(model.llm.end_ids)
     rules = JointScores(spelling, spoken, spoken.columns(model.llm), end, weight=ctc_weight, beams=beams)
     longest = min(max_new_tokens, int(spelling.mask.sum(1).max()) + 1)  # a position spells one token at most
-    texts = model.llm.generate(prompt, max_new_tokens=longest, num_beams=beams, length_penalty=0.0, rules=rules)
-    return [" ".join(text.split()) for text in texts]
+    found = model.llm.generate(
+        prompt, max_new_tokens=longest, num_beams=beams, per_prompt=beams, length_penalty=0.0, rules=rules
+    )
+    texts = [" ".join(text.split()) for text in found]
+    return [
+        best_text(texts[k * beams : (k + 1) * beams], heard[mask], spoken=spoken, llm=model.llm, lm_weight=lm_weight)
+        for k, (heard, mask) in enumerate(zip(spelling.tokens, spelling.mask, strict=True))
+    ]
 
 
 def _rows(padded: Padded, rows: list[int]) -> Padded:

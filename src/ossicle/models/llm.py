@@ -237,14 +237,17 @@ class LLM(nn.Module):
         end = self.tokenizer(ChatTemplate.of(self.tokenizer).end, add_special_tokens=False).input_ids
         return {i for i in [*ids, *[i for i in end if i in special][:1]] if i is not None}
 
-    def generate(self, prompt: Padded, *, rules: LogitsProcessor | None = None, **settings: Any) -> list[str]:
-        """Generate a text for each prompt, up to its first newline.
+    def generate(
+        self, prompt: Padded, *, rules: LogitsProcessor | None = None, per_prompt: int = 1, **settings: Any
+    ) -> list[str]:
+        """Generate ``per_prompt`` texts for each prompt, best first, each up to its first newline.
 
         No other settings than these apply: those of the model's ``generation_config.json`` are ignored.
 
         Args:
             prompt: Input vectors (B, L, D), padded on the **left**.
             rules: Changes the scores of the next token, as `ossicle.models.joint` does.
+            per_prompt: Number of texts for a prompt. More than 1 needs a beam search with so many ``num_beams``.
             settings: Settings by the names of `ossicle.models.generation.SETTINGS`: ``max_new_tokens`` (200),
                 ``temperature`` (0: greedy), ``top_p``, ``num_beams`` and so on.
 
@@ -253,7 +256,7 @@ class LLM(nn.Module):
         """
         from ossicle.models.generation import generate  # not on the path from data to loss
 
-        return generate(self, prompt, rules=rules, **settings)
+        return generate(self, prompt, rules=rules, per_prompt=per_prompt, **settings)
 
 
 def _contiguous(head: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
