@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,12 @@ BEAMS = 8
 """Default number of hypotheses of an utterance."""
 _NEVER = -1e30
 """Log-probability of what cannot be: finite, so that differences stay defined."""
+
+
+class _Search(NamedTuple):
+    ctc_weight: float
+    lm_weight: float
+    beams: int
 
 
 def generate_jointly(
@@ -62,6 +68,7 @@ def generate_jointly(
     if not 0 <= lm_weight < math.inf:
         raise ConfigError(f"lm_weight={lm_weight}: give a weight from 0 on")
     settings_of(model.llm, num_beams=num_beams, **decoding)  # errors first
+    search = _Search(ctc_weight, lm_weight, num_beams or BEAMS)
     frames, speech = model.frames(batch), model.speech(batch)
     wanted = [
         sample.task == "asr" or (sample.task is None and asks_transcript(model, sample.instruction))
@@ -73,7 +80,7 @@ def generate_jointly(
             prompt = _rows(model.prompt(batch.chat, speech), rows)
             if joint:
                 spelling = spelled(model.projector, _rows(frames, rows))
-                texts = _transcribe(model, prompt, spelling, ctc_weight, lm_weight, num_beams or BEAMS, **decoding)
+                texts = _transcribe(model, prompt, spelling, search, **decoding)
             else:
                 texts = model.llm.generate(prompt, num_beams=num_beams, **decoding)
             for row, text in zip(rows, texts, strict=True):
@@ -92,25 +99,19 @@ def asks_transcript(model: Any, instruction: str | None, **decoding: Any) -> boo
 
 
 def _transcribe(
-    model: Any,
-    prompt: Padded,
-    spelling: Spelling,
-    ctc_weight: float,
-    lm_weight: float,
-    beams: int,
-    max_new_tokens: int = MAX_NEW_TOKENS,
-    **_: Any,
+    model: Any, prompt: Padded, spelling: Spelling, search: _Search, max_new_tokens: int = MAX_NEW_TOKENS, **_: Any
 ) -> list[str]:
     """Return transcripts in lower case, without punctuation, as the projector spells."""
-    spoken, end = model.projector.spoken, min(model.llm.end_ids)
-    rules = JointScores(spelling, spoken, spoken.columns(model.llm), end, weight=ctc_weight, beams=beams)
+    spoken, end, beams = model.projector.spoken, min(model.llm.end_ids), search.beams
+    rules = JointScores(spelling, spoken, spoken.columns(model.llm), end, weight=search.ctc_weight, beams=beams)
     longest = min(max_new_tokens, int(spelling.mask.sum(1).max()) + 1)  # a position spells one token at most
-    found = model.llm.generate(
+    texts = model.llm.generate(
         prompt, max_new_tokens=longest, num_beams=beams, per_prompt=beams, length_penalty=0.0, rules=rules
     )
-    texts = [" ".join(text.split()) for text in found]
+    texts = [" ".join(text.split()) for text in texts]
+    found = [texts[k : k + beams] for k in range(0, len(texts), beams)]  # of each utterance
     return [
-        best_text(texts[k * beams : (k + 1) * beams], heard[mask], spoken=spoken, llm=model.llm, lm_weight=lm_weight)
+        best_text(found[k], heard[mask], spoken=spoken, llm=model.llm, lm_weight=search.lm_weight)
         for k, (heard, mask) in enumerate(zip(spelling.tokens, spelling.mask, strict=True))
     ]
 
