@@ -7,7 +7,6 @@ a stopped run.
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from typing import Any
 from rich.console import Console
 
 from ossicle.errors import TrainingError
-from ossicle.files import atomic_folder, write_json
+from ossicle.files import write_json
 from ossicle_lab.real import models
 from ossicle_lab.real.corpus import Corpus, Sizes, make_corpus
 from ossicle_lab.stamp import claim_folder
@@ -83,6 +82,7 @@ def run(
         TrainingError: training was interrupted or failed.
     """
     from ossicle.recipes import find
+    from ossicle_lab.real.averaged import average
 
     console, seconds = Console(), _Seconds(out / "seconds.json")
     claim_folder(out / "real.json", scale, find(scale.pretrain).parent)
@@ -101,9 +101,9 @@ def run(
     with seconds.timed(STAGE2, console, "Stage 2: training the projector on tasks"):
         start = f"train.init_from={_quoted(out / STAGE1)}"
         tuned = train(scale.finetune, [*base, f"name={STAGE2}", start, _train_data(tasks), *scale.finetune_overrides])
+    average(out / STAGE1, tuned, out / MODEL)
     with seconds.timed("tests", console, "Testing on speakers that were never heard"):
-        rows = _test(tuned, encoder, corpus, out / "tests", scale.max_new_tokens)
-    _publish(tuned, out / MODEL)
+        rows = _test(out / MODEL, encoder, corpus, out / "tests", scale.max_new_tokens)
     record = {
         "scale": asdict(scale),
         "rows": [asdict(row) for row in rows],
@@ -155,7 +155,7 @@ def _own_answers(out: Path, corpus: Corpus, count: int) -> Path:
     return path
 
 
-def _test(tuned: Path, encoder: Path, corpus: Corpus, out: Path, max_new_tokens: int) -> list[Any]:
+def _test(model: Path, encoder: Path, corpus: Corpus, out: Path, max_new_tokens: int) -> list[Any]:
     """Decode and score all tests, and return the entries of the table."""
     from ossicle.evaluate.run import EvalOptions, evaluate
     from ossicle_lab.real.decoding import decode_text
@@ -166,8 +166,8 @@ def _test(tuned: Path, encoder: Path, corpus: Corpus, out: Path, max_new_tokens:
     for manifest in (*corpus.recognition_tests, corpus.questions_test, corpus.unseen_test):
         name = manifest.stem.removeprefix("test-")
         speech, text, own = (out / f"{name}.{kind}.jsonl" for kind in ("speech", "text", "whisper"))
-        evaluate(tuned, manifest, speech, EvalOptions(max_new_tokens=max_new_tokens, honesty_lines=0))
-        decode_text(tuned, manifest, text, max_new_tokens=max_new_tokens)
+        evaluate(model, manifest, speech, EvalOptions(max_new_tokens=max_new_tokens, honesty_lines=0))
+        decode_text(model, manifest, text, max_new_tokens=max_new_tokens)
         recognises = manifest in corpus.recognition_tests and is_whisper(encoder)
         if recognises:
             decode_whisper(encoder, manifest, own)
@@ -180,16 +180,6 @@ def _show(rows: Sequence[Any], out: Path, console: Console) -> None:
 
     show(rows, console)
     console.print(f"model: {out / MODEL}; try: ossicle transcribe RECORDING --model {out / MODEL}", highlight=False)
-
-
-def _publish(tuned: Path, folder: Path) -> None:
-    """Copy the projector to ``folder``, for ``transcribe`` and ``ask``."""
-    from ossicle.models.saving import ADAPTERS_FILE, CONFIG_FILE, WEIGHTS_FILE
-
-    with atomic_folder(folder) as partial:
-        for name in (CONFIG_FILE, WEIGHTS_FILE, ADAPTERS_FILE):
-            if (tuned / name).is_file():
-                shutil.copyfile(tuned / name, partial / name)
 
 
 class _Seconds:
