@@ -30,11 +30,11 @@ class Named:
 
     ``places`` maps each name to ``module:class``. A module is imported when a configuration names its section, so that
     a run loads, and its reader reads, only what it uses. Write it into the field's type:
-    ``Annotated[Interface, Named(places)]``.
+    ``Annotated[Interface, Named(places)]``. A mapping without a name gets the name ``default``, if there is one.
     """
 
-    def __init__(self, places: Mapping[str, str]) -> None:
-        self.places = dict(places)
+    def __init__(self, places: Mapping[str, str], *, default: str | None = None) -> None:
+        self.places, self.default = dict(places), default
 
     def section(self, name: str) -> Any:
         """Return the section called ``name``."""
@@ -46,6 +46,8 @@ class Named:
         return [self.section(name) for name in self.places]
 
     def _validate(self, value: Any) -> Any:
+        if self.default is not None and isinstance(value, Mapping):
+            value = {"name": self.default, **value}
         name = value.get("name") if isinstance(value, Mapping) else getattr(value, "name", None)
         if name is None:
             raise PydanticKnownError("union_tag_not_found", {"discriminator": "'name'"})

@@ -106,6 +106,24 @@ def test_cached_frames_need_no_encoder(made, tmp_path):
     assert "0.00 MB in the encoder" in line and "positions in the LLM" in line
 
 
+def test_free_queries_count_where_the_llm_reads_them(made):
+    positions, kept = {}, {}
+    for free in (0, 2):  # beside 2 others
+        for objective in ("cosine", "token"):
+            config = made(objective)
+            projector = replace(config.model.projector, free_queries=free)
+            config, model, loaded = loaded_with(replace(config, model=replace(config.model, projector=projector)))
+            positions[objective, free] = memory.estimate(config, model, loaded).positions
+            report = Report(Console(quiet=True))
+            report_cost(config, model, loaded, report, Measured(1000, 0.1))
+            [line] = [finding.message for finding in report.findings if finding.check == "activations"]
+            kept[objective, free] = int(line.split(" speech tokens")[0].rpartition(" ")[2])
+            spoken = model.token_rate_hz * loaded.batch.audio_s
+    assert positions["cosine", 2] == positions["cosine", 0] and kept["cosine", 2] == kept["cosine", 0]
+    assert positions["token", 2] - positions["token", 0] == pytest.approx(positions["cosine", 0], rel=0.02)
+    assert kept["token", 2] == round(spoken) == pytest.approx(2 * kept["token", 0], abs=1)
+
+
 def test_the_peak_is_that_of_tensors_that_live_at_the_same_time():
     def run() -> None:
         first = torch.ones(1000)

@@ -17,11 +17,13 @@ PROJECTORS = [
     QFORMER,
     {**QFORMER, "window_positions": True},
     {**QFORMER, "frame_norm": "none", "pad_windows": "zero"},
+    {**QFORMER, "free_queries": 1},
     {"name": "linear"},
     {"name": "mlp", "width": 16},
     {"name": "stack-mlp", "width": 16},
     {"name": "conv", "width": 16},
     {"name": "ctc", "width": 16, "heads": 2, "layers": 3, "ffn": 24, "kernel": 3, "prompt": 4},
+    {"name": "cif", "width": 16, "heads": 2, "layers": 1, "ffn": 24, "kernel": 3},
 ]
 
 

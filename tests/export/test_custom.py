@@ -16,6 +16,7 @@ from ossicle.export.run import write
 
 QFORMER = {"name": "qformer", "width": 16, "heads": 2, "layers": 2, "ffn": 24, "queries": 2, "window_s": 0.1}
 CTC = {"name": "ctc", "width": 16, "heads": 2, "layers": 3, "ffn": 24, "kernel": 3, "prompt": 4}
+CIF = {"name": "cif", "width": 32, "heads": 2, "layers": 1, "ffn": 24, "kernel": 3, "position_s": 0.02}
 MLP = {"name": "mlp", "width": 16}
 CONV = {"name": "conv", "width": 16, "token_s": 0.1}
 STACK = {"name": "stack-mlp", "width": 16}
@@ -28,7 +29,7 @@ def export(model, folder, *, merge=True):
 
 
 @pytest.mark.parametrize("merge", [True, False])
-@pytest.mark.parametrize("projector", [QFORMER, CTC, MLP], ids=lambda settings: settings["name"])
+@pytest.mark.parametrize("projector", [QFORMER, CTC, CIF, MLP], ids=lambda settings: settings["name"])
 def test_a_hundred_clips_are_answered_alike(speaker, tmp_path, projector, merge):
     model = speaker("hubert", "llama", projector)
     exported, processor = load(export(model, tmp_path / "out", merge=merge))
@@ -47,6 +48,8 @@ def test_a_hundred_clips_are_answered_alike(speaker, tmp_path, projector, merge)
         ("whisper", "qwen2", STACK, {"encoder_context": "audio"}, True),
         ("whisper", "smollm3", CTC, {"encoder_context": "audio"}, False),
         ("whisper", "phi3", MLP, {}, True),
+        ("whisper", "smollm3", CIF, {"encoder_context": "audio"}, False),
+        ("wavlm", "qwen3", QFORMER | {"free_queries": 2}, {"encoder_layer": "mix"}, True),
         ("wav2vec2", "mistral", CONV, {"encoder_layer": 1}, True),
         ("wav2vec2", "mistral", CONV, {"encoder_layer": 0}, False),
         ("wavlm", "qwen3", {"name": "linear"}, {"encoder_layer": "mix"}, True),
@@ -66,7 +69,7 @@ def test_every_family_answers_alike(speaker, tmp_path, encoder, llm, projector, 
         prompt = heard(model, batch)
         assert exported_ids(exported, processor, model, batch) == original_ids(model, prompt)
     inputs = processor.apply_chat_template(turn(batch[0]), tokenize=True, add_generation_prompt=True, return_dict=True)
-    if projector["name"] == "ctc":  # some of its positions are masked
+    if projector["name"] in ("ctc", "cif"):  # some of their positions are masked
         return
     with torch.no_grad():
         expected = model.llm.model(inputs_embeds=prompt.values, attention_mask=prompt.mask.long()).logits

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -130,6 +133,19 @@ def test_another_name_is_refused_and_none_is_the_papers():
     assert adapter.validate_python({"projector": {"queries": 2}}).projector == QFormerConfig(queries=2)
     with pytest.raises(ValidationError, match="'qformer', 'mlp', 'conv', 'linear'"):
         adapter.validate_python({"projector": {"name": "perceiver"}})
+
+
+def test_a_run_imports_the_projector_of_its_recipe_only():
+    program = (
+        "import sys; from ossicle.train.recipe import parse; from ossicle.models import projectors\n"
+        "files = {place.partition(':')[0] for place in projectors.PLACES.values()} - {projectors.__name__}\n"
+        "for projector in ({}, {'name': 'cif'}):\n"
+        "    parse({'name': 'a', 'data': {'train': ['a.jsonl']}, 'model': {'projector': projector},\n"
+        "           'objective': {'name': 'next_token'}})\n"
+        "    print(*sorted(files & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "\nossicle.models.cif\n"
 
 
 @pytest.mark.parametrize("projector", [{"name": "linear"}, {"name": "mlp", "width": 16}, {"name": "conv", "width": 16}])

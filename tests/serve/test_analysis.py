@@ -59,6 +59,21 @@ def test_all_queries_of_a_window_have_its_times(model, waveform):
     json.dumps(found, allow_nan=False)
 
 
+def test_free_queries_are_left_out(build, waveform):
+    model = build(free_queries=1)
+
+    found = analyse(model, waveform, TEXT)
+
+    times = [(token["start_s"], token["end_s"]) for token in found["speech_tokens"]]
+    assert times[:4] == [(0.0, 0.1)] * 2 + [(0.1, 0.2)] * 2
+    assert times[-2:] == [(1.0, 1.05)] * 2 and len(times) == 22
+    frames = frames_of(model, waveform)
+    with torch.no_grad():
+        speech = model.projector(frames.values, frames.mask)[0][0, :22]
+    expected = F.cosine_similarity(speech.mean(0), of_text(model, TEXT)[0].mean(0), dim=0)
+    assert found["layers"][0]["matched"] == pytest.approx(float(expected), abs=2e-3)
+
+
 def test_similarities_are_cosines_of_means_and_of_nearest_tokens(model, waveform):
     found = analyse(model, waveform, TEXT)
 

@@ -15,6 +15,7 @@ from rich.console import Console
 from ossicle.data.manifest import read_manifest, write_manifest
 from ossicle.errors import ConfigError, TrainingError
 from ossicle.evaluate.hypotheses import Hypothesis
+from ossicle.models.llm import LLM
 from ossicle.models.speech_llm import SpeechLLM
 from ossicle.testing import tiny_manifest
 from ossicle_lab.real import run as real_run
@@ -63,8 +64,12 @@ def recordings(tmp_path: Path) -> Path:
     return folder.parent
 
 
-def test_whole_run_in_miniature(scale: Scale, recordings: Path, tmp_path: Path) -> None:
+def test_whole_run_in_miniature(
+    scale: Scale, recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "out"
+    # The answers of a random LLM do not end by themselves, and those that are cut are no targets.
+    monkeypatch.setattr(LLM, "stop_ids", property(lambda llm: sorted(llm.end_ids | set(range(0, 400, 2)))))
 
     record = run(recordings, out, scale)
 
@@ -80,6 +85,9 @@ def test_whole_run_in_miniature(scale: Scale, recordings: Path, tmp_path: Path) 
     ]
     assert all(row["text"] is not None and row["whisper"] is None for row in record["rows"])
     own = read_manifest(out / "data" / "own-answers.jsonl")
+    said = {(line.id, line.text) for line in read_manifest(out / "data" / "own-answers-transcripts.jsonl")}
+    assert own and len(said) == 4
+    assert {(line.id.removesuffix(f"-answer-{line.id[-1]}"), line.text) for line in own} <= said
     assert {line.instruction for line in own} <= set(OPEN_INSTRUCTIONS)
     model = SpeechLLM.from_pretrained(out / "model")
     assert model.objectives == ("next_token",)

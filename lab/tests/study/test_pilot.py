@@ -27,6 +27,9 @@ PARTS = {
     "cif": {"contrastive/0", "regression", "quantity"},
     "on-policy": {"contrastive/0", "on_policy", "on_policy/tokens"},
     "self-answers": {"contrastive/0", "next_token"},
+    "voice": {"contrastive/0"},
+    "simulated": {"ctc", "characters", "next_token"},
+    "depth": {"contrastive/0"},
 }
 
 

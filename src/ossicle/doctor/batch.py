@@ -11,6 +11,7 @@ from rich.text import Text
 from ossicle.batch import Batch
 from ossicle.models.speech_llm import SpeechLLM
 from ossicle.objectives import Objective
+from ossicle.objectives.depth import at_full_depth
 from ossicle.precision import new_accelerator
 from ossicle.private import reset_accelerator_state
 from ossicle.train.batches import Data
@@ -34,7 +35,7 @@ def load_batch(config: Config, model: SpeechLLM) -> Loaded:
     """Load the first batch of the run, without caches. Raises `ConfigError` for settings that do not fit."""
     reset_accelerator_state()
     accelerator = new_accelerator(config.train.precision, cpu=config.train.cpu)
-    objective = config.objective.build()
+    objective = at_full_depth(config.objective.build())
     quiet = replace(config.data, cache_frames=False, cache_text=False, on_error="skip", workers=0)
     data = Data.load(quiet, model, accelerator, objective=objective)
     model.to(accelerator.device)

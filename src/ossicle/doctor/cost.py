@@ -10,6 +10,7 @@ from torch import nn
 from ossicle.doctor.batch import Loaded
 from ossicle.doctor.finding import Report
 from ossicle.doctor.memory import estimate
+from ossicle.models.projectors import aligned_share
 from ossicle.models.speech_llm import SpeechLLM
 from ossicle.objectives import Contrastive
 from ossicle.train.recipe import Config
@@ -78,6 +79,8 @@ def report_cost(config: Config, model: SpeechLLM, loaded: Loaded, report: Report
     steps = config.train.steps or math.ceil(config.train.epochs * batches / config.train.accumulate)
     here_s = loaded.batch.audio_s
     layers, tokens = _layers_run(config, model), here_s * model.token_rate_hz
+    if isinstance(config.objective, Contrastive):
+        tokens *= aligned_share(model.projector)
     estimated_b = tokens * layers * Shapes.of(model).token_b(checkpointing=config.train.gradient_checkpointing)
     weights_b = sum(map(_bytes, (model.encoder, model.llm, model.projector)))
     trained = sum(parameter.numel() for parameter in trainable(model))

@@ -17,6 +17,7 @@ import torch
 from ossicle.batch import Batch
 from ossicle.doctor.batch import Loaded
 from ossicle.doctor.saved import peak_b
+from ossicle.models.projectors import aligned_share
 from ossicle.models.speech_llm import SpeechLLM
 from ossicle.objectives import names_of
 from ossicle.train.recipe import Config
@@ -52,11 +53,12 @@ def estimate(config: Config, model: SpeechLLM, loaded: Loaded) -> Largest:
     sampler, samples = loaded.data.sampler, loaded.data.dataset.samples
     durations_s = np.asarray(sampler.durations_s)
     terms = names_of(config.objective)
-    speech = durations_s * model.token_rate_hz
-    positions: npt.NDArray[Any] = len(terms) * speech
-    if chats := sum(name not in SPEECH_ONLY for name in terms):
+    chats = sum(name not in SPEECH_ONLY for name in terms)
+    speech = durations_s * model.token_rate_hz * aligned_share(model.projector)
+    positions: npt.NDArray[Any] = (len(terms) - chats) * speech
+    if chats:
         counts = token_counts(samples, sampler.durations_s, model, loaded.data.collator.prompter)
-        positions = positions + chats * (counts - speech)
+        positions = positions + chats * counts
     sampler.set_epoch(0)
     first = next(iter(sampler))
     sampler.set_epoch(sampler.curriculum_epochs)

@@ -8,6 +8,7 @@ same code of the configuration.
 from __future__ import annotations
 
 import inspect
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,11 @@ from ossicle import __version__
 from ossicle.export import hub
 from ossicle.export.hub.projectors_ossicle import build_projector
 from ossicle.files import write_text
-from ossicle.models import ctc, projectors, stacking
+from ossicle.models import blocks, cif, ctc, projectors, stacking
 
 COPIED = ("configuration_ossicle.py", "encoding_ossicle.py", "modeling_ossicle.py", "processing_ossicle.py")
 PROJECTORS = "projectors_ossicle.py"
-NAMES = ("qformer", "linear", "mlp", "stack-mlp", "conv", "ctc")
+NAMES = ("qformer", "linear", "mlp", "stack-mlp", "conv", "ctc", "cif")
 """Names of the projectors that an exported model can have."""
 HEADER = f'''"""Projectors between speech encoder and LLM, as Ossicle {__version__} trains them."""
 
@@ -34,14 +35,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 BERT_NORM_EPS, POSITION_INIT_STD = {projectors.BERT_NORM_EPS}, {projectors.POSITION_INIT_STD}
-BLANK, BYTES, SLOTS, TYPICAL_TOKENS_HZ = {ctc.BLANK}, {ctc.BYTES}, {ctc.SLOTS}, {ctc.TYPICAL_TOKENS_HZ}
+BLANK, BYTES, SLOTS, TYPICAL_TOKENS_HZ = {ctc.BLANK}, {ctc.BYTES}, {ctc.SLOTS}, {blocks.TYPICAL_TOKENS_HZ}
+LEFTOVER, MIN_WEIGHT = {cif.LEFTOVER}, {cif.MIN_WEIGHT}
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None = None, dropout: float = 0.0) -> Tensor:
     """Compute softmax attention of ``query`` (B, H, L, d); ``mask`` is True where a key may be read."""
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
 '''
-CLASSES = (
+SOURCES: tuple[Any, ...] = (
+    projectors.join_frames,
     projectors.Attention,
     projectors.QFormerLayer,
     projectors.QFormerProjector,
@@ -49,8 +52,11 @@ CLASSES = (
     stacking.StackMLPProjector,
     stacking.ConvProjector,
     ctc.Spelling,
-    ctc.Block,
+    blocks.Block,
+    blocks.build_blocks,
     ctc.CTCProjector,
+    cif.integrate,
+    cif.CIFProjector,
 )
 
 
@@ -64,8 +70,7 @@ def write_code(folder: Path) -> None:
 
 def projectors_code() -> str:
     """Return the code of all projectors, which imports nothing but PyTorch."""
-    things: tuple[Any, ...] = (*CLASSES, build_projector)
-    code = "\n\n".join([HEADER, *map(inspect.getsource, things)])
+    code = "\n\n".join([HEADER, *map(inspect.getsource, (*SOURCES, build_projector))])
     for method in (ctc.CTCProjector.heard, ctc.CTCProjector.targets):  # they need the tokenizer
         code = code.replace(f"\n{inspect.getsource(method)}", "")
-    return code.replace("    @outside_autocast\n", "")
+    return re.sub(r"^ *@outside_autocast\n", "", code, flags=re.MULTILINE)

@@ -71,7 +71,8 @@ def write_granite(model: Any, folder: Path, *, merge: bool) -> None:
 def check(model: Any, *, merge: bool) -> None:
     """Raise `ModelError` with the reason if ``model`` is no Granite Speech model."""
     given, kind = asdict(model.config.projector), model.encoder.model.config.model_type
-    wanted = {"name": "qformer", "frame_norm": "none", "pad_windows": "zero", "window_positions": False}
+    wanted: dict[str, Any] = {"name": "qformer", "frame_norm": "none", "pad_windows": "zero"}
+    wanted |= {"window_positions": False, "free_queries": 0}
     if wrong := [name for name, value in wanted.items() if given.get(name) != value]:
         settings = ", ".join(f"{name}={wanted[name]} (it is {given.get(name)})" for name in wrong)
         raise ModelError(

@@ -91,7 +91,7 @@ def model_config(model: Any, audio_token_id: int, *, merge: bool) -> dict[str, A
         "chunk": STRIDE * front.positions if isinstance(front, WhisperFront) else None,
         "projector": projector,
         "audio_token_id": audio_token_id,
-        "counts_tokens": projector["name"] != "ctc",
+        "counts_tokens": projector["name"] not in ("ctc", "cif"),
         "logit_factor": factor,
         "logit_cap": cap,
         "tie_word_embeddings": bool(llm.model.config.tie_word_embeddings),
@@ -124,6 +124,8 @@ def projector_settings(model: Any) -> dict[str, Any]:
             return settings | {"window": projector.window}
         case "conv":
             return settings | {"halvings": len(projector.convs)}
+        case "cif":
+            return settings | {"stack": projector.stack}
         case "ctc":
             return settings | {"stack": projector.stack, "vocabulary": len(projector.spoken.ids)}
         case _:
@@ -161,7 +163,7 @@ def processor_config(model: Any, config: dict[str, Any], audio: str) -> dict[str
     projector = config["projector"]
     match projector["name"]:
         case "qformer":
-            window, tokens, prompt = projector["window"], projector["queries"], 0
+            window, tokens, prompt = projector["window"], projector["queries"] + projector["free_queries"], 0
         case "conv":
             window, tokens, prompt = 2 ** projector["halvings"], 1, 0
         case _:

@@ -13,6 +13,7 @@ from ossicle.batch import Batch, HiddenStates, Padded
 from ossicle.errors import DataError
 from ossicle.inspect.transport import transport_plan
 from ossicle.losses.contrastive import mean_pool
+from ossicle.models.projectors import aligned
 from ossicle.models.speech_llm import SpeechLLM
 
 PLAN_TOLERANCE = 0.01
@@ -59,9 +60,8 @@ def pooled_states(
     layers = range(model.llm.num_layers + 1)
     parts = []
     for batch in batches:
-        text, speech = (
-            model.llm.hidden_states(embeds, layers, bos=bos) for embeds in (model.text(batch), model.speech(batch))
-        )
+        heard = aligned(model.projector, model.speech(batch))
+        text, speech = (model.llm.hidden_states(embeds, layers, bos=bos) for embeds in (model.text(batch), heard))
         for observer in observers:
             observer.observe(batch, text, speech)
         pooled_text, pooled_speech = (

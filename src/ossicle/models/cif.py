@@ -12,14 +12,17 @@ Shape legend: B utterances, T encoder frames, P positions of the network, M toke
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
-from ossicle.models.ctc import TYPICAL_TOKENS_HZ, Block
+from ossicle.models.blocks import TYPICAL_TOKENS_HZ, BlocksConfig, build_blocks
+from ossicle.models.projectors import LONGEST_S, join_frames, whole_frames
 from ossicle.precision import outside_autocast
+from ossicle.section import section
 
 LEFTOVER = 0.5
 """Weight after the last whole token from which it makes one more token, as in the paper of CIF."""
@@ -59,35 +62,28 @@ class CIFProjector(nn.Module):
     Args:
         in_dim: Width of an encoder frame.
         out_dim: Width of the LLM's token embeddings.
-        config: Sizes, a `ossicle.models.projectors.CIFConfig`.
+        config: Sizes, a `CIFConfig`.
+        stack: Number of neighbouring frames that are joined to a position.
         rate_hz: Encoder frames per second.
     """
 
-    def __init__(self, in_dim: int, out_dim: int, config: Any, *, rate_hz: float) -> None:
+    def __init__(self, in_dim: int, out_dim: int, config: Any, *, stack: int, rate_hz: float) -> None:
         super().__init__()
-        self.in_dim, self.out_dim = in_dim, out_dim
-        self.stack = max(1, round(config.position_s * rate_hz))
+        self.in_dim, self.out_dim, self.stack = in_dim, out_dim, stack
         self.frames_per_token = rate_hz / TYPICAL_TOKENS_HZ
         self.dropout, width = config.dropout, config.width
         self.norm_frames = nn.LayerNorm(in_dim)
         self.enter = nn.Linear(self.stack * in_dim, width)
-        self.blocks = nn.ModuleList(
-            Block(width, config.heads, ffn=config.ffn, kernel=config.kernel, dropout=config.dropout)
-            for _ in range(config.layers)
-        )
+        self.blocks = build_blocks(config)
         self.norm_weights = nn.LayerNorm(width)
         self.weight = nn.Linear(width, 1)
-        first = min(max(TYPICAL_TOKENS_HZ * self.stack / rate_hz, RATES[0]), RATES[1])
-        nn.init.constant_(self.weight.bias, math.log(first / (1 - first)))  # the usual number of tokens
         self.norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, out_dim)
 
     def weigh(self, frames: Tensor, frame_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Return states (B, P, D) of ``frames`` (B, T, in_dim) and their weights (B, P), which are 0 for padding."""
-        padding = -frames.shape[1] % self.stack
-        normed = F.pad(self.norm_frames(frames) * frame_mask[..., None], (0, 0, 0, padding))
-        mask = torch.unflatten(F.pad(frame_mask, (0, padding)), 1, (-1, self.stack)).any(-1)  # (B, P)
-        x = self.enter(torch.unflatten(normed, 1, (-1, self.stack)).flatten(2))
+        joined, mask = join_frames(self.norm_frames(frames), frame_mask, self.stack)
+        x = self.enter(joined)
         x = F.dropout(x, self.dropout, self.training)
         for block in self.blocks:
             x = block(x, mask)
@@ -101,3 +97,25 @@ class CIFProjector(nn.Module):
     def forward(self, frames: Tensor, frame_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Project ``frames`` (B, T, in_dim) with their mask (B, T) to tokens (B, M, out_dim) with their mask (B, M)."""
         return self.tokens(*self.weigh(frames, frame_mask))
+
+
+@section
+class CIFConfig(BlocksConfig):
+    """A network that ends a token where the content does, by continuous integrate-and-fire (not in the paper).
+
+    The number of tokens follows what is said, not the time. The objective ``cif`` trains it.
+    """
+
+    name: Literal["cif"] = "cif"
+    layers: int = Field(default=2, ge=0, le=256)
+    """Number of layers before the weights of the positions."""
+    position_s: float = Field(default=0.04, gt=0, le=LONGEST_S)
+    """Seconds of speech per position, rounded to whole frames. A position ends one token at most, save in training."""
+
+    def new_module(self, in_dim: int, out_dim: int, frame_rate_hz: float) -> nn.Module:
+        """Return a `CIFProjector` whose weights give about as many tokens as are usually spoken."""
+        stack = whole_frames(self.position_s, frame_rate_hz)
+        projector = CIFProjector(in_dim, out_dim, self, stack=stack, rate_hz=frame_rate_hz)
+        first = min(max(TYPICAL_TOKENS_HZ * stack / frame_rate_hz, RATES[0]), RATES[1])
+        nn.init.constant_(projector.weight.bias, math.log(first / (1 - first)))
+        return projector

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ossicle.batch import Batch, Padded, Sample, pad
 from ossicle.chat_template import SYSTEM
-from ossicle.errors import ConfigError, ModelError
-from ossicle.models.joint import asks_transcript
+from ossicle.errors import ConfigError, DataError, ModelError
+from ossicle.models.joint import asks_transcript, generate_jointly
 from ossicle.models.limits import warn_of_limits
 from ossicle.models.packing import join
 from ossicle.models.recordings import batch_of, is_list, is_text, read_recording
@@ -80,6 +80,26 @@ def answer(
     with torch.no_grad():
         prompt = model.prompt(batch.chat, model.speech(batch))
     return _answer_prompt(model, prompt, streamed, decoding)
+
+
+def answer_batch(model: Any, batch: Batch, *, from_text: bool = False, **decoding: Any) -> list[str]:
+    """Return the answer to every chat turn of ``batch``; see `SpeechLLM.generate_batch`.
+
+    Raises `DataError` for a recording without a frame, and for an empty text.
+    """
+    if (chat := batch.chat) is None:
+        raise ValueError("the batch has no chat turns")
+    sampled = decoding.get("temperature") or decoding.get("do_sample")
+    joint = model.config.projector.name == "ctc" and not from_text and not sampled
+    if joint:
+        batch = replace(batch, frames=model.frames(batch))  # the spelling needs them too
+    heard = model.text(batch) if from_text else model.speech(batch)
+    if empty := [s.source for s, valid in zip(batch.samples, heard.mask.any(1).tolist(), strict=True) if not valid]:
+        raise DataError(f"{', '.join(empty[:3])}: the audio is shorter than a frame, or the text is empty")
+    if joint:
+        return generate_jointly(model, replace(batch, speech=heard), **decoding)
+    answers: list[str] = model.llm.generate(model.prompt(chat, heard), **decoding)
+    return answers
 
 
 def _answer_prompt(model: Any, prompt: Padded, streamed: bool, decoding: dict[str, Any]) -> list[str] | Iterator[str]:

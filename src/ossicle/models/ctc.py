@@ -14,23 +14,24 @@ the whole batch, M segments of the longest utterance, D width of the network.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from ossicle.batch import Padded
-from ossicle.models.packing import attend
+from ossicle.models.blocks import TYPICAL_TOKENS_HZ, BlocksConfig, build_blocks
+from ossicle.models.projectors import LONGEST_S, join_frames, whole_frames
 from ossicle.models.spoken_tokens import SpokenTokens, spoken_form
 from ossicle.precision import outside_autocast
+from ossicle.section import section
 
 BLANK = 0
 BYTES = 256
 SLOTS = 2
 """Characters that one position can spell: more characters than tokens are spoken in a second."""
-TYPICAL_TOKENS_HZ = 4.0
-"""Tokens in a second of English, for estimates of length. The true number depends on what is said."""
 
 
 @dataclass(frozen=True)
@@ -43,43 +44,12 @@ class Spelling:
     states: Tensor  # (B, P, D) of the network, from which the tokens were computed
 
 
-class Block(nn.Module):
-    """Self-attention, a convolution over neighbouring positions, and a feed-forward layer; each with a pre-norm.
-
-    Source: Conformer (Gulati et al., 2020), with one feed-forward layer and a layer norm in the convolution.
-    """
-
-    def __init__(self, width: int, heads: int, *, ffn: int, kernel: int, dropout: float) -> None:
-        super().__init__()
-        self.heads, self.dropout = heads, dropout
-        self.norm_attention, self.norm_conv, self.norm_ffn = (nn.LayerNorm(width) for _ in range(3))
-        self.attention_in, self.attention_out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.conv_in, self.conv_out = nn.Linear(width, 2 * width), nn.Linear(width, width)
-        self.conv = nn.Conv1d(width, width, kernel, padding=kernel // 2, groups=width)
-        self.norm_inside = nn.LayerNorm(width)
-        self.up, self.down = nn.Linear(width, ffn), nn.Linear(ffn, width)
-
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Update ``x`` (B, P, D), of which ``mask`` (B, P) is valid."""
-        heads = torch.unflatten(self.attention_in(self.norm_attention(x)), -1, (3, self.heads, -1))
-        query, key, value = heads.permute(2, 0, 3, 1, 4)  # 3 of (B, heads, P, D / heads)
-        attended = attend(query, key, value, mask=mask[:, None, None])
-        x = x + self._drop(self.attention_out(attended.transpose(1, 2).flatten(-2)))
-        inside = F.glu(self.conv_in(self.norm_conv(x))) * mask[..., None]  # a convolution must not read padding
-        inside = self.norm_inside(self.conv(inside.transpose(1, 2)).transpose(1, 2))
-        x = x + self._drop(self.conv_out(F.silu(inside)))
-        return x + self._drop(self.down(F.gelu(self.up(self.norm_ffn(x)))))
-
-    def _drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout, self.training)
-
-
 class CTCProjector(nn.Module):
     """Spell speech, and give the LLM a mixture of token embeddings for each spelled token.
 
     Args:
         in_dim: Width of an encoder frame.
-        config: Sizes, a `ossicle.models.projectors.CTCConfig`.
+        config: Sizes, a `CTCConfig`.
         stack: Number of neighbouring frames that are joined to a position.
         spoken: The tokens that speech can be spelled with.
         embeddings: The LLM's embeddings of these tokens (V - 1, D_llm).
@@ -97,10 +67,7 @@ class CTCProjector(nn.Module):
         width = config.width
         self.norm_frames = nn.LayerNorm(in_dim)
         self.enter = nn.Linear(stack * in_dim, width)
-        self.blocks = nn.ModuleList(
-            Block(width, config.heads, ffn=config.ffn, kernel=config.kernel, dropout=config.dropout)
-            for _ in range(config.layers)
-        )
+        self.blocks = build_blocks(config)
         self.norm_middle = nn.LayerNorm(width)
         self.characters = nn.Linear(width, SLOTS * (1 + BYTES))
         self.back = nn.Linear(SLOTS * (1 + BYTES), width)
@@ -130,10 +97,8 @@ class CTCProjector(nn.Module):
 
     def spell(self, frames: Tensor, frame_mask: Tensor) -> Spelling:
         """Return the log-probabilities of tokens and characters of ``frames`` (B, T, in_dim), in float32."""
-        padding = -frames.shape[1] % self.stack
-        normed = F.pad(self.norm_frames(frames) * frame_mask[..., None], (0, 0, 0, padding))
-        mask = torch.unflatten(F.pad(frame_mask, (0, padding)), 1, (-1, self.stack)).any(-1)  # (B, P)
-        x = self.enter(torch.unflatten(normed, 1, (-1, self.stack)).flatten(2))  # (B, P, D)
+        joined, mask = join_frames(self.norm_frames(frames), frame_mask, self.stack)
+        x = self.enter(joined)  # (B, P, D)
         x = F.dropout(x, self.dropout, self.training)
         middle = -(-2 * len(self.blocks) // 3)  # tokens follow from characters more easily than these from sound
         for block in self.blocks[:middle]:
@@ -192,21 +157,42 @@ class CTCProjector(nn.Module):
         return tokens, [[1 + byte for byte in spoken_form(text).encode()] for text in texts]
 
 
-def ctc_projector(in_dim: int, config: Any, llm: Any, *, frame_rate_hz: float) -> CTCProjector:
-    """Return the projector for the tokens of ``llm``. Raises `ModelError` as `SpokenTokens` does."""
-    spoken = SpokenTokens(llm.tokenizer, config.merges, name=llm.name)
-    device = llm.model.get_input_embeddings().weight.device
-    return CTCProjector(
-        in_dim,
-        config,
-        stack=max(1, round(config.position_s * frame_rate_hz)),
-        spoken=spoken,
-        embeddings=llm.embed(torch.tensor(spoken.ids, device=device)),
-        rate_hz=frame_rate_hz,
-    )
-
-
 def spelled(projector: Any, frames: Padded) -> Spelling:
     """Return what ``projector`` reads out of ``frames`` (B, T, in_dim)."""
     spelling: Spelling = projector.spell(frames.values, frames.mask)
     return spelling
+
+
+@section
+class CTCConfig(BlocksConfig):
+    """A network that spells speech with the LLM's own tokens, for the objective ``ctc`` (not in the paper).
+
+    The LLM gets one vector per spoken token: the mean of its token embeddings, weighted by their probabilities.
+    """
+
+    name: Literal["ctc"] = "ctc"
+    layers: int = Field(default=4, ge=1, le=256)
+    """Number of layers. After two thirds of them the network also spells characters."""
+    position_s: float = Field(default=0.06, gt=0, le=LONGEST_S)
+    """Seconds of speech per position of the network, rounded to whole frames. A position spells one token at most."""
+    merges: int = Field(default=4000, ge=0, le=10**7)
+    """Number of merges of the LLM's tokenizer that spell words. Fewer merges give fewer and shorter tokens, which need
+    less data to learn and make longer sequences."""
+    prompt: int = Field(default=16, ge=0, le=1024)
+    """Number of learned vectors before the speech. They tell the LLM what mixtures of its words cannot say."""
+
+    def build(self, in_dim: int, out_dim: int, *, frame_rate_hz: float, llm: Any = None, **_: Any) -> nn.Module:
+        """Build the projector for the tokens of ``llm``; its output is made of their embeddings.
+
+        Raises `ModelError` as `SpokenTokens` does.
+        """
+        spoken = SpokenTokens(llm.tokenizer, self.merges, name=llm.name)
+        device = llm.model.get_input_embeddings().weight.device
+        return CTCProjector(
+            in_dim,
+            self,
+            stack=whole_frames(self.position_s, frame_rate_hz),
+            spoken=spoken,
+            embeddings=llm.embed(torch.tensor(spoken.ids, device=device)),
+            rate_hz=frame_rate_hz,
+        )

@@ -1,22 +1,25 @@
 """Projectors: modules that turn encoder frames into vectors which the LLM reads like token embeddings.
 
-Shape legend: B utterances, T encoder frames, W frames per window, V valid windows of the whole batch, Q queries per
-window, M speech tokens, D width inside the projector.
+The paper's Q-Former is here, and what all projectors share. `PLACES` says where the others are.
+
+Shape legend: B utterances, T encoder frames, W frames per window, N windows, V valid windows of the whole batch,
+Q queries per window, M speech tokens, D width inside the projector.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from ossicle.batch import Padded
-from ossicle.errors import ConfigError
+from ossicle.errors import ConfigError, ModelError
 from ossicle.models.packing import attend
-from ossicle.section import section
+from ossicle.section import Named, section
 
 BERT_NORM_EPS = 1e-12
 MOST_WIDTH, LONGEST_S = 65_536, 60.0  # upper bounds of widths, and of windows and tokens in seconds
@@ -28,6 +31,8 @@ POSITION_INIT_STD = 0.5
 class BaseProjectorConfig:
     """Settings and construction that all projectors share. A subclass defines `new_module`."""
 
+    name: str
+    """Name of the projector in recipes."""
     match_embedding_rms: bool = True
     """Initialise the output layer with the scale and the mean of the LLM's token embeddings. If False, the projector
     keeps its own initialisation (for ``qformer``: ``init_std`` and zero bias, as in the paper)."""
@@ -62,15 +67,24 @@ class BaseProjectorConfig:
 
         Its input must have unit variance, as a layer norm gives it.
         """
-        from ossicle.models.stacking import new_projector  # few runs use the projectors there
-
-        return new_projector(self, in_dim, out_dim, frame_rate_hz)
+        raise NotImplementedError(f"{type(self).__name__} must define new_module or build")
 
 
 def check_heads(width: int, heads: int) -> None:
     """Raise `ConfigError` if ``width`` cannot be divided among the attention ``heads``."""
     if width % heads:
         raise ConfigError(f"model.projector.width={width} must be a multiple of heads={heads}")
+
+
+def check_kernel(kernel: int, unit: str) -> None:
+    """Raise `ConfigError` if a convolution over ``kernel`` frames or positions, the ``unit``, has no middle."""
+    if kernel % 2 == 0:
+        raise ConfigError(f"model.projector.kernel={kernel} is even: set an odd number of {unit}")
+
+
+def whole_frames(length_s: float, frame_rate_hz: float) -> int:
+    """Return the number of frames in ``length_s`` seconds, rounded, but at least one."""
+    return max(1, round(length_s * frame_rate_hz))
 
 
 @torch.no_grad()
@@ -100,13 +114,15 @@ class Attention(nn.Module):
         self.norm = nn.LayerNorm(width, eps=BERT_NORM_EPS)
 
     def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Let ``x`` (V, Q, D) attend to ``context`` (V, W, kv_dim); ``mask`` (V, W) is True for valid keys."""
+        """Let ``x`` (V, Q, D) attend to ``context`` (V, W, kv_dim).
+
+        ``mask``, broadcast to (V, heads, Q, W), is True where a key may be read.
+        """
         query, key, value = (
             torch.unflatten(layer(source), -1, (self.heads, -1)).transpose(1, 2)  # (V, heads, Q or W, D / heads)
             for layer, source in ((self.query, x), (self.key, context), (self.value, context))
         )
-        readable = None if mask is None else mask[:, None, None, :]
-        attended = attend(query, key, value, mask=readable, dropout=self.dropout if self.training else 0.0)
+        attended = attend(query, key, value, mask=mask, dropout=self.dropout if self.training else 0.0)
         out = self.out(attended.transpose(1, 2).flatten(-2))  # (V, Q, D)
         normed: Tensor = self.norm(x + F.dropout(out, self.dropout, self.training))
         return normed
@@ -124,10 +140,13 @@ class QFormerLayer(nn.Module):
         self.norm = nn.LayerNorm(width, eps=BERT_NORM_EPS)
         self.dropout = dropout
 
-    def forward(self, queries: Tensor, frames: Tensor, mask: Tensor) -> Tensor:
-        """Update ``queries`` (V, Q, D) from ``frames`` (V, W, in_dim) where ``mask`` (V, W) is True."""
-        queries = self.self_attention(queries, queries)
-        queries = self.cross_attention(queries, frames, mask)
+    def forward(self, queries: Tensor, frames: Tensor, mask: Tensor, readable: Tensor | None = None) -> Tensor:
+        """Update ``queries`` (V, Q, D) from ``frames`` (V, W, in_dim) where ``mask`` (V, W) is True.
+
+        ``readable`` (Q, Q) is True where a query may read another one; None allows all.
+        """
+        queries = self.self_attention(queries, queries, readable)
+        queries = self.cross_attention(queries, frames, mask[:, None, None, :])
         out = self.down(F.gelu(self.up(queries)))
         normed: Tensor = self.norm(queries + F.dropout(out, self.dropout, self.training))
         return normed
@@ -138,19 +157,22 @@ class QFormerProjector(nn.Module):
 
     All valid windows of a batch go through the layers at once, and windows that hold only padding are not computed.
     A window with at least one valid frame yields ``queries`` valid tokens, any other window yields masked ones.
+    ``free_queries`` more tokens per window come after all of these. Free queries read the others, which do not read
+    them, so that the first tokens are the same with and without them. `aligned` removes their tokens.
 
     Source: METHOD section 1; Züfle & Niehues 2025, section 3.1. ``window_positions`` (learned positions of the frames
-    inside a window) is not in the paper.
+    inside a window) and ``free_queries`` are not in the paper.
     """
 
     def __init__(self, in_dim: int, out_dim: int, config: QFormerConfig, *, window: int) -> None:
         super().__init__()
         self.config, self.in_dim, self.out_dim = config, in_dim, out_dim
-        self.window, self.num_queries = window, config.queries
-        self.frames_per_token = window / config.queries
+        self.window, self.num_queries, self.num_free = window, config.queries, config.free_queries
+        self.frames_per_token = window / (config.queries + config.free_queries)
         width = config.width
         self.norm_frames = nn.LayerNorm(in_dim) if config.frame_norm == "layer" else nn.Identity()
         self.queries = nn.Parameter(torch.zeros(config.queries, width))
+        self.free = nn.Parameter(torch.zeros(config.free_queries, width)) if config.free_queries else None
         self.norm_queries = nn.LayerNorm(width, eps=BERT_NORM_EPS)
         self.positions = nn.Parameter(torch.zeros(window, in_dim)) if config.window_positions else None
         self.layers = nn.ModuleList(
@@ -169,32 +191,42 @@ class QFormerProjector(nn.Module):
         nn.init.normal_(self.queries, std=std)
         if self.positions is not None:
             nn.init.normal_(self.positions, std=POSITION_INIT_STD)
+        if self.free is not None:
+            nn.init.normal_(self.free, std=std)
 
     def forward(self, frames: Tensor, frame_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Project ``frames`` (B, T, in_dim) with their mask (B, T) to tokens (B, M, out_dim) with their mask (B, M).
 
-        M is Q * ceil(T / W).
+        M is (Q + free queries) * ceil(T / W). Padding is at the end of the tokens of each kind.
         """
         batch, length, _ = frames.shape
         padding = -length % self.window
         frames = F.pad(self.norm_frames(frames), (0, 0, 0, padding))
-        windows = torch.unflatten(frames, 1, (-1, self.window))  # (B, M / Q, W, in_dim)
-        mask = torch.unflatten(F.pad(frame_mask, (0, padding)), 1, (-1, self.window))  # (B, M / Q, W)
-        valid = mask.any(-1)  # (B, M / Q)
+        windows = torch.unflatten(frames, 1, (-1, self.window))  # (B, N, W, in_dim)
+        mask = torch.unflatten(F.pad(frame_mask, (0, padding)), 1, (-1, self.window))  # (B, N, W)
+        valid = mask.any(-1)  # (B, N)
         places = valid.nonzero(as_tuple=True)  # an index by the mask would wait for the GPU each time
         windows, mask = windows[places], mask[places]  # (V, W, in_dim), (V, W)
         if self.config.pad_windows == "zero":
             windows, mask = windows * mask[..., None], torch.ones_like(mask)
         if self.positions is not None:
             windows = windows + self.positions
-        queries = F.dropout(self.norm_queries(self.queries), self.dropout, self.training)
+        learned: Tensor = self.queries
+        readable = None
+        if self.free is not None:
+            learned = torch.cat([learned, self.free])
+            bound = torch.arange(len(learned), device=learned.device) < self.num_queries
+            readable = bound | ~bound[:, None]
+        queries = F.dropout(self.norm_queries(learned), self.dropout, self.training)
         queries = queries.expand(len(windows), -1, -1)  # (V, Q, D)
         for layer in self.layers:
-            queries = layer(queries, windows, mask)
+            queries = layer(queries, windows, mask, readable)
         projected = self.out(queries)  # (V, Q, out_dim)
-        tokens = projected.new_zeros(batch, valid.shape[1], self.num_queries, self.out_dim)
+        tokens = projected.new_zeros(batch, valid.shape[1], len(learned), self.out_dim)
         tokens[places] = projected
-        return tokens.flatten(1, 2), valid.repeat_interleave(self.num_queries, dim=1)
+        kinds = tokens.split([self.num_queries, self.num_free], 2)
+        masks = [valid.repeat_interleave(kind.shape[2], dim=1) for kind in kinds]
+        return torch.cat([kind.flatten(1, 2) for kind in kinds], 1), torch.cat(masks, 1)
 
 
 @section
@@ -212,6 +244,9 @@ class QFormerConfig(BaseProjectorConfig):
     """Width of the hidden layer of each feed-forward block."""
     queries: int = Field(default=4, ge=1, le=1024)
     """Speech tokens per window."""
+    free_queries: int = Field(default=0, ge=0, le=1024)
+    """Further speech tokens per window, after all others, which objectives that compare speech with text leave out: for
+    what a transcript does not contain. Losses of the LLM's answers train them. Not in the paper."""
     window_s: float = Field(default=1 / 3, gt=0, le=LONGEST_S)
     """Length of a window in seconds, rounded to whole frames (17 at 50 frames per second)."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
@@ -233,156 +268,74 @@ class QFormerConfig(BaseProjectorConfig):
 
     def new_module(self, in_dim: int, out_dim: int, frame_rate_hz: float) -> QFormerProjector:
         """Return a `QFormerProjector` with windows of ``window_s`` seconds."""
-        return QFormerProjector(in_dim, out_dim, self, window=max(1, round(self.window_s * frame_rate_hz)))
+        return QFormerProjector(in_dim, out_dim, self, window=whole_frames(self.window_s, frame_rate_hz))
 
 
-@section
-class LinearConfig(BaseProjectorConfig):
-    """Concatenation of neighbouring frames and one linear layer: the simplest projector."""
-
-    name: Literal["linear"] = "linear"
-    token_s: float = Field(default=0.08, gt=0, le=LONGEST_S)
-    """Seconds of speech per token, rounded to whole frames."""
-
-
-@section
-class MLPConfig(BaseProjectorConfig):
-    """Concatenation of neighbouring frames and two linear layers with a GELU between them."""
-
-    name: Literal["mlp"] = "mlp"
-    token_s: float = Field(default=0.08, gt=0, le=LONGEST_S)
-    """Seconds of speech per token, rounded to whole frames."""
-    width: int = Field(default=2048, ge=1, le=MOST_WIDTH)
-    """Width of the hidden layer."""
+PLACES = {
+    "qformer": "ossicle.models.projectors:QFormerConfig",
+    "mlp": "ossicle.models.stacking:MLPConfig",
+    "conv": "ossicle.models.stacking:ConvConfig",
+    "linear": "ossicle.models.stacking:LinearConfig",
+    "ctc": "ossicle.models.ctc:CTCConfig",
+    "cif": "ossicle.models.cif:CIFConfig",
+    "stack-mlp": "ossicle.models.stacking:StackMLPConfig",
+}
+"""Module and section of each projector, by its name in recipes. Add a new one here."""
+ProjectorConfig = Annotated[BaseProjectorConfig, Named(PLACES, default="qformer")]
+"""Every projector that a recipe can name."""
 
 
-@section
-class StackMLPConfig(BaseProjectorConfig):
-    """Concatenation of neighbouring frames and a gated layer with RMSNorm, as in Ultravox."""
-
-    name: Literal["stack-mlp"] = "stack-mlp"
-    token_s: float = Field(default=0.16, gt=0, le=LONGEST_S)
-    """Seconds of speech per token, rounded to whole frames."""
-    width: int = Field(default=2048, ge=1, le=MOST_WIDTH)
-    """Width of the hidden layer after its gate."""
-
-
-@section
-class ConvConfig(BaseProjectorConfig):
-    """Convolutions of stride 2 and a linear layer."""
-
-    name: Literal["conv"] = "conv"
-    token_s: float = Field(default=0.08, gt=0, le=LONGEST_S)
-    """Seconds of speech per token, rounded to a power of two of frames."""
-    width: int = Field(default=1024, ge=1, le=MOST_WIDTH)
-    """Number of channels of each convolution."""
-    kernel: int = Field(default=3, ge=1, le=999)
-    """Frames that a convolution reads; must be odd."""
-
-    @model_validator(mode="after")
-    def _check(self) -> ConvConfig:
-        if self.kernel % 2 == 0:
-            raise ConfigError(f"model.projector.kernel={self.kernel} is even: set an odd number of frames")
-        return self
-
-
-@section
-class CTCConfig(BaseProjectorConfig):
-    """A network that spells speech with the LLM's own tokens, for the objective ``ctc`` (not in the paper).
-
-    The LLM gets one vector per spoken token: the mean of its token embeddings, weighted by their probabilities.
-    """
-
-    name: Literal["ctc"] = "ctc"
-    width: int = Field(default=256, ge=1, le=MOST_WIDTH)
-    """Width of every layer."""
-    heads: int = Field(default=4, ge=1)
-    """Attention heads per layer; ``width`` must be a multiple of it."""
-    layers: int = Field(default=4, ge=1, le=256)
-    """Number of layers. After two thirds of them the network also spells characters."""
-    ffn: int = Field(default=1024, ge=1, le=4 * MOST_WIDTH)
-    """Width of the hidden layer of each feed-forward block."""
-    kernel: int = Field(default=15, ge=1, le=999)
-    """Positions that a convolution reads; must be odd."""
-    position_s: float = Field(default=0.06, gt=0, le=LONGEST_S)
-    """Seconds of speech per position of the network, rounded to whole frames. A position spells one token at most."""
-    merges: int = Field(default=4000, ge=0, le=10**7)
-    """Number of merges of the LLM's tokenizer that spell words. Fewer merges give fewer and shorter tokens, which need
-    less data to learn and make longer sequences."""
-    prompt: int = Field(default=16, ge=0, le=1024)
-    """Number of learned vectors before the speech. They tell the LLM what mixtures of its words cannot say."""
-    dropout: float = Field(default=0.1, ge=0, lt=1)
-    """Dropout probability in training."""
-
-    @model_validator(mode="after")
-    def _check(self) -> CTCConfig:
-        check_heads(self.width, self.heads)
-        if self.kernel % 2 == 0:
-            raise ConfigError(f"model.projector.kernel={self.kernel} is even: set an odd number of positions")
-        return self
-
-    def build(self, in_dim: int, out_dim: int, *, frame_rate_hz: float, llm: Any = None, **_: Any) -> nn.Module:
-        """Build the projector for the tokens of ``llm``; its output is made of their embeddings."""
-        from ossicle.models.ctc import ctc_projector  # few runs use it
-
-        return ctc_projector(in_dim, self, llm, frame_rate_hz=frame_rate_hz)
-
-
-@section
-class CIFConfig(BaseProjectorConfig):
-    """A network that ends a token where the content does, by continuous integrate-and-fire (not in the paper).
-
-    The number of tokens follows what is said, not the time. The objective ``cif`` trains it.
-    """
-
-    name: Literal["cif"] = "cif"
-    width: int = Field(default=256, ge=1, le=MOST_WIDTH)
-    """Width of every layer."""
-    heads: int = Field(default=4, ge=1)
-    """Attention heads per layer; ``width`` must be a multiple of it."""
-    layers: int = Field(default=2, ge=0, le=256)
-    """Number of layers before the weights of the positions."""
-    ffn: int = Field(default=1024, ge=1, le=4 * MOST_WIDTH)
-    """Width of the hidden layer of each feed-forward block."""
-    kernel: int = Field(default=15, ge=1, le=999)
-    """Positions that a convolution reads; must be odd."""
-    position_s: float = Field(default=0.04, gt=0, le=LONGEST_S)
-    """Seconds of speech per position, rounded to whole frames. A position ends one token at most, save in training."""
-    dropout: float = Field(default=0.1, ge=0, lt=1)
-    """Dropout probability in training."""
-
-    @model_validator(mode="after")
-    def _check(self) -> CIFConfig:
-        check_heads(self.width, self.heads)
-        if self.kernel % 2 == 0:
-            raise ConfigError(f"model.projector.kernel={self.kernel} is even: set an odd number of positions")
-        return self
-
-    def new_module(self, in_dim: int, out_dim: int, frame_rate_hz: float) -> nn.Module:
-        """Return a `ossicle.models.cif.CIFProjector`."""
-        from ossicle.models.cif import CIFProjector  # few runs use it
-
-        return CIFProjector(in_dim, out_dim, self, rate_hz=frame_rate_hz)
-
-
-def projector_name(settings: Any) -> str | None:
-    """Return the ``name`` in ``settings``, ``qformer`` for a mapping without one, or None for other values."""
-    return str(settings.get("name", "qformer")) if isinstance(settings, dict) else getattr(settings, "name", None)
-
-
-ProjectorConfig = Annotated[
-    Annotated[QFormerConfig, Tag("qformer")]
-    | Annotated[MLPConfig, Tag("mlp")]
-    | Annotated[ConvConfig, Tag("conv")]
-    | Annotated[LinearConfig, Tag("linear")]
-    | Annotated[CTCConfig, Tag("ctc")]
-    | Annotated[CIFConfig, Tag("cif")]
-    | Annotated[StackMLPConfig, Tag("stack-mlp")],
-    Discriminator(projector_name),
-]
-"""The projectors that a recipe can name. Add a new one to this union."""
+def new_projector(config: ProjectorConfig, encoder: Any, llm: Any) -> Any:
+    """Build the projector between ``encoder`` and ``llm``. Raises `ModelError` if it does not fit into memory."""
+    try:
+        return config.build(
+            encoder.dim,
+            llm.dim,
+            frame_rate_hz=encoder.frame_rate_hz,
+            embedding_rms=llm.embedding_rms,
+            embedding_mean=llm.embedding_mean,
+            llm=llm,
+        )
+    except RuntimeError as error:  # PyTorch's allocator
+        first = str(error).splitlines()[0]
+        raise ModelError(f"model.projector does not fit into memory: set smaller sizes ({first})") from error
 
 
 def project(projector: nn.Module, frames: Padded) -> Padded:
     """Apply ``projector`` to ``frames`` (B, T, in_dim) and return the speech tokens (B, M, out_dim)."""
     return Padded(*projector(frames.values, frames.mask))
+
+
+def aligned(projector: Any, speech: Padded) -> Padded:
+    """Return ``speech`` (B, M, out_dim) of ``projector`` without the tokens of free queries, for losses against a text.
+
+    The free queries get a gradient of zero, which distributed training requires.
+    """
+    count = round(aligned_share(projector) * speech.mask.shape[1])
+    return Padded(speech.values[:, :count], speech.mask[:, :count])
+
+
+def aligned_share(projector: Any) -> float:
+    """Return the share of the speech tokens of ``projector`` that `aligned` keeps."""
+    free = getattr(projector, "num_free", 0)
+    return float(projector.num_queries / (projector.num_queries + free)) if free else 1.0
+
+
+def join_frames(frames: Tensor, mask: Tensor, stack: int) -> tuple[Tensor, Tensor]:
+    """Return every ``stack`` neighbouring ``frames`` (B, T, D) as one vector (B, P, stack * D), and their mask (B, P).
+
+    Frames that ``mask`` (B, T) excludes become zeros. A vector with at least one valid frame is valid.
+    """
+    padding = -frames.shape[1] % stack
+    frames = F.pad(frames * mask[..., None], (0, 0, 0, padding))
+    valid = torch.unflatten(F.pad(mask, (0, padding)), 1, (-1, stack)).any(-1)
+    return torch.unflatten(frames, 1, (-1, stack)).flatten(2), valid
+
+
+def __getattr__(name: str) -> Any:
+    """Import a projector's section when it is first used, so that a run reads only its own projector."""
+    for place in PLACES.values():
+        module, _, attribute = place.partition(":")
+        if attribute == name:
+            return getattr(import_module(module), attribute)
+    raise AttributeError(f"module 'ossicle.models.projectors' has no attribute '{name}'")

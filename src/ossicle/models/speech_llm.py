@@ -6,7 +6,6 @@ spans of speech, D width of the LLM.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,14 +14,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ossicle.batch import Batch, Chat, HiddenStates, Mixed, Padded
-from ossicle.errors import ConfigError, DataError, ModelError
+from ossicle.errors import ConfigError, DataError
 from ossicle.losses.contrastive import mean_pool
 from ossicle.models.encoder import Context, Encoder, Layer, load_encoder
 from ossicle.models.frozen import resolve
 from ossicle.models.llm import LLM, PRECISIONS, TextStates, load_llm
 from ossicle.models.lora import LoraConfig, adapter_dropouts
 from ossicle.models.packing import interleave, join
-from ossicle.models.projectors import ProjectorConfig, QFormerConfig, project
+from ossicle.models.projectors import ProjectorConfig, QFormerConfig, new_projector, project
 from ossicle.precision import CPU, usable
 from ossicle.prompts import TURN, Prompter
 from ossicle.section import section
@@ -101,18 +100,7 @@ class SpeechLLM(nn.Module):
     def __init__(self, encoder: Encoder, llm: LLM, config: ModelConfig) -> None:
         super().__init__()
         self.config, self.encoder, self.llm = config, encoder, llm
-        try:
-            self.projector: Any = config.projector.build(
-                encoder.dim,
-                llm.dim,
-                frame_rate_hz=encoder.frame_rate_hz,
-                embedding_rms=llm.embedding_rms,
-                embedding_mean=llm.embedding_mean,
-                llm=llm,
-            )
-        except RuntimeError as error:  # PyTorch's allocator
-            first = str(error).splitlines()[0]
-            raise ModelError(f"model.projector does not fit into memory: set smaller sizes ({first})") from error
+        self.projector = new_projector(config.projector, encoder, llm)
         self.instructions: dict[str, str] = {}
         self.asr_instructions: tuple[str, ...] = ()
         self.objectives: tuple[str, ...] = ()
@@ -191,8 +179,7 @@ class SpeechLLM(nn.Module):
 
     def text(self, batch: Batch) -> Padded:
         """Return the token embeddings of the transcripts of ``batch`` (B, N, D), without special tokens."""
-        ids = _text_ids(batch)
-        return Padded(self.llm.embed(ids.values), ids.mask)
+        return self._embed(_text_ids(batch))
 
     def text_states(self, batch: Batch, layers: list[int], *, bos: bool = False, start: int = 0) -> HiddenStates:
         """Return the LLM's hidden states of the transcripts of ``batch``, without a graph.
@@ -257,20 +244,9 @@ class SpeechLLM(nn.Module):
         `LLM.generate`. A transcript of a model that spells speech follows both the LLM and the spelling, see
         `ossicle.models.joint`; sampling selects the LLM alone.
         """
-        if (chat := batch.chat) is None:
-            raise ValueError("the batch has no chat turns")
-        sampled = decoding.get("temperature") or decoding.get("do_sample")
-        joint = self.config.projector.name == "ctc" and not from_text and not sampled
-        if joint:
-            batch = replace(batch, frames=self.frames(batch))  # the spelling needs them too
-        heard = self.text(batch) if from_text else self.speech(batch)
-        if empty := [s.source for s, valid in zip(batch.samples, heard.mask.any(1).tolist(), strict=True) if not valid]:
-            raise DataError(f"{', '.join(empty[:3])}: the audio is shorter than a frame, or the text is empty")
-        if joint:
-            from ossicle.models.joint import generate_jointly  # few models spell
+        from ossicle.models.conversation import answer_batch  # not on the path from data to loss
 
-            return generate_jointly(self, replace(batch, speech=heard), **decoding)
-        return self.llm.generate(self.prompt(chat, heard), **decoding)
+        return answer_batch(self, batch, from_text=from_text, **decoding)
 
     def generate(
         self,

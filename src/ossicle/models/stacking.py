@@ -6,11 +6,21 @@ Shape legend: B utterances, T encoder frames, M speech tokens, D width inside th
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Literal
 
-import torch
 import torch.nn.functional as F
+from pydantic import Field, model_validator
 from torch import Tensor, nn
+
+from ossicle.models.projectors import (
+    LONGEST_S,
+    MOST_WIDTH,
+    BaseProjectorConfig,
+    check_kernel,
+    join_frames,
+    whole_frames,
+)
+from ossicle.section import section
 
 
 class StackProjector(nn.Module):
@@ -32,11 +42,7 @@ class StackProjector(nn.Module):
 
     def forward(self, frames: Tensor, frame_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Project ``frames`` (B, T, in_dim) with their mask (B, T) to tokens (B, M, out_dim) with their mask (B, M)."""
-        stack = self.frames_per_token
-        padding = -frames.shape[1] % stack
-        normed = F.pad(self.norm_frames(frames) * frame_mask[..., None], (0, 0, 0, padding))
-        joined = torch.unflatten(normed, 1, (-1, stack)).flatten(2)  # (B, M, stack * in_dim)
-        mask = torch.unflatten(F.pad(frame_mask, (0, padding)), 1, (-1, stack)).any(-1)  # (B, M)
+        joined, mask = join_frames(self.norm_frames(frames), frame_mask, self.frames_per_token)
         return self.out(self.hidden(joined)) * mask[..., None], mask
 
 
@@ -59,12 +65,8 @@ class StackMLPProjector(nn.Module):
 
     def forward(self, frames: Tensor, frame_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Project ``frames`` (B, T, in_dim) with their mask (B, T) to tokens (B, M, out_dim) with their mask (B, M)."""
-        stack = self.frames_per_token
-        padding = -frames.shape[1] % stack
-        frames = F.pad(frames * frame_mask[..., None], (0, 0, 0, padding))
-        joined = self.norm_frames(torch.unflatten(frames, 1, (-1, stack)).flatten(2))  # (B, M, stack * in_dim)
-        mask = torch.unflatten(F.pad(frame_mask, (0, padding)), 1, (-1, stack)).any(-1)  # (B, M)
-        values, gate = self.up(joined).chunk(2, -1)
+        joined, mask = join_frames(frames, frame_mask, self.frames_per_token)
+        values, gate = self.up(self.norm_frames(joined)).chunk(2, -1)
         return self.out(self.norm(F.silu(gate) * values)) * mask[..., None], mask
 
 
@@ -98,19 +100,67 @@ class ConvProjector(nn.Module):
         return self.out(self.norm(values)) * mask[..., None], mask
 
 
-def new_projector(config: Any, in_dim: int, out_dim: int, frame_rate_hz: float) -> nn.Module:
-    """Return the projector of a section without a `new_module` of its own, with its own initialisation."""
-    frames = config.token_s * frame_rate_hz
-    stack = max(1, round(frames))
-    match config.name:
-        case "linear":
-            return StackProjector(in_dim, out_dim, stack=stack)
-        case "mlp":
-            return StackProjector(in_dim, out_dim, stack=stack, width=config.width)
-        case "stack-mlp":
-            return StackMLPProjector(in_dim, out_dim, stack=stack, width=config.width)
-        case "conv":
-            halvings = max(0, round(math.log2(max(1.0, frames))))
-            return ConvProjector(in_dim, out_dim, halvings=halvings, width=config.width, kernel=config.kernel)
-        case _:
-            raise NotImplementedError(f"{type(config).__name__} must define new_module or build")
+@section
+class LinearConfig(BaseProjectorConfig):
+    """Concatenation of neighbouring frames and one linear layer: the simplest projector."""
+
+    name: Literal["linear"] = "linear"
+    token_s: float = Field(default=0.08, gt=0, le=LONGEST_S)
+    """Seconds of speech per token, rounded to whole frames."""
+
+    def new_module(self, in_dim: int, out_dim: int, frame_rate_hz: float) -> nn.Module:
+        """Return a `StackProjector` with one layer."""
+        return StackProjector(in_dim, out_dim, stack=whole_frames(self.token_s, frame_rate_hz))
+
+
+@section
+class MLPConfig(BaseProjectorConfig):
+    """Concatenation of neighbouring frames and two linear layers with a GELU between them."""
+
+    name: Literal["mlp"] = "mlp"
+    token_s: float = Field(default=0.08, gt=0, le=LONGEST_S)
+    """Seconds of speech per token, rounded to whole frames."""
+    width: int = Field(default=2048, ge=1, le=MOST_WIDTH)
+    """Width of the hidden layer."""
+
+    def new_module(self, in_dim: int, out_dim: int, frame_rate_hz: float) -> nn.Module:
+        """Return a `StackProjector` with two layers."""
+        return StackProjector(in_dim, out_dim, stack=whole_frames(self.token_s, frame_rate_hz), width=self.width)
+
+
+@section
+class StackMLPConfig(BaseProjectorConfig):
+    """Concatenation of neighbouring frames and a gated layer with RMSNorm, as in Ultravox."""
+
+    name: Literal["stack-mlp"] = "stack-mlp"
+    token_s: float = Field(default=0.16, gt=0, le=LONGEST_S)
+    """Seconds of speech per token, rounded to whole frames."""
+    width: int = Field(default=2048, ge=1, le=MOST_WIDTH)
+    """Width of the hidden layer after its gate."""
+
+    def new_module(self, in_dim: int, out_dim: int, frame_rate_hz: float) -> nn.Module:
+        """Return a `StackMLPProjector`."""
+        return StackMLPProjector(in_dim, out_dim, stack=whole_frames(self.token_s, frame_rate_hz), width=self.width)
+
+
+@section
+class ConvConfig(BaseProjectorConfig):
+    """Convolutions of stride 2 and a linear layer."""
+
+    name: Literal["conv"] = "conv"
+    token_s: float = Field(default=0.08, gt=0, le=LONGEST_S)
+    """Seconds of speech per token, rounded to a power of two of frames."""
+    width: int = Field(default=1024, ge=1, le=MOST_WIDTH)
+    """Number of channels of each convolution."""
+    kernel: int = Field(default=3, ge=1, le=999)
+    """Frames that a convolution reads; must be odd."""
+
+    @model_validator(mode="after")
+    def _check(self) -> ConvConfig:
+        check_kernel(self.kernel, "frames")
+        return self
+
+    def new_module(self, in_dim: int, out_dim: int, frame_rate_hz: float) -> nn.Module:
+        """Return a `ConvProjector`."""
+        halvings = max(0, round(math.log2(max(1.0, self.token_s * frame_rate_hz))))
+        return ConvProjector(in_dim, out_dim, halvings=halvings, width=self.width, kernel=self.kernel)

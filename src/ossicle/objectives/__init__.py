@@ -94,8 +94,12 @@ Single = Annotated[Section, Named(PLACES)]
 """Every objective that can be a term of a sum."""
 _PLAIN = PLACES | {"sum": _SUM + "Sum"}
 Plain = Annotated[Section, Named(_PLAIN)]
-"""Every objective except ``cif``, which contains one of them."""
-ObjectiveConfig = Annotated[Section, Named(_PLAIN | {"cif": "ossicle.objectives.cif:CIF"})]
+"""Every objective except those that contain one of them."""
+_AROUND = {
+    "cif": "ossicle.objectives.cif:CIF",
+    "simulated_speech": "ossicle.objectives.simulated:SimulatedSpeech",
+}
+ObjectiveConfig = Annotated[Section, Named(_PLAIN | _AROUND)]
 """Every objective that a recipe can name."""
 
 

@@ -47,21 +47,20 @@ class BalancedLayers(nn.Module):
         batch = replace(batch, speech=model.speech(batch))
         losses = self.objective.losses(model, batch)
         if self.training and torch.is_grad_enabled():
-            if int(self.step) % self.objective.balance_every == 0:
+            if int(self.step) % self.objective.balance_every == 0 or len(self.norms) < len(losses):
                 self._measure(losses, batch)
             self.step += 1
         factors = self._factors(len(losses)).to(next(iter(losses.values())).device)
-        configured = factors.new_tensor(list(weights.values()))
+        configured = factors.new_tensor(list(weights.values())[: len(losses)])
         total = (configured * factors * torch.stack(list(losses.values()))).sum()
-        shown = {f"balance/{layer}": factor for layer, factor in zip(weights, factors, strict=True)}
+        shown = {f"balance/{layer}": factor for layer, factor in zip(weights, factors, strict=False)}
         return LossOutput(total, {name: loss.detach() for name, loss in losses.items()} | shown)
 
     def _factors(self, count: int) -> Tensor:
-        """Return g / g_l (K,), ones before the first measurement."""
-        if not len(self.norms):
-            return torch.ones(count)
-        logs = self.norms.clamp_min(MIN_NORM).log()
-        return (logs.mean() - logs).exp()
+        """Return g / g_l (K,) of the first ``count`` layers, with ones for layers that have not been measured."""
+        logs = self.norms[:count].clamp_min(MIN_NORM).log()
+        factors = (logs.mean() - logs).exp()
+        return torch.cat([factors, factors.new_ones(count - len(factors))])
 
     def _measure(self, losses: dict[str, Tensor], batch: Batch) -> None:
         speech = batch.speech
@@ -72,7 +71,9 @@ class BalancedLayers(nn.Module):
         if world_size() > 1:
             dist.all_reduce(norms)
             norms /= world_size()
-        self.norms = MEMORY * self.norms.to(norms.device) + (1 - MEMORY) * norms if len(self.norms) else norms
+        known = self.norms.to(norms.device)  # of the first layers, if others have been added since
+        norms[: len(known)] = MEMORY * known + (1 - MEMORY) * norms[: len(known)]
+        self.norms = norms
 
     def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: object) -> None:
         """Take over norms of any number of layers, which a new module does not know yet."""

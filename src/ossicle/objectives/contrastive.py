@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -18,6 +18,7 @@ from ossicle.distributed import gather_columns, gather_ragged
 from ossicle.errors import ConfigError
 from ossicle.losses.contrastive import Direction, cosine, info_nce, mean_pool, standardised, without_first
 from ossicle.models.frozen import Layers, resolve_layers
+from ossicle.models.projectors import aligned
 from ossicle.models.speech_llm import SpeechLLM
 from ossicle.section import section
 
@@ -83,6 +84,9 @@ class Contrastive:
     balance_every: int = Field(default=0, ge=0, le=10**6)
     """Divide the loss of each layer by the norm of its gradient at the speech tokens, which is measured every so many
     steps at the cost of one backward pass per layer. 0 turns it off. Not in the paper."""
+    depth_steps: int = Field(default=0, ge=0, le=10**9)
+    """Number of optimiser steps over which the compared layers grow evenly from the first of ``layers`` to all of them.
+    While layer 0 is alone, the LLM does not run. By default all are compared from the start. Not in the paper."""
     bank: int = Field(default=0, ge=0, le=10**7)
     """Number of cached texts (``data.cache_text``) that are further negatives of each utterance. It requires ``cosine``
     and ``speech_to_text`` or ``symmetric``. Cached texts stay valid because the LLM is frozen. Not in the paper."""
@@ -96,15 +100,22 @@ class Contrastive:
             raise ConfigError("objective.standardise acts on pooled states: set objective.similarity=cosine")
         if self.balance_every and self.learn_temperature:
             raise ConfigError("objective.balance_every does not go with learn_temperature: turn one of them off")
+        if self.depth_steps and (self.layers == "embeddings" or isinstance(self.layers, int)):
+            raise ConfigError("objective.depth_steps adds layer after layer: set objective.layers=all, or a list")
         return self
 
     def build(self) -> Contrastive | nn.Module:
-        """Return the objective itself, or a module if the temperature trains or layers are balanced."""
+        """Return the objective itself, or a module if the temperature trains or layers are balanced or added."""
+        objective: Any = self
+        if self.depth_steps:
+            from ossicle.objectives.depth import GrowingDepth  # few runs use it
+
+            objective = GrowingDepth(self)
         if self.balance_every:
             from ossicle.objectives.balanced import BalancedLayers  # few runs use it
 
-            return BalancedLayers(self)
-        return LearnedTemperature(self) if self.learn_temperature else self
+            return BalancedLayers(objective)
+        return LearnedTemperature(objective) if self.learn_temperature else objective
 
     def weights(self, num_layers: int) -> dict[int, float]:
         """Return the weight of each layer that is compared, see `weights_by_layer`."""
@@ -121,11 +132,14 @@ class Contrastive:
         weights = self.weights(model.llm.num_layers)
         return weighted_sum(self.losses(model, batch, temperature), list(weights.values()))
 
-    def losses(self, model: SpeechLLM, batch: Batch, temperature: Tensor | None = None) -> dict[str, Tensor]:
-        """Return the loss of each layer, without its weight."""
-        weights = self.weights(model.llm.num_layers)
+    def losses(
+        self, model: SpeechLLM, batch: Batch, temperature: Tensor | None = None, depth: int | None = None
+    ) -> dict[str, Tensor]:
+        """Return the loss of each layer, or of the first ``depth`` layers, without its weight."""
+        weights = list(self.weights(model.llm.num_layers))[:depth]
         shift = int(torch.randint(self.position_shift, ())) if self.position_shift and model.training else 0
-        speech = model.llm.hidden_states(model.speech(batch), weights, bos=self.bos, start=shift)
+        tokens = aligned(model.projector, model.speech(batch))
+        speech = model.llm.hidden_states(tokens, weights, bos=self.bos, start=shift)
         if self.skip_first:
             speech = replace(speech, mask=without_first(speech.mask))
         compare = self._cosine if self.similarity == "cosine" else self._wasserstein
@@ -138,11 +152,12 @@ class Contrastive:
 
     def _cosine(self, model: SpeechLLM, batch: Batch, speech: HiddenStates, shift: int) -> dict[int, Tensor]:
         """Return the similarity of texts and speech by layer (B_all, B_all), with more rows if there is a bank."""
-        layers = list(speech.states)
-        text = self._pooled(model, batch, layers, shift)
+        layers, read = list(speech.states), self._read_layers(model, speech)
+        compared = [read.index(layer) for layer in layers]
+        text = self._pooled(model, batch, read, shift)[compared]
         texts = gather_ragged(text.transpose(0, 1)).transpose(0, 1)  # (K, B_all, D)
         if self.bank:
-            texts = torch.cat([texts, self._banked(model, batch, layers)], 1)
+            texts = torch.cat([texts, self._banked(model, batch, read)[compared]], 1)
         pooled = torch.stack([mean_pool(state, speech.mask) for state in speech.states.values()])
         if self.standardise:
             texts, pooled = standardised(texts, pooled)
@@ -153,12 +168,16 @@ class Contrastive:
         """Return the similarity of texts and speech by layer (B_all, B_all)."""
         from ossicle.losses.sinkhorn import wasserstein_similarity  # few runs use the solver
 
-        text = model.text_states(batch, list(speech.states), bos=self.bos, start=shift)
+        text = model.text_states(batch, self._read_layers(model, speech), bos=self.bos, start=shift)
         mask = gather_ragged(without_first(text.mask) if self.skip_first else text.mask)
         return {
             layer: gather_columns(wasserstein_similarity(gather_ragged(text.states[layer]), mask, state, speech.mask))
             for layer, state in speech.states.items()
         }
+
+    def _read_layers(self, model: SpeechLLM, speech: HiddenStates) -> list[int]:
+        """Return the layers of the texts to look up: those of ``speech``, or all if a cache holds them together."""
+        return list(speech.states) if model.text_cache is None else sorted(self.weights(model.llm.num_layers))
 
     def _pooled(self, model: SpeechLLM, batch: Batch, layers: list[int], shift: int) -> Tensor:
         """Return the mean states of the texts (K, B, D), in float32."""
@@ -184,7 +203,7 @@ class LearnedTemperature(nn.Module):
     needs_negatives = True
     needs_mixed = False
 
-    def __init__(self, objective: Contrastive) -> None:
+    def __init__(self, objective: Any) -> None:
         super().__init__()
         self.objective = objective
         self.log_temperature = nn.Parameter(torch.tensor(math.log(objective.temperature)))

@@ -16,6 +16,7 @@ from ossicle.distributed import gather_columns, gather_ragged, gather_rows
 from ossicle.errors import ConfigError, DataError
 from ossicle.losses.contrastive import Direction, cosine, info_nce, mean_pool, token_info_nce
 from ossicle.models.frozen import Layers
+from ossicle.models.projectors import aligned
 from ossicle.models.speech_llm import IGNORE, SpeechLLM
 from ossicle.objectives.contrastive import weighted_sum, weights_by_layer
 from ossicle.objectives.next_token import token_losses
@@ -122,7 +123,8 @@ class MixedContrastive:
         """Return the loss and one part per layer."""
         mixed = mixed_of(batch)
         weights = weights_by_layer(self.layers, self.layer_weights, model.llm.num_layers)
-        embeds, tokens = model.mixed_inputs(mixed)
+        spans = aligned(model.projector, model.spans(mixed))
+        embeds, tokens = model.mixed_inputs(replace(mixed, speech=spans))
         mixed_states = model.llm.hidden_states(embeds, weights).states
         text_states = model.text_states(replace(batch, text=mixed.text), list(weights)).states
         text_mask, mixed_mask = self._compared(mixed, embeds.mask, tokens)

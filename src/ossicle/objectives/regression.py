@@ -8,6 +8,7 @@ from pydantic import Field
 
 from ossicle.batch import Batch, LossOutput
 from ossicle.losses.regression import even_plans, regression_loss, transport_plans
+from ossicle.models.projectors import aligned
 from ossicle.models.speech_llm import SpeechLLM
 from ossicle.section import section
 
@@ -48,7 +49,7 @@ class Regression:
 
     def __call__(self, model: SpeechLLM, batch: Batch) -> LossOutput:
         """Return the loss. Raises `DataError` if the batch has no transcripts."""
-        text, speech = model.text(batch), model.speech(batch)
+        text, speech = model.text(batch), aligned(model.projector, model.speech(batch))
         prompt = len(getattr(model.projector, "prompt", ()))  # learned vectors before the speech stand for no word
         heard, mask = speech.values[:, prompt:].float(), speech.mask[:, prompt:]
         mean = model.llm.embedding_mean.float()

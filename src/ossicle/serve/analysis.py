@@ -183,7 +183,7 @@ def _spans(model: SpeechLLM, batch: Batch, count: int) -> list[tuple[float, floa
         assert batch.frames is not None  # `analyse` has set them
         return _spelled_spans(projector, batch.frames, projector.stack / rate_hz)
     together = getattr(projector, "num_queries", 1)
-    length_s = together * projector.frames_per_token / rate_hz
+    length_s = getattr(projector, "window", projector.frames_per_token) / rate_hz
     return [(i // together * length_s, (i // together + 1) * length_s, None) for i in range(count)]
 
 

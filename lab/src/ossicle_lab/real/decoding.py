@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from ossicle.audio import SAMPLE_RATE_HZ
 from ossicle.batch import Sample, Utterance
+from ossicle.corpora.self_answers import AnswerOptions, prepare_answers
 from ossicle.data.collate import Collator
 from ossicle.data.manifest import read_manifest, write_manifest
 from ossicle.evaluate.decode import decode
-from ossicle.evaluate.hypotheses import read_hypotheses
 from ossicle.models.frozen import fingerprint
 from ossicle.models.speech_llm import SpeechLLM
 
@@ -39,42 +39,29 @@ def decode_text(checkpoint: Path, manifest: Path, out: Path, *, max_new_tokens: 
 
     A second call continues. Raises `HypothesesError` if ``out`` belongs to another LLM or manifest.
     """
-    _decode(SpeechLLM.from_pretrained(checkpoint), read_manifest(manifest), out, max_new_tokens)
-
-
-def write_own_answers(model: SpeechLLM, samples: Sequence[Sample], out: Path) -> None:
-    """Write a manifest of stage 2 whose targets are the LLM's own answers to the transcripts of ``samples``.
-
-    A model that is trained on them learns to react to speech as its LLM reacts to text. The `OPEN_INSTRUCTIONS` take
-    turns. The answers are kept beside the manifest ``out``, so that a stopped call continues.
-    """
-    asked = [
-        replace(
-            sample,
-            id=f"{sample.id}-own",
-            task="own",
-            instruction=OPEN_INSTRUCTIONS[number % len(OPEN_INSTRUCTIONS)],
-            answers=("?",),  # files of hypotheses need a reference
-            target_language=sample.language,
-        )
-        for number, sample in enumerate(samples)
-    ]
-    kept = out.parent / "own-answers" / "answers.jsonl"
-    _decode(model, asked, kept, OPEN_TOKENS)
-    answers = {line.id: line.hypothesis.strip() for line in read_hypotheses(kept)}
-    lengths = {sample.id: len(model.llm.tokenizer(answers[sample.id]).input_ids) for sample in asked}
-    whole = [replace(sample, answers=(answers[sample.id],)) for sample in asked if 0 < lengths[sample.id] < OPEN_TOKENS]
-    write_manifest(out, whole)
-
-
-def _decode(model: SpeechLLM, samples: list[Sample], out: Path, max_new_tokens: int) -> None:
+    model = SpeechLLM.from_pretrained(checkpoint)
     collate, device = Collator(model.prompter()), next(model.projector.parameters()).device
     decode(
         model,
-        Texts(samples),
+        Texts(read_manifest(manifest)),
         lambda items: collate(items).to(device),
         out,
         fingerprint=fingerprint(model.llm),
         from_text=True,
         max_new_tokens=max_new_tokens,
     )
+
+
+def write_own_answers(model: SpeechLLM, samples: Sequence[Sample], out: Path) -> None:
+    """Write a manifest of stage 2 whose targets are the LLM's own answers to the transcripts of ``samples``.
+
+    A model that is trained on them learns to react to speech as its LLM reacts to text. Each utterance has one of the
+    `OPEN_INSTRUCTIONS`. The transcripts are written beside ``out``. A stopped call continues. Raises `DataError` if no
+    answer can be used.
+    """
+    transcripts = out.with_name(f"{out.stem}-transcripts.jsonl")
+    write_manifest(transcripts, samples)
+    options = AnswerOptions(
+        instructions=OPEN_INSTRUCTIONS, per_utterance=1, max_new_tokens=OPEN_TOKENS, turn=model.config.turn
+    )
+    prepare_answers(transcripts, out, model.llm, options)

@@ -109,7 +109,7 @@ class OssicleModel(OssiclePreTrainedModel):
         self.projector: Any = build_projector(config.projector)
         if config.encoder_layer == "mix":
             self.layer_weights = nn.Parameter(torch.zeros(config.audio_config.num_hidden_layers + 1))
-        if not config.counts_tokens:
+        if "vocabulary" in config.projector:
             self.register_buffer("spoken_ids", torch.zeros(config.projector["vocabulary"], dtype=torch.long))
         self.post_init()
 
@@ -151,7 +151,7 @@ class OssicleModel(OssiclePreTrainedModel):
         weights = self.layer_weights if self.config.encoder_layer == "mix" else None
         frames, valid = encode(self.audio_tower, self.config, values, mask, weights)
         dtype = next(self.projector.parameters()).dtype
-        if not self.config.counts_tokens:  # the projector mixes token embeddings
+        if "vocabulary" in self.config.projector:  # the projector mixes token embeddings
             self.projector.embeddings = self.get_input_embeddings()(self.spoken_ids).to(dtype)
         tokens, token_mask = self.projector(frames.to(dtype), valid)
         return frames, tokens, token_mask
@@ -189,7 +189,7 @@ class OssicleModel(OssiclePreTrainedModel):
         """Return the number of placeholders of each recording (A,) of a projector that counts tokens itself."""
         lengths = values.new_full((len(values),), values.shape[-1]).long() if mask is None else mask.sum(-1)
         frames, settings = frame_counts(lengths, self.config.subsampling), self.config.projector
-        slots: Tensor = settings["prompt"] - (-frames // settings["stack"])
+        slots: Tensor = settings.get("prompt", 0) - (-frames // settings["stack"])
         return slots
 
     def forward(  # noqa: PLR0913 - the arguments of transformers' models

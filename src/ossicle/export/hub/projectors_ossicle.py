@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ossicle.models.cif import CIFProjector
 from ossicle.models.ctc import CTCProjector
 from ossicle.models.projectors import QFormerProjector
 from ossicle.models.stacking import ConvProjector, StackMLPProjector, StackProjector
@@ -28,6 +29,8 @@ def build_projector(settings: dict[str, Any]) -> nn.Module:
             return StackMLPProjector(in_dim, out_dim, stack=sizes.stack, width=sizes.width)
         case "conv":
             return ConvProjector(in_dim, out_dim, halvings=sizes.halvings, width=sizes.width, kernel=sizes.kernel)
+        case "cif":
+            return CIFProjector(in_dim, out_dim, sizes, stack=sizes.stack, rate_hz=1.0)
         case "ctc":
             spoken: Any = SimpleNamespace(ids=range(sizes.vocabulary))
             embeddings = torch.zeros(sizes.vocabulary, out_dim)  # those of the LLM are set when the model runs
