@@ -122,3 +122,10 @@ def rows_of(spelling: Spelling, count: int) -> Spelling:
 def test_wrong_settings_are_refused(model, collate, manifest, wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         model.generate_batch(collate(model, manifest), **wrong)
+
+
+def test_transcripts_have_no_apostrophes_that_stand_alone(model, collate, manifest, monkeypatch):
+    batch = collate(model, manifest)
+    monkeypatch.setattr("ossicle.models.joint.spelled", lambda *_: certain(model, ["cat"] * len(batch)))
+    monkeypatch.setattr("ossicle.models.joint.best_text", lambda *_, **__: "' the cat's mat '")
+    assert model.generate_batch(batch, max_new_tokens=60) == ["the cat's mat"] * len(batch)

@@ -26,7 +26,7 @@ from ossicle.errors import ConfigError
 from ossicle.models.ctc import BLANK, Spelling, spelled
 from ossicle.models.generation import MAX_NEW_TOKENS, settings_of
 from ossicle.models.rescoring import LM_WEIGHT, best_text
-from ossicle.models.spoken_tokens import SpokenTokens
+from ossicle.models.spoken_tokens import SpokenTokens, spoken_form
 from ossicle.prompts import ASR_INSTRUCTIONS
 
 CTC_WEIGHT = 0.5
@@ -111,7 +111,7 @@ def _transcribe(
     texts = [" ".join(text.split()) for text in texts]
     found = [texts[k : k + beams] for k in range(0, len(texts), beams)]  # of each utterance
     return [
-        best_text(found[k], heard[mask], spoken=spoken, llm=model.llm, lm_weight=search.lm_weight)
+        spoken_form(best_text(found[k], heard[mask], spoken=spoken, llm=model.llm, lm_weight=search.lm_weight))
         for k, (heard, mask) in enumerate(zip(spelling.tokens, spelling.mask, strict=True))
     ]
 
