@@ -21,7 +21,7 @@ def cluster():
     """Two processes on this machine; the workers find the modules of the tests."""
     paths = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {"env_vars": {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}}
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=environment)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=environment)
     yield
     ray.shutdown()
 
@@ -45,6 +45,14 @@ def test_evaluate(tmp_path, model, task_manifest):
     assert {"h.jsonl", "h.meta.json", "h.scores.json"} <= set(files(tmp_path / "b"))
 
 
+def test_prepare_tts_with_the_default_address(tmp_path):
+    pytest.importorskip("espeakng_loader")
+    (tmp_path / "t.txt").write_text("one red car\ntwo blue cars\nthree good words\n")
+    ossicle("prepare-tts", tmp_path / "t.txt", tmp_path / "a")
+    ossicle("prepare-tts", "--ray", tmp_path / "t.txt", tmp_path / "b", "--blocks", 2)
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+
+
 def test_a_restart_repeats_only_what_has_failed(tmp_path):
     (tmp_path / "bad").touch()
     with pytest.raises(OssicleError, match=r"shard 3/4: block 3 is bad\n.*repeat only these parts"):
@@ -60,3 +68,16 @@ def test_without_ray_the_package_is_named(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingPackageError, match=r"pip install 'ossicle\[ray\]'"):
         run_shards(counted, (tmp_path,), count=1, address="local", title="x")
+
+
+def test_an_address_that_cannot_be_used_is_named(monkeypatch, tmp_path):
+    with pytest.raises(OssicleError, match=r"--ray ray://head:1: .* write `auto`, or HOST:PORT"):
+        run_shards(counted, (tmp_path,), count=1, address="ray://head:1", title="x")
+
+    def no_token(**_: object) -> None:
+        raise ray.exceptions.AuthenticationError("no token")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", no_token)
+    with pytest.raises(OssicleError, match=r"--ray head:1: no cluster answers \(no token.*RAY_AUTH_MODE=token"):
+        run_shards(counted, (tmp_path,), count=1, address="head:1", title="x")

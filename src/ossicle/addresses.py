@@ -18,15 +18,13 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from importlib import import_module
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from ossicle.errors import AudioError, DataError, MissingPackageError
+from ossicle.errors import AudioError, DataError, OssicleError
 
 SCHEMES = ("s3", "gs", "hf", "memory", "file")
 """Schemes of URLs that are read. The packages for ``s3`` and ``gs`` are installed apart."""
-PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "hf": "huggingface_hub"}
 REMOTE = re.compile(rf"({'|'.join(SCHEMES)}):/+(.+)", re.DOTALL)
 MEMBER = re.compile(r"(.+)#(\d{1,18})\+(\d{1,18})(\.\w{1,10})", re.DOTALL)
 
@@ -67,26 +65,13 @@ def url_of(path: str | Path) -> str:
     return f"{scheme}:///{rest}" if scheme == "file" else f"{scheme}://{rest}"
 
 
-def filesystem(path: str | Path) -> tuple[Any, str]:
-    """Return the file system of a URL and the path in it. Raises `MissingPackageError` if it needs a package."""
-    url = url_of(path)
-    scheme = url.partition(":")[0]
-    try:
-        core: Any = import_module("fsspec.core")
-        found: tuple[Any, str] = core.url_to_fs(url)
-    except ImportError as error:
-        package = PACKAGES.get(scheme, "fsspec")
-        raise MissingPackageError(f"{url}: {scheme}:// needs {package}; install it: pip install {package}") from error
-    return found
-
-
 def open_binary(file: str | Path) -> IO[bytes]:
-    """Open a whole file, local or remote. Raises `OSError`."""
+    """Open a whole file, local or remote. Raises `OSError`, or `DataError` if a service cannot be reached."""
     if not is_remote(file):
         return Path(file).open("rb")
-    system, path = filesystem(file)
-    opened: IO[bytes] = system.open(path, "rb")
-    return opened
+    from ossicle.remote import open_object  # most data are local
+
+    return open_object(url_of(file))
 
 
 def list_files(source: Path, *suffixes: str) -> list[Path]:
@@ -96,36 +81,42 @@ def list_files(source: Path, *suffixes: str) -> list[Path]:
     """
     if not is_remote(source):
         return [source] if source.is_file() else sorted(p for p in source.glob("*") if p.name.endswith(suffixes))
-    system, path = filesystem(source)
+    from ossicle.remote import names_in
+
     try:
-        if system.isfile(path):
-            return [source]
-        names = [name.rstrip("/").rpartition("/")[2] for name in system.ls(path, detail=False)]
-    except Exception as error:  # each service has errors of its own
-        raise DataError(f"{url_of(source)}: cannot be listed ({error!s:.200}); check the address and access") from error
-    return sorted(source / name for name in names if name.endswith(suffixes))
+        names = names_in(url_of(source))
+    except OSError as error:
+        raise DataError(f"{url_of(source)}: cannot be listed ({error.strerror}); check the address") from error
+    return [source] if names is None else sorted(source / name for name in names if name.endswith(suffixes))
 
 
 def read_bytes(path: str | Path) -> bytes:
-    """Return the bytes at an address. Raises `AudioError` if they are not there."""
+    """Return the bytes at an address.
+
+    Raises `AudioError` if they are not there or may not be read, and `DataError` if a service cannot be reached.
+    """
     member = member_of(str(path))
     file, offset, size = (str(path), 0, None) if member is None else (member.file, member.offset, member.size)
+    where = url_of(path) if is_remote(path) else path
     try:
         if is_remote(file):
-            system, inner = filesystem(file)
-            content: bytes = system.cat_file(inner, start=offset, end=None if size is None else offset + size)
+            from ossicle.remote import read_object
+
+            content = read_object(url_of(file), offset, None if size is None else offset + size)
         else:
             with Path(file).open("rb") as opened:
                 opened.seek(offset)
                 content = opened.read(-1 if size is None else size)
-    except MissingPackageError:
+    except OssicleError:
         raise
     except FileNotFoundError as error:
-        raise AudioError(f"{path}: there is no such file") from error
-    except Exception as error:  # each service has errors of its own
-        raise AudioError(f"{path}: cannot be read ({type(error).__name__}: {error!s:.200})") from error
+        raise AudioError(f"{where}: there is no such file") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
+        raise AudioError(f"{where}: cannot be read ({type(error).__name__}: {error!s:.200})") from error
     if not content or (size is not None and len(content) < size):
-        raise AudioError(f"{path}: the shard ends before it; prepare the corpus again" if size else f"{path}: is empty")
+        raise AudioError(
+            f"{where}: the shard ends before it; prepare the corpus again" if size else f"{where}: is empty"
+        )
     return content
 
 
@@ -150,12 +141,15 @@ def is_present(path: str) -> bool:
 
 @lru_cache(maxsize=4096)
 def _size_of(file: str, _process: int) -> int:
-    """Return the bytes of a shard, or 0 if it is missing."""
+    """Return the bytes of a shard, or 0 if it is missing. Raises `DataError` if a service cannot be reached."""
     try:
         if not is_remote(file):
             return os.stat(file).st_size  # noqa: PTH116
-        system, path = filesystem(file)
-        return int(system.size(path))
+        from ossicle.remote import size_of
+
+        return size_of(url_of(file))
+    except OssicleError:
+        raise
     except (OSError, ValueError):
         return 0
 
@@ -165,8 +159,9 @@ def version_of(path: Path) -> tuple[Any, int, Any]:
     member = member_of(str(path))
     file = path if member is None else Path(member.file)
     if is_remote(file):
-        system, inner = filesystem(file)
-        return str(path), int(system.size(inner)), system.ukey(inner)
+        from ossicle.remote import version_of_object
+
+        return (str(path), *version_of_object(url_of(file)))
     status = file.stat()
     if member is None:
         return file.resolve(), status.st_size, status.st_mtime_ns

@@ -7,6 +7,7 @@ restart therefore repeats only the parts that were not finished, on Ray or witho
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -16,6 +17,8 @@ from ossicle.errors import MissingPackageError, OssicleError
 from ossicle.progress import Progress
 from ossicle.shards import Shard
 
+CONNECT_S = 10.0
+"""Longest wait for the head of a cluster."""
 Work = Callable[..., None]
 """A function of a module: ``work(shard, *arguments)``."""
 
@@ -29,13 +32,13 @@ def run_shards(
         work: function that does a part of the work. Its module is imported on every machine.
         arguments: its other arguments. Relative paths start at the working directory, which all machines must share.
         count: number of shards. A restart must use the same number.
-        address: ``local`` starts processes on this machine; ``auto``, or an address, joins a running cluster.
+        address: ``local`` starts processes on this machine; ``auto`` or HOST:PORT joins a running cluster.
         title: what is being done, for the display.
         gpu: take one GPU for each process, if the cluster has any.
 
     Raises:
         MissingPackageError: Ray is not installed.
-        OssicleError: a part has failed; the others are finished.
+        OssicleError: no cluster answers, or a part has failed; the others are finished.
     """
     ray = _started(address)
     gpus = 1 if gpu and ray.cluster_resources().get("GPU", 0) else 0
@@ -66,16 +69,34 @@ def _started(address: str) -> Any:
         import_module("ray.data")
     except ImportError as error:
         raise MissingPackageError("--ray needs Ray Data; install it: pip install 'ossicle[ray]'") from error
+    if address.startswith("ray://"):
+        raise OssicleError(
+            f"--ray {address}: Ray Data does not run through Ray Client; call the command on a machine of the cluster "
+            "and write `auto`, or HOST:PORT without ray://"
+        )
     if not ray.is_initialized():
+        check_port(address)
         local = {"include_dashboard": False} if address == "local" else {}
         try:
-            ray.init(address=None if address == "local" else address, log_to_driver=False, **local)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+            ray.init(address=address, log_to_driver=False, **local)
+        except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             raise OssicleError(
-                f"--ray {address}: no cluster answers ({error!s:.200}); write `local`, `auto` or its address"
+                f"--ray {address}: no cluster answers ({error!s:.200}); write `local`, `auto` or its HOST:PORT, and "
+                "set RAY_AUTH_MODE=token if it asks for a token"
             ) from error
     ray.data.DataContext.get_current().enable_progress_bars = False
     return ray
+
+
+def check_port(address: str) -> None:
+    """Raise `OssicleError` if nothing listens at HOST:PORT, for which Ray itself waits for minutes."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
+    except (OSError, OverflowError) as error:
+        raise OssicleError(f"--ray {address}: nothing answers ({error}); check the address of the head") from error
 
 
 class _Worker:

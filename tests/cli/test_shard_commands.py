@@ -14,7 +14,8 @@ def ossicle(*arguments: object):
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.endswith(".lock")}
+    found = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock")
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
 
 
 def test_evaluate(tmp_path, model, task_manifest):
@@ -38,6 +39,40 @@ def test_prepare(tmp_path, task_manifest):
     assert "shard 1/2 is finished; 1 of 2 are not: 2" in " ".join(said.split())
     ossicle("prepare", "jsonl", task_manifest.parent, tmp_path / "b", "--shard", "2/2")
     assert files(tmp_path / "a") == files(tmp_path / "b")
+
+
+def test_prepare_tts(tmp_path):
+    pytest.importorskip("espeakng_loader")
+    texts = tmp_path / "t.txt"
+    texts.write_text("".join(f"number {i % 5} is {word}.\n" for i, word in enumerate(["red", "blue", "good"] * 3)))
+    ossicle("prepare-tts", texts, tmp_path / "a", "--limit", 7)
+    ossicle("prepare-tts", texts, tmp_path / "b", "--limit", 7, "--shard", "2/2")
+    assert len(list(tmp_path.glob("b/audio/*.wav"))) == 3  # a part speaks its own texts only
+    ossicle("prepare-tts", texts, tmp_path / "b", "--limit", 7, "--shard", "1/2")
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+    assert len(files(tmp_path / "b")) == 7 + 2  # t.jsonl and prepare.json
+
+
+@pytest.mark.parametrize(
+    ("arguments", "address"),
+    [
+        (("jsonl", "SOURCE", "OUT", "--ray"), "local"),
+        (("--ray", "jsonl", "SOURCE", "OUT"), "local"),
+        (("jsonl", "SOURCE", "--ray", "OUT"), "local"),
+        (("jsonl", "SOURCE", "OUT", "--ray", "--blocks", "7"), "local"),
+        (("--ray", "local", "jsonl", "SOURCE", "OUT"), "local"),
+        (("--ray", "auto", "jsonl", "SOURCE", "OUT"), "auto"),
+        (("--ray", "10.0.0.1:6379", "jsonl", "SOURCE", "OUT"), "10.0.0.1:6379"),
+        (("--ray", "ray://head:10001", "jsonl", "SOURCE", "OUT"), "ray://head:10001"),
+        (("--ray=head:1", "--", "jsonl", "SOURCE", "OUT"), "head:1"),
+    ],
+)
+def test_the_address_of_ray_may_be_left_out(tmp_path, task_manifest, monkeypatch, arguments, address):
+    places, addresses = {"SOURCE": task_manifest.parent, "OUT": tmp_path / "out"}, []
+    monkeypatch.setattr("ossicle.on_ray.run_shards", lambda *given, **settings: addresses.append(settings["address"]))
+    ossicle("prepare", *(places.get(argument, argument) for argument in arguments))
+    assert addresses == [address]
+    assert (tmp_path / "out" / "prepare.json").exists()
 
 
 def test_options_that_exclude_each_other(tmp_path, task_manifest):

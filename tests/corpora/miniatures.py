@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
+import io
+import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -25,3 +29,38 @@ def text(path: Path, content: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(content, encoding="utf-8")
     return path
+
+
+def encoded(folder: Path, seconds: float, suffix: str = ".flac") -> bytes:
+    """Return the content of a file with a tone, which is written to ``folder``."""
+    return tone(folder / f"tone{seconds}{suffix}", seconds, hz=200 + 100 * seconds).read_bytes()
+
+
+def shard(path: Path, *files: tuple[str, bytes | str]) -> Path:
+    """Write a tar file with members in this order."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, content in files:
+            data = content.encode() if isinstance(content, str) else content
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+    return path
+
+
+def shar(folder: Path, tmp_path: Path, number: str, *cuts: tuple[str, float, str], audio: bool = True) -> None:
+    """Write what Lhotse's SharWriter writes: cuts that start at 0 with placeholders, and pairs of members."""
+    rows, files = [], []
+    for name, seconds, words in cuts:
+        supervision = {"id": f"{name}-s", "recording_id": "r", "start": 0.0, "duration": seconds, "channel": 0,
+                       "text": words, "language": "en"}  # fmt: skip
+        recording = {"id": "r", "sources": [{"type": "shar", "channels": [0], "source": ""}], "sampling_rate": 16_000,
+                     "num_samples": round(16_000 * seconds), "duration": seconds, "channel_ids": [0]}  # fmt: skip
+        rows.append({"id": name, "start": 0, "duration": seconds, "channel": 0, "supervisions": [supervision],
+                     "recording": recording, "type": "MonoCut"})  # fmt: skip
+        files += [(f"{name}.flac", encoded(tmp_path, seconds)), (f"{name}.json", json.dumps(recording))]
+    folder.mkdir(exist_ok=True)
+    with gzip.open(folder / f"cuts.{number}.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    if audio:
+        shard(folder / f"recording.{number}.tar", *files)

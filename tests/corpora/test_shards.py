@@ -1,7 +1,6 @@
 """Audio in tar shards and at URLs: WebDataset, Lhotse Shar, parquet, local and by fsspec."""
 
 import gzip
-import io
 import json
 import tarfile
 from pathlib import Path
@@ -10,7 +9,7 @@ import fsspec
 import numpy as np
 import pytest
 import soundfile
-from miniatures import tone
+from miniatures import encoded, shar, shard, tone
 from torch.utils.data import DataLoader
 
 from ossicle import addresses
@@ -20,21 +19,6 @@ from ossicle.batch import Sample
 from ossicle.data.dataset import SpeechDataset
 from ossicle.data.manifest import read_manifest, write_manifest
 from ossicle.errors import AudioError, DataError, MissingPackageError
-
-
-def encoded(folder: Path, seconds: float, suffix: str = ".flac") -> bytes:
-    return tone(folder / f"tone{seconds}{suffix}", seconds, hz=200 + 100 * seconds).read_bytes()
-
-
-def shard(path: Path, *files: tuple[str, bytes | str]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for name, content in files:
-            data = content.encode() if isinstance(content, str) else content
-            entry = tarfile.TarInfo(name)
-            entry.size = len(data)
-            tar.addfile(entry, io.BytesIO(data))
-    return path
 
 
 @pytest.fixture
@@ -147,6 +131,25 @@ def test_a_fault_names_the_address(web, tmp_path, prepared):
         audio_duration_s(first.audio)
 
 
+def test_an_object_that_may_not_be_read_is_a_fault_of_its_own_and_a_service_that_fails_is_not(monkeypatch):
+    def cannot(error: Exception):
+        def cat_file(*_: object, **__: object) -> bytes:
+            raise error
+
+        return cat_file
+
+    memory = type(fsspec.filesystem("memory"))
+    monkeypatch.setattr(memory, "cat_file", cannot(PermissionError("Forbidden")))
+    with pytest.raises(AudioError, match=r"memory://b/a.flac: cannot be read \(PermissionError: .*access is denied"):
+        read_bytes(Path("memory://b/a.flac"))
+    monkeypatch.setattr(memory, "cat_file", cannot(TimeoutError("slow down")))
+    with pytest.raises(
+        DataError, match=r"memory://b/a.flac: cannot be read \(TimeoutError: slow down\); check"
+    ) as error:
+        read_bytes(Path("memory://b/a.flac"))
+    assert not isinstance(error.value, AudioError)
+
+
 def test_damaged_and_compressed_shards_are_refused(tmp_path, web, refused):
     content = (web / "dev-000000.tar").read_bytes()
     (tmp_path / "bad").mkdir()
@@ -168,24 +171,6 @@ def test_links_and_sparse_files_are_left_out(tmp_path, prepared):
     lines, report = prepared("webdataset", path)
     assert [line["id"] for line in lines["train"]] == ["train/a"]
     assert not report.dropped
-
-
-def shar(folder: Path, tmp_path: Path, number: str, *cuts: tuple[str, float, str], audio: bool = True) -> None:
-    """Write what Lhotse's SharWriter writes: cuts that start at 0 with placeholders, and pairs of members."""
-    rows, files = [], []
-    for name, seconds, words in cuts:
-        supervision = {"id": f"{name}-s", "recording_id": "r", "start": 0.0, "duration": seconds, "channel": 0,
-                       "text": words, "language": "en"}  # fmt: skip
-        recording = {"id": "r", "sources": [{"type": "shar", "channels": [0], "source": ""}], "sampling_rate": 16_000,
-                     "num_samples": round(16_000 * seconds), "duration": seconds, "channel_ids": [0]}  # fmt: skip
-        rows.append({"id": name, "start": 0, "duration": seconds, "channel": 0, "supervisions": [supervision],
-                     "recording": recording, "type": "MonoCut"})  # fmt: skip
-        files += [(f"{name}.flac", encoded(tmp_path, seconds)), (f"{name}.json", json.dumps(recording))]
-    folder.mkdir(exist_ok=True)
-    with gzip.open(folder / f"cuts.{number}.jsonl.gz", "wt") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
-    if audio:
-        shard(folder / f"recording.{number}.tar", *files)
 
 
 @pytest.mark.parametrize("remote", [False, True])

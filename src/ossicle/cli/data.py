@@ -15,6 +15,7 @@ from ossicle.cli.options import (
     MaxDuration,
     MinDuration,
     Ray,
+    RayCommand,
     ShardOf,
     SkipBroken,
     Targets,
@@ -100,10 +101,15 @@ def prepare_tts(  # noqa: PLR0913 - each parameter is an option of the command
     min_duration: MinDuration = 0.0,
     max_duration: MaxDuration = float("inf"),
     lower: Lower = False,
-    jobs: Annotated[int | None, typer.Option(help="Processes. Default: one per core.", min=1)] = None,
+    jobs: Annotated[
+        int | None, typer.Option(help="Processes. Default: one per core; with --ray, one per part.", min=1)
+    ] = None,
+    shard: ShardOf = None,
+    ray: Ray = None,
+    blocks: Blocks = 32,
 ) -> None:
     """Synthesise speech for a text corpus and write manifests for asr, st and qa."""
-    from ossicle.corpora.tts import TtsOptions
+    from ossicle.corpora.tts import TtsOptions, prepare_tts_shard
     from ossicle.corpora.tts import prepare_tts as run
 
     options = TtsOptions(
@@ -119,7 +125,12 @@ def prepare_tts(  # noqa: PLR0913 - each parameter is an option of the command
         min_s=min_duration,
         max_s=max_duration,
     )
-    run(texts, out, options, jobs=jobs).print(out)
+    part = shard_of(shard, ray)
+    if ray is not None:
+        from ossicle.on_ray import run_shards
+
+        run_shards(prepare_tts_shard, (texts, out, options, jobs), count=blocks, address=ray, title="speaking")
+    run(texts, out, options, jobs=jobs, shard=part).print(out)
 
 
 def stats(
@@ -180,9 +191,9 @@ def align(  # noqa: PLR0913 - each parameter is an option of the command
 def add_to(app: typer.Typer) -> None:
     """Add the commands of this file to ``app``."""
     panel = "Data"
-    app.command(help=PREPARE_HELP, rich_help_panel=panel)(prepare)
+    app.command(cls=RayCommand, help=PREPARE_HELP, rich_help_panel=panel)(prepare)
     for command in (prepare_tts, stats, align):
-        app.command(rich_help_panel=panel)(command)
+        app.command(cls=RayCommand, rich_help_panel=panel)(command)
 
 
 def _columns(pairs: list[str] | tuple[()]) -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ossicle.cli.options import AsJson, Blocks, Checkpoint, Ray, ShardOf, SkipBroken, shard_of
+from ossicle.cli.options import AsJson, Blocks, Checkpoint, Ray, RayCommand, ShardOf, SkipBroken, shard_of
 from ossicle.errors import OssicleError
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def score(  # noqa: PLR0913 - each parameter is an option of the command
 def add_to(app: typer.Typer) -> None:
     """Add the commands of this file to ``app``."""
     for command in (evaluate, score):
-        app.command(rich_help_panel="Evaluation")(command)
+        app.command(cls=RayCommand, rich_help_panel="Evaluation")(command)
 
 
 def _check_tables(normalise: str, spelling: Path | None, leaderboard: Path | None) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from ossicle.shards import Shard
+
+RAY_ADDRESS = re.compile(r"local|auto|(ray://)?[^/:]+:\d+")
+"""Addresses that ``--ray`` takes. Another argument after it belongs to the command."""
 
 Recipe = Annotated[
     Path,
@@ -42,11 +47,23 @@ ShardOf = Annotated[
 Ray = Annotated[
     str | None,
     typer.Option(
-        metavar="ADDRESS",
-        help="Divide the work on Ray: `local` for processes here, `auto` or the address of a cluster.",
+        metavar="[ADDRESS]",
+        help="Divide the work on Ray: `local` (default) for processes here, `auto` or HOST:PORT of a cluster.",
     ),
 ]
 Blocks = Annotated[int, typer.Option(help="With --ray: number of parts; a restart repeats unfinished ones.", min=1)]
+
+
+class RayCommand(TyperCommand):
+    """A command with the option ``--ray [ADDRESS]``. Typer has no options whose value may be left out."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments, with the address ``local`` where ``--ray`` has none."""
+        end = args.index("--") if "--" in args else len(args)
+        for place in [i for i, arg in enumerate(args[:end]) if arg == "--ray"][::-1]:
+            if place + 1 == end or not RAY_ADDRESS.fullmatch(args[place + 1]):
+                args = [*args[: place + 1], "local", *args[place + 1 :]]
+        return super().parse_args(ctx, args)
 
 
 def shard_of(text: str | None, ray: str | None) -> Shard | None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ossicle.cli.options import Blocks, Overrides, Ray, Recipe, ShardOf, shard_of
+from ossicle.cli.options import Blocks, Overrides, Ray, RayCommand, Recipe, ShardOf, shard_of
 
 
 def train(
@@ -98,4 +98,4 @@ def import_official(
 def add_to(app: typer.Typer) -> None:
     """Add the commands of this file to ``app``."""
     for command in (train, doctor, cache, recipes, import_official):
-        app.command(rich_help_panel="Training")(command)
+        app.command(cls=RayCommand, rich_help_panel="Training")(command)

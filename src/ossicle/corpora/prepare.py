@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
@@ -70,10 +70,36 @@ def prepare(  # noqa: PLR0913 - what, where and how
     about = {"corpus": name, "source": plain_path(source), "options": non_defaults(options, Options())}
     limits = Limits.of(options)
 
+    def read_items() -> Iterable[Item]:
+        return read(source, options)
+
+    def pool() -> Executor:
+        return ThreadPoolExecutor(jobs)
+
+    return write_once(read_items, out, about, limits, pool, title=name, show=show, shard=shard)
+
+
+def write_once(  # noqa: PLR0913 - as for `prepare`
+    read: Callable[[], Iterable[Item]],
+    out: Path,
+    about: dict[str, Any],
+    limits: Limits,
+    pool: Callable[[], Executor],
+    *,
+    title: str,
+    show: bool,
+    shard: Shard | None,
+) -> Report:
+    """Write the manifests of the items that ``read`` returns, all of them or the part ``shard``.
+
+    A call that was completed before only returns its report, and calls neither ``read`` nor ``pool``. Raises
+    `CorpusError` as `ossicle.corpora.writer.write` does.
+    """
+
     def fill(journal: Path) -> None:
-        items = own_items(shard or WHOLE, Names(out).apply(read(source, options)))
-        with progress_of(name, enabled=show) as progress, ThreadPoolExecutor(jobs) as pool:
-            fill_journal(journal, items, about, Worker(out, limits), pool, progress=progress)
+        items = own_items(shard or WHOLE, Names(out).apply(read()))
+        with progress_of(title, enabled=show) as progress, pool() as executor:
+            fill_journal(journal, items, about, Worker(out, limits), executor, progress=progress)
 
     if shard is not None:
         return prepare_part(shard, out, about, lambda: load_report(out, about), fill)
@@ -81,8 +107,8 @@ def prepare(  # noqa: PLR0913 - what, where and how
         finished = load_report(out, about)
         if finished is not None:
             return finished
-        with progress_of(name, enabled=show) as progress, ThreadPoolExecutor(jobs) as pool:
-            return write(read(source, options), out, about, limits, pool, progress=progress)
+        with progress_of(title, enabled=show) as progress, pool() as executor:
+            return write(read(), out, about, limits, executor, progress=progress)
 
 
 def prepare_shard(shard: Shard, corpus: str, source: Path, out: Path, options: Options, jobs: int) -> None:

@@ -8,13 +8,12 @@ is spoken once. Its transcript, translations and questions become lines with the
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import chain, groupby, islice
+from itertools import groupby, islice
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
@@ -37,16 +36,16 @@ from ossicle.corpora.items import (
     read_lines,
     st_line,
 )
-from ossicle.corpora.manifests import locked
 from ossicle.corpora.naming import plain_path, safe_name
 from ossicle.corpora.piper import PiperMaker, check_voices, number_of_speakers
-from ossicle.corpora.prepare import load_report, non_defaults
+from ossicle.corpora.prepare import non_defaults, write_once
 from ossicle.corpora.report import Report
-from ossicle.corpora.tts_engines import CommandMaker, EspeakMaker, espeak_voices, fill
+from ossicle.corpora.tts_engines import CommandMaker, EspeakMaker, check_command, espeak_voices
 from ossicle.corpora.voices import espeak
-from ossicle.corpora.writer import Limits, progress_of, write
+from ossicle.corpora.writer import Limits
 from ossicle.errors import CorpusError
 from ossicle.prompts import LANGUAGE_NAMES
+from ossicle.shards import Shard
 
 PARALLEL_FROM = 64
 """Number of utterances from which processes are used. Fewer are spoken before new processes have started."""
@@ -82,12 +81,19 @@ class TtsOptions:
 
 
 def prepare_tts(
-    texts: Path, out: Path, options: TtsOptions | None = None, *, jobs: int | None = None, show: bool = True
+    texts: Path,
+    out: Path,
+    options: TtsOptions | None = None,
+    *,
+    jobs: int | None = None,
+    show: bool = True,
+    shard: Shard | None = None,
 ) -> Report:
     """Write the speech of ``texts`` to ``out/audio``, and manifests for it.
 
     The manifests are ``NAME`` (asr), ``NAME.st-TARGET`` and ``NAME.qa``. An interrupted call resumes. espeak-ng runs in
-    ``jobs`` processes, one per core by default. A command runs in ``jobs`` threads.
+    ``jobs`` processes, one per core by default. A command runs in ``jobs`` threads. With ``shard``, only this part is
+    spoken, and the last part of several calls writes the manifests.
 
     Raises:
         CorpusError: the texts have another format, or the command is invalid.
@@ -99,15 +105,21 @@ def prepare_tts(
         raise CorpusError(f"{texts}: there is no such file; expected {EXPECTED}")
     _check_engine(options)
     about = {"corpus": "tts", "source": plain_path(texts), "options": non_defaults(options, TtsOptions())}
-    with locked(out):
-        finished = load_report(out, about)
-        if finished is not None:
-            return finished
-        items = _limited(_read(texts, options), options.limit)
-        first = list(islice(items, 2 * PARALLEL_FROM))  # every second item is a `Reached`
-        limits, few = Limits(options.min_s, options.max_s), len(first) < 2 * PARALLEL_FROM
-        with progress_of("speaking", enabled=show) as progress, _pool(options, few, jobs) as pool:
-            return write(chain(first, items), out, about, limits, pool, progress=progress)
+
+    def read() -> Iterator[Item]:
+        return _limited(_read(texts, options), options.limit)
+
+    def pool() -> Executor:
+        many = 2 * PARALLEL_FROM * (1 if shard is None else shard.count)  # every second item is a `Reached`
+        return _pool(options, next(islice(read(), many - 1, None), None) is None, jobs)
+
+    limits = Limits(options.min_s, options.max_s)
+    return write_once(read, out, about, limits, pool, title="speaking", show=show, shard=shard)
+
+
+def prepare_tts_shard(shard: Shard, texts: Path, out: Path, options: TtsOptions, jobs: int | None) -> None:
+    """Do the part ``shard`` of `prepare_tts` without a display, in one process by default, because Ray runs several."""
+    prepare_tts(texts, out, options, jobs=jobs or 1, show=False, shard=shard)
 
 
 def _check_engine(options: TtsOptions) -> None:
@@ -115,24 +127,14 @@ def _check_engine(options: TtsOptions) -> None:
         if options.command is not None:
             raise CorpusError("--piper and --command both speak: give one of them")
         check_voices(options.piper)
-        return
-    if options.command is None:
+    elif options.command is not None:
+        check_command(options.command, options.voices)
+    else:
         espeak()
-        return
-    try:
-        words = fill(options.command, {})
-    except ValueError as error:
-        raise CorpusError(f"--command {options.command}: is no command ({error}); close the quotation") from error
-    if not words or shutil.which(words[0]) is None:
-        raise CorpusError(f"--command {options.command}: there is no program {words[0] if words else ''!r}; install it")
-    if "{out}" not in options.command:
-        raise CorpusError(f"--command {options.command}: has no {{out}}; write {{out}} where the audio file goes")
-    if "{voice}" in options.command and not options.voices:
-        raise CorpusError(f"--command {options.command}: has {{voice}}; name the voices with --voice")
 
 
 def _pool(options: TtsOptions, few: bool, jobs: int | None) -> Executor:
-    if options.command is not None or few:
+    if options.command is not None or few or jobs == 1:
         return ThreadPoolExecutor(jobs)
     # espeak-ng has global state, so each process speaks one text at a time. Processes are spawned because a fork of a
     # process with threads can hang. They ignore Ctrl-C because this process stops them.

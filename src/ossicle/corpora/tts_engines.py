@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from ossicle.corpora.speak_file import SpeakJob, speak_file
 from ossicle.corpora.voices import Voice, test_voices, train_voices
 from ossicle.data.words import WORDS
-from ossicle.errors import MakeError, VoiceError
+from ossicle.errors import CorpusError, MakeError, VoiceError
 
 TIMEOUT_S = 600.0
 """Longest run time of a command, in seconds."""
@@ -82,6 +83,20 @@ class CommandMaker:
                 f"{words[0]} failed with exit code {done.returncode}: {said[-1] if said else 'it wrote no file'}"
             )
         return {}
+
+
+def check_command(template: str, voices: Sequence[str]) -> None:
+    """Raise `CorpusError` if the program of a command is missing, or its template cannot be filled."""
+    try:
+        words = fill(template, {})
+    except ValueError as error:
+        raise CorpusError(f"--command {template}: is no command ({error}); close the quotation") from error
+    if not words or shutil.which(words[0]) is None:
+        raise CorpusError(f"--command {template}: there is no program {words[0] if words else ''!r}; install it")
+    if "{out}" not in template:
+        raise CorpusError(f"--command {template}: has no {{out}}; write {{out}} where the audio file goes")
+    if "{voice}" in template and not voices:
+        raise CorpusError(f"--command {template}: has {{voice}}; name the voices with --voice")
 
 
 def fill(template: str, values: Mapping[str, str]) -> list[str]:
