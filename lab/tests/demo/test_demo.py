@@ -12,7 +12,7 @@ from ossicle.models.speech_llm import SpeechLLM
 from ossicle_lab.demo.run import PRETRAININGS, Scale, run
 
 pytest.importorskip("espeakng_loader", reason='needs pip install "ossicle[tts]"')
-TINY = Scale(train=40, dev=2, test=6, stage1_steps={"contrastive": 3, "asr": 2}, stage2_steps=2)
+TINY = Scale(train=40, dev=2, test=6, stage1_steps={"contrastive": 3, "ctc": 2, "asr": 2}, stage2_steps=2)
 COLUMNS = {"run", "fraction", "wer", "bleu_de", "bleu_es", "em", "f1", "r_at_1"}
 
 
@@ -47,6 +47,7 @@ def test_it_leaves_a_small_model_plots_and_examples(demo):
     assert plots == {
         "loss-stage1-contrastive.png",
         "loss-stage1-asr.png",
+        "loss-stage1-ctc.png",
         "loss-stage2.png",
         "retrieval.png",
         "similarity.png",

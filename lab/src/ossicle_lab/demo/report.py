@@ -21,6 +21,7 @@ FRACTION = 0.1
 BOUND = "text (upper bound)"
 TITLES = {
     "contrastive": "contrastive pretraining",
+    "ctc": "CTC (not in the paper)",
     "asr": "ASR pretraining",
     "none": "no pretraining",
     BOUND: "LLM reads the transcript",
@@ -142,7 +143,8 @@ def show(out: Path, record: dict[str, Any], best: Job, console: Console) -> None
         " ** Speech finds its transcript among the test passages after stage 1 (without\n"
         "    pretraining: after stage 2); mean over the LLM's layers.\n"
         f" {_stage1_times(record['seconds'])}\n"
-        " The contrastive loss is contr-wasser-emb, the lab's best at equal time: see\n docs/results.md.",
+        " The contrastive loss is contr-wasser-emb, the paper's best in the lab at equal time\n"
+        " (docs/results.md). CTC spells the transcript: see docs/beyond.md.",
         style="dim",
         highlight=False,
     )
@@ -161,8 +163,8 @@ def show(out: Path, record: dict[str, Any], best: Job, console: Console) -> None
 
 
 def _stage1_times(seconds: Mapping[str, float]) -> str:
-    times = [f"{seconds[f'{name}/stage1']:.0f} s ({TITLES[name]})" for name in ("contrastive", "asr")]
-    return f"Stage 1 took {' and '.join(times)}."
+    times = [f"{seconds[f'{name}/stage1']:.0f} s ({TITLES[name]})" for name in ("contrastive", "ctc", "asr")]
+    return f"Stage 1 took {times[0]},\n {times[1]} and {times[2]}."
 
 
 def examples(out: Path, best: Job) -> list[dict[str, str]]:

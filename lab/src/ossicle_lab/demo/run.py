@@ -1,6 +1,6 @@
 """Run `ossicle demo`: the whole method on generated speech, small enough for a laptop.
 
-The demo is a study of three pretrainings (contrastive, ASR, none), each fine-tuned with 10% of the task data and tested
+The demo is a study of four pretrainings (contrastive, CTC, ASR, none), each fine-tuned with 10% of the task data and tested
 on held-out sentences in held-out voices. Around the study it makes the corpus, a table, plots, examples and a model.
 """
 
@@ -28,8 +28,10 @@ if TYPE_CHECKING:
     from ossicle_lab.study.job import Job
     from ossicle_lab.world.corpus import Corpus
 
-PRETRAININGS = {"contrastive": "lab/contr-wasser-emb", "asr": "lab/asr", "none": None}
+PRETRAININGS = {"contrastive": "lab/contr-wasser-emb", "ctc": "beyond/ctc", "asr": "lab/asr", "none": None}
 """Recipe of stage 1 for each row of the table. The longest runs come first, so that the cores are shared evenly."""
+CTC_PROJECTOR = "model.projector={name: ctc, width: 256, heads: 8, layers: 2, ffn: 768, dropout: 0.0}"
+"""Projector of the recipe beyond/ctc, which its stage 2 needs as well."""
 BEST = "contrastive"
 COMPARED = ("none", BEST)
 """The similarity matrices of these rows are plotted side by side."""
@@ -56,8 +58,10 @@ class Scale:
     """Number of stage-2 steps of every row."""
 
 
-FULL = Scale(train=4000, dev=60, test=150, stage1_steps={"contrastive": 2200, "asr": 900}, stage2_steps=350)
-QUICK = Scale(train=1000, dev=20, test=40, stage1_steps={"contrastive": 500, "asr": 200}, stage2_steps=100)
+FULL = Scale(
+    train=4000, dev=60, test=150, stage1_steps={"contrastive": 2200, "ctc": 1000, "asr": 900}, stage2_steps=350
+)
+QUICK = Scale(train=1000, dev=20, test=40, stage1_steps={"contrastive": 500, "ctc": 230, "asr": 200}, stage2_steps=100)
 
 
 def run(out: Path, scale: Scale = FULL, *, processes: int | None = None) -> dict[str, Any]:
@@ -85,7 +89,7 @@ def run(out: Path, scale: Scale = FULL, *, processes: int | None = None) -> dict
     config = study_config(out, corpus, scale)
     with _timed(seconds, "frames", console, "Encoding it once with the frozen encoder"):
         _fill_frames(config, [corpus.pretrain, out / DATA / "dev" / "manifest.jsonl", *config.data.alignment])
-    with _timed(seconds, "training", console, "Training and evaluating three projectors"):
+    with _timed(seconds, "training", console, "Training and evaluating four projectors"):
         run_study(config, processes=processes)
     plan = Plan(config, config.data)
     rows = {key.name: Trained(plan.start(key.mode, key.name, key.seed), _known(plan.cell(key))) for key in plan.cells()}
@@ -117,7 +121,11 @@ def study_config(out: Path, corpus: Corpus, scale: Scale) -> StudyConfig:
             unseen=["st/es"],
         ),
         pretraining={
-            name: Pretraining(recipe=recipe, steps=scale.stage1_steps.get(name))
+            name: Pretraining(
+                recipe=recipe,
+                steps=scale.stage1_steps.get(name),
+                finetune_overrides=[CTC_PROJECTOR] if name == "ctc" else [],
+            )
             for name, recipe in PRETRAININGS.items()
         },
         stage1=Stage1(steps=max(scale.stage1_steps.values())),
