@@ -10,8 +10,10 @@ Hypothesis makes the inputs:
 - recipes: the recipes of the package with odd values and odd names at random places;
 - overrides: random and nearly valid ``field=value`` texts.
 
-One input that takes longer than ``--limit-s``, and memory that grows by more than ``--limit-mb``, count as faults too.
-Prints a table, and the smallest input for each kind of fault. Exits with 1 if there is one.
+Inputs are drawn in rounds of 2,000, each with a seed of its own. ``--out`` is written after each round, and the same
+command continues from it. One input that takes longer than ``--limit-s``, and memory that grows by more than
+``--limit-mb``, count as faults too. Prints a table, and the smallest input for each kind of fault. Exits with 1 if
+there is one.
 """
 
 from __future__ import annotations
@@ -47,6 +49,7 @@ import ossicle.recipes
 from ossicle.audio import audio_duration_s, read_audio
 from ossicle.data.manifest import TEXT_FIELDS, read_manifest, write_manifest
 from ossicle.errors import OssicleError
+from ossicle.files import write_json
 from ossicle.train.recipe import load, parse, to_dict
 
 ODD = st.one_of(
@@ -66,6 +69,9 @@ PATHS = st.sampled_from(
 SECONDS = st.sampled_from([0, 0.5, 1, 3.25, 1e8, 1e9, -1, None])
 VALID = {name: st.text(max_size=8) for name in TEXT_FIELDS} | {"answers": st.lists(st.text(max_size=5), max_size=2)}
 VALID |= dict.fromkeys(("duration_s", "start_s", "end_s"), SECONDS) | {"x": ODD}
+GOOD = st.fixed_dictionaries(
+    {"id": st.text("abcdef", min_size=4, max_size=8), "audio": st.just("a.wav")}, optional=VALID
+)
 LINES = st.one_of(
     st.fixed_dictionaries({"id": st.text(min_size=1, max_size=4), "audio": PATHS}, optional=VALID),
     st.dictionaries(st.sampled_from(FIELDS), ODD | PATHS, max_size=6),
@@ -74,6 +80,8 @@ LINES = st.one_of(
     ),
     ODD,
 )
+ROUND = 2000
+"""Inputs that Hypothesis draws at once: it remembers them all, and becomes slower."""
 SYNTAX = "{}[]:,\"'\\ \t\r\n\ufeff\u20280123456789.eE+-nulltrefasNI"
 YAML_SYNTAX = "trainsepdobjcl.=[]{}&*!:-<'\"\\\n0127 ,#|>%@\t?~"
 
@@ -121,13 +129,31 @@ def time_limit(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, old)
 
 
-def fuzz(kind: str, inputs: st.SearchStrategy[Any], use: Callable[[Any], None], options: argparse.Namespace) -> Result:
-    """Call ``use`` with as many inputs as the option ``kind`` says; it may return or raise `OssicleError`."""
-    result, began_mb = Result(kind), peak_mb()
+def fuzz(
+    result: Result, inputs: st.SearchStrategy[Any], use: Callable[[Any], None], options: argparse.Namespace
+) -> Iterator[Result]:
+    """Call ``use`` until ``result`` has as many inputs as the option of its kind says, and yield it after each round.
 
-    @seed(options.seed)
+    ``use`` may return or raise `OssicleError`.
+    """
+    began_mb = peak_mb()
+    while (left := getattr(options, result.kind) - result.inputs) > 0:
+        run_round(result, inputs, use, options, count=min(ROUND, left), began_mb=began_mb)
+        yield result
+
+
+def run_round(
+    result: Result,
+    inputs: st.SearchStrategy[Any],
+    use: Callable[[Any], None],
+    options: argparse.Namespace,
+    *,
+    count: int,
+    began_mb: float,
+) -> None:
+    @seed(options.seed + result.inputs)
     @settings(
-        max_examples=max(1, getattr(options, kind)),
+        max_examples=count,
         deadline=None,
         database=None,
         phases=[Phase.generate],
@@ -148,7 +174,10 @@ def fuzz(kind: str, inputs: st.SearchStrategy[Any], use: Callable[[Any], None], 
         except (Exception, TooLong) as error:
             place = traceback.extract_tb(error.__traceback__)[-1]
             fault = f"{type(error).__name__} in {Path(place.filename).name}:{place.lineno}"
-        result.slowest_s = max(result.slowest_s, time.perf_counter() - began_s)
+        took_s = time.perf_counter() - began_s
+        if took_s > options.limit_s and not fault:  # the signal was lost, or came after the input
+            fault = f"took more than {options.limit_s:g} s"
+        result.slowest_s = max(result.slowest_s, took_s)
         result.grown_mb = max(result.grown_mb, peak_mb() - began_mb)
         if result.grown_mb > options.limit_mb:
             fault = f"memory grew by {result.grown_mb:.0f} MB"
@@ -156,14 +185,13 @@ def fuzz(kind: str, inputs: st.SearchStrategy[Any], use: Callable[[Any], None], 
             result.faults[fault] = min(result.faults.get(fault, repr(value)), repr(value), key=len)
 
     run()
-    return result
 
 
 @st.composite
 def manifests(draw: st.DrawFn) -> bytes:
     """Draw the bytes of a manifest."""
     lines = []
-    for value in draw(st.lists(LINES, max_size=4)):
+    for value in draw(st.lists(LINES, max_size=4) | st.lists(GOOD, min_size=1, max_size=4)):
         try:
             line = json.dumps(value, ensure_ascii=draw(st.booleans())).encode("utf-8", "surrogatepass")
         except ValueError:  # an integer of more digits than Python writes
@@ -245,10 +273,15 @@ def places(tree: object, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [path, *(found for key, item in items for found in places(item, (*path, key)))]
 
 
-def leaves(whole: list[dict[str, Any]]) -> list[Any]:
-    """Return the values that the fields of the recipes ``whole`` have."""
-    found = [value_at(tree, path) for tree in whole for path in places(tree)]
-    return list({repr(value): value for value in found if not isinstance(value, dict | list)}.values())
+def values_of(whole: list[dict[str, Any]]) -> dict[tuple[Any, ...], list[Any]]:
+    """Return the values that each field has in the recipes ``whole``, by its path."""
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for tree in whole:
+        for path in places(tree)[1:]:
+            value = value_at(tree, path)
+            if not isinstance(value, dict | list):
+                found.setdefault(path, {})[repr(value)] = value
+    return {path: list(values.values()) for path, values in found.items()}
 
 
 def value_at(tree: Any, path: tuple[Any, ...]) -> Any:
@@ -258,18 +291,22 @@ def value_at(tree: Any, path: tuple[Any, ...]) -> Any:
 
 
 @st.composite
-def recipes(draw: st.DrawFn, whole: list[dict[str, Any]], plain: list[Any]) -> dict[str, Any]:
-    """Draw a recipe with odd values, at places that a seed chooses."""
+def recipes(draw: st.DrawFn, whole: list[dict[str, Any]]) -> dict[str, Any]:
+    """Draw a recipe with odd values, or those of other recipes, at places that a seed chooses."""
+    values = values_of(whole)
+    plain = [value for found in values.values() for value in found]
     choice = random.Random(draw(st.integers(0, 2**32)))
     tree: dict[str, Any] = json.loads(json.dumps(choice.choice(whole)))
+    same = choice.random() < 0.5
     for value in draw(st.lists(ODD | st.sampled_from(plain), min_size=1, max_size=3)):
         found = places(tree)[1:]
         if not found:
             break
-        *parents, leaf = choice.choice(found)
-        node: Any = tree
-        for part in parents:
-            node = node[part]
+        *parents, leaf = path = choice.choice(found)
+        node = value_at(tree, tuple(parents))
+        if same:
+            node[leaf] = choice.choice(values.get(path, [node[leaf]]))
+            continue
         if choice.random() < 0.2 and isinstance(node, dict):
             leaf = choice.choice(["", "x", "name", 7, "\ud800"])
         node[leaf] = value
@@ -286,11 +323,14 @@ def use_recipe(tree: dict[str, Any]) -> None:
 
 def overrides(whole: list[dict[str, Any]]) -> st.SearchStrategy[list[str]]:
     """Return a strategy of overrides: some with real fields, and some of random characters."""
+    values = {".".join(map(str, path)): found for path, found in values_of(whole).items()}
     names = sorted({".".join(map(str, path)) for tree in whole for path in places(tree)[1:]})
     value = st.text(st.sampled_from(YAML_SYNTAX), max_size=16) | ODD.map(lambda odd: repr(odd)[:400])
-    value |= st.sampled_from([json.dumps(leaf) for leaf in leaves(whole)])
+    value |= st.sampled_from([json.dumps(one) for found in values.values() for one in found])
     real = st.builds("{}={}".format, st.sampled_from(names), value)
-    return st.lists(real | st.text(st.sampled_from(YAML_SYNTAX), max_size=40), min_size=1, max_size=3)
+    good = st.sampled_from([f"{name}={json.dumps(one)}" for name, found in values.items() for one in found])
+    odd = st.lists(real | st.text(st.sampled_from(YAML_SYNTAX), max_size=40), min_size=1, max_size=3)
+    return odd | st.lists(good, min_size=1, max_size=3)
 
 
 def use_overrides(recipe: Path) -> Callable[[list[str]], None]:
@@ -311,30 +351,32 @@ def main() -> None:
     options = parser.parse_args()
     files = sorted(Path(ossicle.recipes.__path__[0]).rglob("*.yaml"))
     whole = [to_dict(load(path)) for path in files]
-    results = []
+    kinds = ("manifests", "audio", "recipes", "overrides")
+    old = json.loads(options.out.read_text()) if options.out and options.out.is_file() else []
+    results = {kind: Result(kind) for kind in kinds} | {one["kind"]: Result(**one) for one in old}
+    results = {kind: one for kind, one in results.items() if getattr(options, kind) > 0}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        tasks: list[tuple[str, st.SearchStrategy[Any], Callable[[Any], None]]] = [
-            ("manifests", manifests(), read_manifests(folder / "a.jsonl")),
-            ("audio", audio_files(sounds()), read_sounds(folder)),
-            ("recipes", recipes(whole, leaves(whole)), use_recipe),
-            ("overrides", overrides(whole), use_overrides(files[0])),
-        ]
-        for kind, inputs, use in tasks:
-            if getattr(options, kind) > 0:
-                results.append(fuzz(kind, inputs, use, options))
+        tasks: dict[str, tuple[st.SearchStrategy[Any], Callable[[Any], None]]] = {
+            "manifests": (manifests(), read_manifests(folder / "a.jsonl")),
+            "audio": (audio_files(sounds()), read_sounds(folder)),
+            "recipes": (recipes(whole), use_recipe),
+            "overrides": (overrides(whole), use_overrides(files[0])),
+        }
+        for kind, result in results.items():
+            for _ in fuzz(result, *tasks[kind], options):
+                if options.out:
+                    write_json(options.out, [asdict(one) for one in results.values()])
     table = Table("kind", "inputs", "read", "refused by name", "kinds of faults", "slowest (s)", "memory (MB)")
-    for one in results:
+    for one in results.values():
         counts = (one.inputs, one.accepted, one.refused, len(one.faults))
         table.add_row(one.kind, *map(str, counts), f"{one.slowest_s:.2f}", f"+{one.grown_mb:.0f}")
     console = Console(width=120)
     console.print(table)
-    for one in results:
+    for one in results.values():
         for fault, smallest in one.faults.items():
             console.print(f"{one.kind}: {fault}: {smallest[:600]}", markup=False)
-    if options.out:
-        options.out.write_text(json.dumps([asdict(one) for one in results], indent=2))
-    sys.exit(any(one.faults for one in results))
+    sys.exit(any(one.faults for one in results.values()))
 
 
 if __name__ == "__main__":

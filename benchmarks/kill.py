@@ -90,6 +90,7 @@ def run_rank(rank: int, port: int, start: Start, log: Path) -> None:
     os.dup2(out, 2)
     if start.processes > 1:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(start.processes)}
+        os.environ["LOCAL_WORLD_SIZE"] = str(max(1, start.processes // 2))  # as on two machines
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     try:
         train(parse(start.tree), resume=start.resume)

@@ -62,9 +62,9 @@ class Run:
     resume: bool = False
 
 
-def run_all(rank: int, ports: list[int], runs: list[Run], out: Path) -> None:
+def run_all(rank: int, count: int, ports: list[int], runs: list[Run], out: Path) -> None:
     torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": "2"}
     AcceleratorState._reset_state(reset_partial_state=True)
     results = []
     for port, run in zip(ports, runs, strict=True):  # a process may otherwise reach the store of the run before
@@ -80,15 +80,18 @@ def run_all(rank: int, ports: list[int], runs: list[Run], out: Path) -> None:
     torch.save(results, out / f"{rank}.pt")
 
 
-def in_two(runs: list[Run], out: Path) -> list[list[dict]]:
-    """Run all ``runs`` one after the other in two processes; return what each recorded, by run and rank."""
+def in_two(runs: list[Run], out: Path, count: int = 2) -> list[list[dict]]:
+    """Run all ``runs`` one after the other in ``count`` processes; return what each recorded, by run and rank.
+
+    For ``train.fsdp=node``, two processes are a machine.
+    """
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in runs]
         for free in sockets:
             free.bind(("127.0.0.1", 0))
         ports = [free.getsockname()[1] for free in sockets]
     context = multiprocessing.get_context("spawn")  # a fork of a process that has used threads can hang
-    workers = [context.Process(target=run_all, args=(rank, ports, runs, out)) for rank in (0, 1)]
+    workers = [context.Process(target=run_all, args=(rank, count, ports, runs, out)) for rank in range(count)]
     for worker in workers:
         worker.start()
     deadline_s = time.monotonic() + HANG_S
@@ -96,9 +99,9 @@ def in_two(runs: list[Run], out: Path) -> list[list[dict]]:
         worker.join(timeout=max(0.0, deadline_s - time.monotonic()))
     for worker in workers:
         worker.kill()
-    assert [worker.exitcode for worker in workers] == [0, 0]
-    both = [torch.load(out / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
-    return [list(pair) for pair in zip(*both, strict=True)]
+    assert [worker.exitcode for worker in workers] == [0] * count
+    each = [torch.load(out / f"{rank}.pt", weights_only=True) for rank in range(count)]
+    return [list(ranks) for ranks in zip(*each, strict=True)]
 
 
 def losses(folder: Path, split: str = "train") -> dict[int, float]:

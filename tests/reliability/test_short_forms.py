@@ -47,7 +47,8 @@ from hypothesis import strategies as st
 def grow(value):
     bytearray(200 * 2**20)[::4096] = bytes(200 * 2**8)  # touched, so that it counts
 
-print(fuzz.fuzz("audio", st.just(3), grow, Namespace(audio=40, seed=0, limit_s=5, limit_mb=20)).faults)
+options = Namespace(audio=40, seed=0, limit_s=5, limit_mb=20)
+print([one.faults for one in fuzz.fuzz(fuzz.Result("audio"), st.just(3), grow, options)])
 """
 
 
@@ -58,18 +59,25 @@ def test_the_fuzzer_reports_other_errors_slow_inputs_and_memory():
     finally:
         sys.path.pop(0)
     from argparse import Namespace
+    from collections import Counter
+    from contextlib import suppress
 
     from hypothesis import strategies as st
 
+    seen = Counter()
+
     def fail(value: int) -> None:
+        seen[value] += 1
         if value == 1:
             raise KeyError("x")
-        while value == 2:
-            pass
+        with suppress(BaseException if value == 3 else ()):
+            while value in (2, 3):
+                pass
 
     options = Namespace(audio=40, seed=0, limit_s=0.2, limit_mb=1e6)
-    result = fuzz.fuzz("audio", st.integers(0, 2), fail, options)
-    assert sorted(fault.partition(" ")[0] for fault in result.faults) == ["KeyError", "TooLong"]
+    *_, result = fuzz.fuzz(fuzz.Result("audio", inputs=25), st.integers(0, 3), fail, options)
+    assert (result.inputs, result.accepted) == (40, sum(seen.values()) - seen[1] - seen[2]), "15 were left to do"
+    assert sorted(fault.partition(" ")[0] for fault in result.faults) == ["KeyError", "TooLong", "took"]
     # The peak of this process may be far above what it uses now, so that only a new one shows growth.
     done = subprocess.run([sys.executable, "-c", GROW, str(ROOT / "benchmarks")], capture_output=True, text=True)
     assert "memory grew" in done.stdout, done.stderr

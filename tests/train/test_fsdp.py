@@ -18,7 +18,7 @@ from ossicle.models.saving import WEIGHTS_FILE
 from ossicle.models.speech_llm import SpeechLLM
 from ossicle.objectives import Contrastive, NextToken
 from ossicle.train.loop import train
-from ossicle.train.sharding import average_gradients, shard
+from ossicle.train.sharding import average_gradients, group_size, shard
 from processes import Run, Watched, in_two, losses, weights
 
 OBJECTIVES = {
@@ -80,12 +80,41 @@ def test_losses_and_projector_equal_those_of_one_process(config, manifest, tmp_p
         assert torch.equal(tensor, weights(tmp_path / "runs" / "token-two")[key])
 
 
+@pytest.mark.slow
+def test_each_of_two_machines_divides_the_llm(config, manifest, tmp_path):
+    quiet = {"projector": {**config().model.projector.__dict__, "dropout": 0.0}}
+
+    def made(name: str, batch_size: int, **train):
+        data = {"train": [str(manifest)], "dev": [str(manifest)], "batch_size": batch_size, "order": "random"}
+        return config(name=name, model=quiet, data=data, train=train | {"steps": 3, "eval_every": 3})
+
+    four, alone = made("four", 2, fsdp="node"), made("alone", 8)
+    [ranks] = in_two([Run(four, Weighed(Contrastive()))], tmp_path, count=4)
+    assert [rank["error"] for rank in ranks] == [""] * 4
+    assert all(0.45 < share < 0.55 for rank in ranks for share in rank["ids"])
+    train(alone, objective=Contrastive())
+    for split in ("train", "dev"):
+        assert losses(four.folder, split) == pytest.approx(losses(alone.folder, split), rel=1e-5)
+    torch.testing.assert_close(weights(four.folder), weights(alone.folder), atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("own", ["", "3", "0", "two"])
+def test_a_machine_without_a_known_number_of_processes_is_refused(monkeypatch, own):
+    monkeypatch.setattr(dist, "get_world_size", lambda: 4)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", own)
+    with pytest.raises(ConfigError, match=f"LOCAL_WORLD_SIZE is '{own}' with 4 processes"):
+        group_size("node")
+    assert group_size(True) == 4
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert group_size("node") == 2
+
+
 def half_of(rank: int, port: int, folder: Path, out: Path) -> None:
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     dist.init_process_group("gloo", rank=rank, world_size=2)
     llm = load_llm(str(folder))
-    shard(llm, torch.device("cpu"))
+    shard(llm, torch.device("cpu"), 2)
     torch.save(outputs(llm, rank), out / f"{rank}.pt")
     parameters = [torch.nn.Parameter(torch.zeros(2, 3)), torch.nn.Parameter(torch.zeros(1))]
     parameters[0].grad = torch.full((2, 3), 1.0 + 2 * rank)
@@ -136,6 +165,11 @@ def test_every_way_into_a_divided_llm_gives_the_same(folders, tmp_path):
         ({"data": {"cache_text": True}}, r"train\.fsdp does not work with data\.cache_text=true"),
         ({"model": {"llm_dtype": "int4"}}, r"train\.fsdp does not work with model\.llm_dtype=int4"),
         ({"train": {"analyze_every": 2}}, "analyze_every"),
+        ({"objective": {"name": "on_policy"}}, r"objective\.name=on_policy"),
+        (
+            {"objective": {"name": "sum", "terms": [{"objective": {"name": "on_policy"}}]}},
+            r"train\.fsdp does not work with objective\.name=on_policy",
+        ),
     ],
 )
 def test_settings_that_run_other_layers_in_each_process_are_refused(config, manifest, sections, message):

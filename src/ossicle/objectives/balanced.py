@@ -69,8 +69,9 @@ class BalancedLayers(nn.Module):
         found = [torch.autograd.grad(loss, speech.values, retain_graph=True)[0].norm() for loss in losses.values()]
         norms = torch.stack(found).float().detach()
         if world_size() > 1:
-            dist.all_reduce(norms)
-            norms /= world_size()
+            squares = norms.square()  # the norm of the joined batch's gradient
+            dist.all_reduce(squares)
+            norms = squares.sqrt() / world_size()
         known = self.norms.to(norms.device)  # of the first layers, if others have been added since
         norms[: len(known)] = MEMORY * known + (1 - MEMORY) * norms[: len(known)]
         self.norms = norms

@@ -110,6 +110,8 @@ def _run(
         step, optimizer = prepare(unprepared, optimizer, accelerator)
     else:
         step, optimizer = accelerator.prepare(unprepared, optimizer)
+    if rank := accelerator.process_index:
+        set_seed(config.train.seed + rank)  # with one seed for all processes, their dropout masks would be the same
     module = chosen if isinstance(chosen, nn.Module) else None
     found = checkpoint.fingerprints(config, data, dev)
     division = data.sampler.planned_for, data.sampler.batches_per_round
@@ -317,7 +319,7 @@ def _load_model(config: Config, accelerator: Accelerator, start: str | None) -> 
     if config.train.fsdp and accelerator.num_processes > 1:
         from ossicle.train import sharding  # as in `Loop.step`
 
-        model = sharding.build(config.model, accelerator.device)
+        model = sharding.build(config.model, accelerator.device, config.train.fsdp)
     else:
         model = config.model.build(accelerator.device)
     if start is not None:

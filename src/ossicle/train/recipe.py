@@ -132,9 +132,10 @@ class TrainConfig:
     weights stay in float32. A CPU without instructions for half precision computes in float32 (`ossicle.precision`)."""
     gradient_checkpointing: bool = False
     """Recompute the LLM's activations in the backward pass instead of keeping them: less memory, more time."""
-    fsdp: bool = False
+    fsdp: bool | Literal["node"] = False
     """Divide the layers of the frozen LLM over the processes (FSDP2) instead of keeping all of them in each, for an LLM
-    that one GPU cannot hold. Slower. A single process ignores it."""
+    that one GPU cannot hold. ``node`` divides them within each machine only, so that no layer crosses the network.
+    Slower. A single process ignores it."""
     init_from: UserPath | None = None
     """Checkpoint whose projector is the start, such as stage 1 for stage 2. Default: a new projector."""
     seed: Seed = 0

@@ -7,8 +7,9 @@ backward pass the gradients of what trains are averaged, as in DistributedDataPa
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -20,6 +21,7 @@ from ossicle.models.encoder import load_encoder
 from ossicle.models.frozen import resolve
 from ossicle.models.llm import LLM, PRECISIONS, load_llm
 from ossicle.models.speech_llm import ModelConfig, SpeechLLM
+from ossicle.objectives import names_of
 from ossicle.precision import CPU, usable
 from ossicle.train.recipe import Config
 
@@ -29,6 +31,7 @@ def check_settings(config: Config) -> None:
     refused = {
         "data.cache_text=true": config.data.cache_text,
         "train.analyze_every": config.train.analyze_every > 0,
+        "objective.name=on_policy": "on_policy" in names_of(config.objective),  # answers have different lengths
         f"model.llm_dtype={config.model.llm_dtype}": config.model.llm_dtype in ("int8", "int4"),
     }
     for setting, used in refused.items():
@@ -39,12 +42,30 @@ def check_settings(config: Config) -> None:
             )
 
 
-def build(config: ModelConfig, device: torch.device) -> SpeechLLM:
-    """Return a model as `ModelConfig.build` does, with the layers of its LLM divided over the processes.
+def group_size(setting: bool | Literal["node"]) -> int:
+    """Return the number of processes over which ``train.fsdp`` divides a layer: those of a machine, or all.
+
+    Raises `ConfigError` for ``node`` if the environment does not say how many processes a machine has.
+    """
+    processes = dist.get_world_size()
+    if setting != "node":
+        return processes
+    own = os.environ.get("LOCAL_WORLD_SIZE", "")
+    if not own.isdecimal() or int(own) < 1 or processes % int(own):
+        raise ConfigError(
+            f"train.fsdp=node needs the same number of processes on each machine, and LOCAL_WORLD_SIZE is {own!r} with "
+            f"{processes} processes: set it as torchrun does, or use train.fsdp=true"
+        )
+    return int(own)
+
+
+def build(config: ModelConfig, device: torch.device, setting: bool | Literal["node"] = True) -> SpeechLLM:
+    """Return a model as `ModelConfig.build` does, with the layers of its LLM divided as ``train.fsdp`` says.
 
     The weights of the LLM are memory-mapped, and go to ``device`` layer by layer. Raises `ConfigError` if a part of the
-    LLM trains.
+    LLM trains, and as `group_size` does.
     """
+    size = group_size(setting)
     encoder = load_encoder(
         resolve(config.encoder, "encoder"),
         dtype=usable(getattr(torch, config.encoder_dtype), device),
@@ -59,21 +80,23 @@ def build(config: ModelConfig, device: torch.device) -> SpeechLLM:
         raise ConfigError(
             "train.fsdp needs a frozen LLM, and model.trainable or model.lora names parts of it: drop them"
         )
-    shard(llm, device)
+    shard(llm, device, size)
     model.encoder.to(device)
     model.projector.to(device)
     return model
 
 
-def shard(llm: LLM, device: torch.device) -> None:
-    """Divide the layers of ``llm`` over all processes, and move its other weights to ``device``.
+def shard(llm: LLM, device: torch.device, size: int) -> None:
+    """Divide the layers of ``llm`` over groups of ``size`` processes, and move its other weights to ``device``.
 
-    Every process has to call the same methods of ``llm`` in the same order from then on.
+    A group consists of consecutive ranks. Groups exchange nothing, because frozen weights have no gradients. Every
+    process of a group has to call the same methods of ``llm`` in the same order from then on.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    groups = init_device_mesh(device.type, (dist.get_world_size() // size, size), mesh_dim_names=("group", "shard"))
+    mesh = groups["shard"]
     base: Any = llm.model.base_model
     for layer in base.layers:
         fully_shard(layer, mesh=mesh, reshard_after_forward=True)
