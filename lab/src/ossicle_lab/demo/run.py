@@ -1,7 +1,8 @@
 """Run `ossicle demo`: the whole method on generated speech, small enough for a laptop.
 
-The demo is a study of four pretrainings (contrastive, CTC, ASR, none), each fine-tuned with 10% of the task data and tested
-on held-out sentences in held-out voices. Around the study it makes the corpus, a table, plots, examples and a model.
+The demo is a study of four pretrainings (contrastive, CTC, ASR, none). Each is fine-tuned with 10% of the task data and
+tested on held-out sentences in held-out voices. Around the study it makes the corpus, a table, plots, examples and a
+model.
 """
 
 from __future__ import annotations
