@@ -143,8 +143,8 @@ def show(out: Path, record: dict[str, Any], best: Job, console: Console) -> None
         " ** Speech finds its transcript among the test passages after stage 1 (without\n"
         "    pretraining: after stage 2); mean over the LLM's layers.\n"
         f" {_stage1_times(record['seconds'])}\n"
-        " The contrastive loss is contr-wasser-emb, the paper's best in the lab at equal time\n"
-        " (docs/results.md). CTC spells the transcript: see docs/beyond.md.",
+        " The contrastive loss is contr-wasser-emb, the paper's best in the lab at equal\n"
+        " time: see docs/results.md. CTC spells the transcript: see docs/beyond.md.",
         style="dim",
         highlight=False,
     )
