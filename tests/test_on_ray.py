@@ -1,6 +1,7 @@
 """Offline work on Ray gives the bytes of a call without it, and repeats only unfinished parts."""
 
 import os
+import socket
 import sys
 from pathlib import Path
 
@@ -79,5 +80,7 @@ def test_an_address_that_cannot_be_used_is_named(monkeypatch, tmp_path):
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", no_token)
-    with pytest.raises(OssicleError, match=r"--ray head:1: no cluster answers \(no token.*RAY_AUTH_MODE=token"):
-        run_shards(counted, (tmp_path,), count=1, address="head:1", title="x")
+    with socket.create_server(("127.0.0.1", 0)) as head:  # something must listen
+        address = f"127.0.0.1:{head.getsockname()[1]}"
+        with pytest.raises(OssicleError, match=rf"--ray {address}: no cluster answers \(no token.*RAY_AUTH_MODE=token"):
+            run_shards(counted, (tmp_path,), count=1, address=address, title="x")
