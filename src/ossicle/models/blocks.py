@@ -1,4 +1,4 @@
-"""What the projectors ``ctc`` and ``cif`` share: their layers, and the sizes of these.
+"""Define the layers of the projectors ``ctc`` and ``cif``, and the sizes of these layers.
 
 Shape legend: B utterances, P positions of the network, D its width.
 """

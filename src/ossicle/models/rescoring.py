@@ -54,7 +54,6 @@ def spelling_scores(texts: list[str], heard: Tensor, spoken: SpokenTokens) -> Te
     )
 
 
-@torch.no_grad()
 def text_scores(texts: list[str], llm: Any) -> Tensor:
     """Return log p(text) of a document that consists of ``text`` alone (K,): written as a sentence, with its end."""
     end = min(llm.end_ids)

@@ -6,19 +6,17 @@ from dataclasses import replace
 from typing import Literal
 
 from pydantic import Field
-from torch import nn
 
 from ossicle.batch import Batch, LossOutput, Padded
-from ossicle.errors import ConfigError
 from ossicle.losses.quantity import quantity_loss
 from ossicle.models.speech_llm import SpeechLLM
-from ossicle.objectives import Objective, Plain, terms_of
-from ossicle.objectives.weighted_sum import Term
+from ossicle.objectives import Objective, Plain
+from ossicle.objectives.containing import Around, Containing
 from ossicle.section import section
 
 
 @section
-class CIF:
+class CIF(Containing):
     """An objective on the tokens of the projector ``cif``, and the quantity loss that makes their number right.
 
     total = loss of ``objective`` + quantity · mean |sum of weights - number of text tokens| / number of text tokens.
@@ -32,39 +30,21 @@ class CIF:
     quantity: float = Field(default=1.0, ge=0, le=1e3)
     """Weight of the quantity loss."""
 
-    @property
-    def terms(self) -> list[Term]:
-        """The objectives inside, as terms of a sum, for those who ask which objectives a run has."""
-        return [Term(objective=single) for single in terms_of(self.objective)]
-
     def build(self) -> CountedTokens:
         """Return the objective with the inner one built."""
         return CountedTokens(self.objective.build(), self.quantity)
 
 
-class CountedTokens(nn.Module):
+class CountedTokens(Around):
     """Compute a built objective on as many speech tokens as the transcript has, plus the quantity loss."""
 
     def __init__(self, objective: Objective, quantity: float) -> None:
-        super().__init__()
-        self.objective, self.quantity = objective, quantity  # a module is registered by this
-
-    @property
-    def needs_negatives(self) -> bool:
-        """True if the inner objective needs negatives."""
-        return self.objective.needs_negatives
-
-    @property
-    def needs_mixed(self) -> bool:
-        """Return False: spans of speech have no transcript of their own here."""
-        return False
+        super().__init__(objective, name="cif", projector="cif", able="counts")
+        self.quantity = quantity
 
     def forward(self, model: SpeechLLM, batch: Batch) -> LossOutput:
         """Return both losses. Raises `ConfigError` for another projector or mixed sequences."""
-        if model.config.projector.name != "cif":
-            raise ConfigError("objective 'cif' needs a projector that counts: set model.projector.name=cif")
-        if self.objective.needs_mixed:
-            raise ConfigError("objective 'cif' has whole utterances: take an objective without mixed sequences")
+        self.check(model)
         counts = model.text(batch).mask.sum(1).clamp_min(1)
         batch = replace(batch, frames=model.frames(batch, augmented=False))  # encoded once
         frames = model.frames(batch)

@@ -11,15 +11,16 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from ossicle.batch import Batch, LossOutput, Padded, pad
-from ossicle.errors import ConfigError, DataError
+from ossicle.errors import DataError
 from ossicle.models.ctc import BLANK, CTCProjector, Spelling
 from ossicle.models.speech_llm import SpeechLLM
-from ossicle.objectives import Objective, Plain, terms_of
+from ossicle.objectives import Objective, Plain
+from ossicle.objectives.containing import Around, Containing
 from ossicle.objectives.next_token import NextToken
-from ossicle.objectives.weighted_sum import Term, WeightedSum
+from ossicle.objectives.weighted_sum import WeightedSum
 from ossicle.section import section
 
 FLOOR = 1e-4
@@ -27,7 +28,7 @@ FLOOR = 1e-4
 
 
 @section
-class SimulatedSpeech:
+class SimulatedSpeech(Containing):
     """An objective on batches in which a share of the speech is simulated from the transcripts.
 
     A simulated utterance has the posterior that the network of the projector ``ctc`` could give for its transcript,
@@ -51,11 +52,6 @@ class SimulatedSpeech:
     """Largest number of positions of a token. The number is drawn evenly from 1 on."""
     smoothing: float = Field(default=0.4, ge=0, le=0.49)
     """Largest probability that a position gives to another, random token. It is drawn evenly from 0 on."""
-
-    @property
-    def terms(self) -> list[Term]:
-        """The objectives inside, as terms of a sum, for those who ask which objectives a run has."""
-        return [Term(objective=single) for single in terms_of(self.objective)]
 
     def build(self) -> PartlySimulated:
         """Return the objective with the inner one built."""
@@ -91,31 +87,16 @@ class SimulatedSpeech:
         return torch.stack([torch.full_like(labels, BLANK), labels], 1).flatten().repeat_interleave(counts.flatten())
 
 
-class PartlySimulated(nn.Module):
+class PartlySimulated(Around):
     """Compute a built objective on batches of real and simulated speech."""
 
     def __init__(self, objective: Objective, config: SimulatedSpeech) -> None:
-        super().__init__()
-        self.objective, self.config = objective, config  # a module is registered by this
-
-    @property
-    def needs_negatives(self) -> bool:
-        """True if the inner objective needs negatives."""
-        return self.objective.needs_negatives
-
-    @property
-    def needs_mixed(self) -> bool:
-        """Return False: spans of speech have no transcript of their own here."""
-        return False
+        super().__init__(objective, name="simulated_speech", projector="ctc", able="spells")
+        self.config = config
 
     def forward(self, model: SpeechLLM, batch: Batch) -> LossOutput:
         """Return the inner loss. Raises `ConfigError` for another projector or mixed sequences, and `DataError`."""
-        if model.config.projector.name != "ctc":
-            raise ConfigError(
-                "objective 'simulated_speech' needs a projector that spells: set model.projector.name=ctc"
-            )
-        if self.objective.needs_mixed:
-            raise ConfigError("objective 'simulated_speech' has whole utterances: take one without mixed sequences")
+        self.check(model)
         if missing := [sample.source for sample in batch.samples if not sample.text]:
             raise DataError(f"objective 'simulated_speech' needs transcripts; add 'text' to {', '.join(missing[:3])}")
         if not model.training:

@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 PRETRAININGS = {"contrastive": "lab/contr-wasser-emb", "ctc": "beyond/ctc", "asr": "lab/asr", "none": None}
 """Recipe of stage 1 for each row of the table. The longest runs come first, so that the cores are shared evenly."""
-CTC_PROJECTOR = "model.projector={name: ctc, width: 256, heads: 8, layers: 2, ffn: 768, dropout: 0.0}"
-"""Projector of the recipe beyond/ctc, which its stage 2 needs as well."""
 BEST = "contrastive"
 COMPARED = ("none", BEST)
 """The similarity matrices of these rows are plotted side by side."""
@@ -125,7 +123,7 @@ def study_config(out: Path, corpus: Corpus, scale: Scale) -> StudyConfig:
             name: Pretraining(
                 recipe=recipe,
                 steps=scale.stage1_steps.get(name),
-                finetune_overrides=[CTC_PROJECTOR] if name == "ctc" else [],
+                finetune_overrides=[_same_projector(recipe)] if recipe and name == "ctc" else [],
             )
             for name, recipe in PRETRAININGS.items()
         },
@@ -134,6 +132,13 @@ def study_config(out: Path, corpus: Corpus, scale: Scale) -> StudyConfig:
         seeds=[TRAINING_SEED],
         claim=Claim(contrastive=[BEST], fraction=report.FRACTION),
     )
+
+
+def _same_projector(recipe: str) -> str:
+    """Return the override that gives stage 2 the projector of the stage-1 ``recipe``."""
+    from ossicle.train.recipe import read_tree
+
+    return f"model.projector={json.dumps(read_tree(recipe)['model']['projector'])}"
 
 
 def _fill_frames(config: StudyConfig, manifests: list[Path | str]) -> None:

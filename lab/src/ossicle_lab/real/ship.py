@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from ossicle.errors import ConfigError, OssicleError
 from ossicle.files import atomic_folder, write_json
@@ -39,13 +40,18 @@ def ship(run: Path, out: Path) -> None:
         if name not in MODELS:
             raise ConfigError(f"{run}: its {part} {name} is none of the published models: {', '.join(MODELS)}")
         record["model"][part] = name
-    weights = load_file(run / WEIGHTS_FILE)
     with atomic_folder(out) as partial:
-        save_file(narrowed(weights), partial / WEIGHTS_FILE)
-        (partial / WEIGHTS_FILE).chmod(0o644)  # safetensors writes files that only their owner can read
-        with (partial / WEIGHTS_FILE).open("rb") as file:
-            record["files"] = {WEIGHTS_FILE: hashlib.file_digest(file, "sha256").hexdigest()}
-        write_json(partial / CONFIG_FILE, record)
+        write_projector(partial, record, narrowed(load_file(run / WEIGHTS_FILE)))
+
+
+def write_projector(folder: Path, record: dict[str, Any], weights: dict[str, Tensor]) -> None:
+    """Write the ``weights`` of a projector and the ``record`` of its checkpoint, with a new checksum, to ``folder``."""
+    path = folder / WEIGHTS_FILE
+    save_file(weights, path)
+    path.chmod(0o644)  # safetensors writes files that only their owner can read
+    with path.open("rb") as file:
+        record["files"][WEIGHTS_FILE] = hashlib.file_digest(file, "sha256").hexdigest()
+    write_json(folder / CONFIG_FILE, record)
 
 
 def main(
