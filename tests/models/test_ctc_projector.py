@@ -71,6 +71,33 @@ def test_capitals_and_punctuation_are_no_spoken_tokens():
     assert set(tokens) == {"Ġ", *"abehlot", "he", "Ġt", "Ġthe", "ll", "Ġthel", "ba"}
 
 
+@pytest.mark.parametrize("text", ["the ball", "ball", "the", "hello the ball"])
+def test_the_letters_of_the_tokens_are_those_of_the_text(text):
+    spoken = SpokenTokens(byte_pair_tokenizer(MERGES), 7, name="test")
+    assert written(spoken, text) == spoken_form(text).encode()
+
+
+@pytest.mark.parametrize("text", ["don't go", "smörgåsbord", "日本", "a cat sat"])
+def test_letters_of_an_llm(model, text):
+    assert written(model.projector.spoken, text) == spoken_form(text).encode()
+
+
+def test_letters_of_tokens_as_sentencepiece_writes_them():
+    vocabulary = {"\u2581": 0, "a": 1, "b": 2, "\u2581a": 3, "<0xC3>": 4, "\u2581ab": 5}
+    bpe = models.BPE(vocabulary, [("\u2581", "a"), ("\u2581a", "b")], byte_fallback=True)
+    tokenizer = Tokenizer(bpe)
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
+    spoken = SpokenTokens(PreTrainedTokenizerFast(tokenizer_object=tokenizer), 10, name="test")
+    found = {spoken.ids[k]: bytes(b - 1 for b in row if b) for k, row in enumerate(spoken.letters.later.tolist())}
+    assert found == {0: b" ", 1: b"a", 2: b"b", 3: b" a", 5: b" ab"}
+
+
+def written(spoken: SpokenTokens, text: str) -> bytes:
+    first, *later = spoken.spell(text)
+    labels = [*spoken.letters.first[first].tolist(), *spoken.letters.later[later].flatten().tolist()]
+    return bytes(label - 1 for label in labels if label)
+
+
 def test_a_tokenizer_without_merges_is_refused():
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0, "?": 1}, unk_token="?")))
     with pytest.raises(ModelError, match="no byte-pair encoding"):

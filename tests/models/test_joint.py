@@ -1,16 +1,18 @@
 """Joint decoding: prefix scores equal those of an enumeration, and transcripts follow the LLM and the spelling."""
 
 import itertools
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 
 from ossicle.errors import ConfigError
-from ossicle.models.ctc import Spelling
-from ossicle.models.joint import JointScores
+from ossicle.models.ctc import Spelling, is_sure
+from ossicle.models.joint import JointScores, Search
 from ossicle.models.projectors import CTCConfig
 from ossicle.models.speech_llm import ModelConfig, SpeechLLM
+from ossicle.models.spoken_tokens import Letters
 
 SIZES = CTCConfig(width=16, heads=2, layers=2, ffn=24, kernel=3, dropout=0.0)
 IDS, END, SILENT = [5, 7], 9, 3
@@ -19,12 +21,21 @@ COLUMNS = torch.tensor([3, 3, 3, 3, 3, 0, 0, 1, 3, 2])  # token 6 begins with th
 
 
 class Spoken:
+    """Spoken tokens of which the first is written "a" and the second " b": its label in a text is 2 or 1, 2."""
+
     ids = IDS
+    letters = Letters(later=torch.tensor([[3, 0], [1, 2]]), first=torch.tensor([[3, 0], [2, 0]]))
 
 
-def spelling_of(probabilities: torch.Tensor) -> Spelling:
+def spelling_of(probabilities: torch.Tensor, characters: torch.Tensor | None = None) -> Spelling:
     mask = torch.ones(probabilities.shape[:2], dtype=torch.bool)
-    return Spelling(probabilities.log(), probabilities.log(), mask, probabilities)
+    characters = probabilities if characters is None else characters
+    return Spelling(probabilities.log(), characters.log(), mask, probabilities)
+
+
+def scores_of(spelling: Spelling, weight: float, character_weight: float = 0.0) -> JointScores:
+    search = Search(beams=1, ctc_weight=weight, character_weight=character_weight)
+    return JointScores(spelling, Spoken(), COLUMNS, END, search)
 
 
 def text_of(path: tuple[int, ...]) -> tuple[int, ...]:
@@ -34,7 +45,7 @@ def text_of(path: tuple[int, ...]) -> tuple[int, ...]:
 def mass(probabilities: torch.Tensor, wanted) -> float:
     """Return the probability of all paths through (P, V) whose text is ``wanted``."""
     total = 0.0
-    for path in itertools.product(range(3), repeat=len(probabilities)):
+    for path in itertools.product(range(probabilities.shape[1]), repeat=len(probabilities)):
         if wanted(text_of(path)):
             total += float(torch.tensor([probabilities[p, label] for p, label in enumerate(path)]).prod())
     return total
@@ -44,7 +55,7 @@ def mass(probabilities: torch.Tensor, wanted) -> float:
 def test_prefix_scores_equal_the_sum_over_all_paths(text):
     torch.manual_seed(0)
     probabilities = torch.rand(6, 3).double().softmax(-1)
-    scores = JointScores(spelling_of(probabilities[None]), Spoken(), COLUMNS, END, weight=1.0, beams=1)
+    scores = scores_of(spelling_of(probabilities[None]), 1.0)
     flat = torch.zeros(1, 10)
     for length in range(len(text) + 1):
         prefix = torch.tensor([[IDS[label - 1] for label in text[:length]]], dtype=torch.long)
@@ -59,9 +70,50 @@ def test_prefix_scores_equal_the_sum_over_all_paths(text):
     assert torch.isinf(out[[0, 1, 2, 3, 4, 6, 8]]).all(), "only spoken tokens and the end can follow"
 
 
+@pytest.mark.parametrize("share", [1.0, 0.3])
+@pytest.mark.parametrize("text", [(), (1,), (2,), (1, 1), (2, 2), (2, 1)])
+def test_characters_share_in_the_score(text, share):
+    torch.manual_seed(0)
+    tokens = torch.rand(6, 3).double().softmax(-1)
+    characters = (8 * torch.rand(6, 4).double()).softmax(-1)
+    assert is_sure(characters.log())
+    scores = scores_of(spelling_of(tokens[None], characters[None]), 1.0, share)
+
+    def written(labels):
+        letters = [Spoken.letters.later if k else Spoken.letters.first for k in range(len(labels))]
+        return tuple(c for rows, label in zip(letters, labels, strict=True) for c in rows[label - 1].tolist() if c)
+
+    def gains(probabilities, spelled, longer):
+        """Return the log-probability of each text of ``longer``, and of the end, minus that of ``spelled``."""
+        begins = [mass(probabilities, lambda f, t=t: f[: len(t)] == t) for t in longer]
+        whole = mass(probabilities, lambda f: f == spelled)
+        return torch.tensor([*begins, whole]).double().log() - math.log(
+            mass(probabilities, lambda f: f[: len(spelled)] == spelled)
+        )
+
+    for length in range(len(text) + 1):
+        prefix = torch.tensor([[IDS[label - 1] for label in text[:length]]], dtype=torch.long)
+        out = scores(prefix, torch.zeros(1, 10))[0]
+
+    longer = [(*text, 1), (*text, 2)]
+    by_tokens = gains(tokens, text, longer)
+    by_characters = gains(characters, written(text), [written(t) for t in longer])
+    expected = (1 - share) * by_tokens + share * by_characters
+    assert torch.allclose(out[[*IDS, END]].double(), expected, rtol=1e-5)
+
+
+def test_characters_that_were_never_trained_do_not_count():
+    torch.manual_seed(0)
+    tokens, unsure = torch.rand(1, 6, 3).softmax(-1), torch.rand(1, 12, 4).softmax(-1)
+    flat = torch.zeros(1, 10)
+    empty = torch.zeros(1, 0, dtype=torch.long)
+    alone = scores_of(spelling_of(tokens), 1.0)(empty, flat)
+    assert torch.equal(scores_of(spelling_of(tokens, unsure), 1.0, 0.5)(empty, flat), alone)
+
+
 def test_the_llm_counts_longer_tokens_for_their_beginning_and_ignores_what_is_not_heard():
     probabilities = torch.full((1, 4, 3), 1 / 3).double()
-    scores = JointScores(spelling_of(probabilities), Spoken(), COLUMNS, END, weight=0.0, beams=1)
+    scores = scores_of(spelling_of(probabilities), 0.0)
     given = torch.full((1, 10), 1e-9)
     given[0, [SILENT, 5, 6, 7, END]] = torch.tensor([0.5, 0.1, 0.2, 0.15, 0.05])
 
@@ -85,7 +137,8 @@ def certain(model: SpeechLLM, texts: list[str]):
     for row, line in enumerate(labels):
         tokens[row, range(len(line)), line] = 1.0
         mask[row, : len(line)] = True
-    return Spelling(tokens.log(), tokens.log(), mask, torch.zeros(*mask.shape, SIZES.width))
+    characters = torch.full((*mask.shape, 257), 1 / 257).repeat_interleave(2, dim=1)  # say nothing
+    return Spelling(tokens.log(), characters.log(), mask, torch.zeros(*mask.shape, SIZES.width))
 
 
 def test_transcripts_follow_a_sure_spelling_and_other_answers_do_not(model, collate, manifest, monkeypatch):
@@ -118,7 +171,9 @@ def rows_of(spelling: Spelling, count: int) -> Spelling:
     )
 
 
-@pytest.mark.parametrize("wrong", [{"ctc_weight": 1.1}, {"ctc_weight": -0.1}, {"num_beams": 0}])
+@pytest.mark.parametrize(
+    "wrong", [{"ctc_weight": 1.1}, {"ctc_weight": -0.1}, {"character_weight": 2}, {"num_beams": 0}]
+)
 def test_wrong_settings_are_refused(model, collate, manifest, wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         model.generate_batch(collate(model, manifest), **wrong)

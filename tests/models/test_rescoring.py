@@ -8,8 +8,8 @@ import torch
 
 from ossicle.errors import ConfigError
 from ossicle.models import rescoring
+from ossicle.models.joint import Search
 from ossicle.models.llm import load_llm
-from ossicle.models.spoken_tokens import SpokenTokens
 
 WORDS = ["the cat", "the hat", "a cat", "the cat sat", ""]
 
@@ -17,11 +17,6 @@ WORDS = ["the cat", "the hat", "a cat", "the cat sat", ""]
 @pytest.fixture(scope="module")
 def llm(folders):
     return load_llm(str(folders["llama"]))
-
-
-@pytest.fixture(scope="module")
-def spoken(llm):
-    return SpokenTokens(llm.tokenizer, 50, name="llama")
 
 
 def test_the_probability_of_a_text_equals_the_sum_over_single_tokens(llm):
@@ -43,21 +38,31 @@ def test_an_llm_without_a_begin_of_sequence_token_starts_after_the_end_of_anothe
     assert rescoring.text_scores([""], llm).item() == pytest.approx(float(logs[end]), rel=1e-4)
 
 
-class Letters:
-    """Spoken tokens of two letters."""
-
-    ids = (5, 7)
+class Projector:
+    """Spells texts by their letters, as tokens and as characters."""
 
     @staticmethod
-    def spell(text):
-        return ["ab".index(letter) for letter in text]
+    def targets(texts):
+        labels = [[1 + "abcdefghijklmnopqrstuvwxyz ".index(letter) for letter in text] for text in texts]
+        return labels, labels
+
+
+def flat(positions, size):
+    return torch.full((positions, size), 1 / size).log()
+
+
+def best(texts, heard, llm, lm_weight, projector=None, characters=None):
+    search = Search(lm_weight=lm_weight)
+    characters = flat(2, 257) if characters is None else characters  # say nothing
+    return rescoring.best_text(texts, heard, characters, projector=projector or Projector(), llm=llm, search=search)
 
 
 def test_the_probability_of_the_spelling_is_the_sum_over_all_paths():
     torch.manual_seed(0)
     heard = torch.rand(5, 3).softmax(-1)
     texts = ["", "a", "aa", "ab", "bab"]
-    found = rescoring.spelling_scores(texts, heard.log(), Letters())
+    labels = [[1 + "ab".index(letter) for letter in text] for text in texts]
+    found = rescoring.spelling_scores(labels, heard.log())
     for text, score in zip(texts, found.exp().tolist(), strict=True):
         total = 0.0
         for path in itertools.product(range(3), repeat=len(heard)):
@@ -66,36 +71,45 @@ def test_the_probability_of_the_spelling_is_the_sum_over_all_paths():
         assert score == pytest.approx(total, rel=1e-4)
 
 
-def choose(texts, spelling, language, *, lm_weight, monkeypatch):
-    monkeypatch.setattr(rescoring, "spelling_scores", lambda texts, *_: torch.tensor([spelling[t] for t in texts]))
-    monkeypatch.setattr(rescoring, "text_scores", lambda texts, *_: torch.tensor([language[t] for t in texts]))
-    return rescoring.best_text(texts, torch.zeros(1), spoken=Letters(), llm=SimpleNamespace(), lm_weight=lm_weight)
-
-
 @pytest.mark.parametrize(("lm_weight", "expected"), [(0.0, "first"), (0.5, "ab"), (0.05, "aa"), (0.1, "aa")])
 def test_the_choice_follows_the_sum_of_both(lm_weight, expected, monkeypatch):
     texts = ["first", "aa", "ab", "aa"]
     spelling = {"first": -9.0, "aa": -1.0, "ab": -2.0}
     language = {"first": -9.0, "aa": -15.0, "ab": -5.0}  # equal at the weight 0.1: the earlier one wins
-    assert choose(texts, spelling, language, lm_weight=lm_weight, monkeypatch=monkeypatch) == expected
+    written = {tuple(Projector.targets([text])[0][0]): text for text in texts}
+    monkeypatch.setattr(
+        rescoring, "spelling_scores", lambda rows, _: torch.tensor([spelling[written[tuple(row)]] for row in rows])
+    )
+    monkeypatch.setattr(rescoring, "text_scores", lambda texts, _: torch.tensor([language[t] for t in texts]))
+    assert best(texts, flat(1, 28), SimpleNamespace(), lm_weight) == expected
 
 
-def test_a_text_that_has_no_room_in_the_recording_is_never_chosen(llm, spoken):
-    heard = torch.full((8, 1 + len(spoken.ids)), 1 / (1 + len(spoken.ids))).log()
-    long = "the cat sat on the mat"
-    found = rescoring.best_text([long, "the"], heard, spoken=spoken, llm=llm, lm_weight=0.5)
-    assert found == "the"
+def sure(text, size):
+    """Return log-probabilities that are nearly sure of ``text``, with a blank after each letter."""
+    path = [label for k in Projector.targets([text])[0][0] for label in (k, 0)]
+    return torch.full((len(path), size), 1e-3).scatter(1, torch.tensor(path)[:, None], 0.9).log()
 
 
-def test_transcripts_of_a_model_are_rescored(llm, spoken, monkeypatch):
+def test_characters_decide_between_texts_that_the_tokens_support_alike(llm):
+    heard = flat(12, 28)
+    for order in (["cat", "hat"], ["hat", "cat"]):
+        for text in order:
+            assert best(order, heard, llm, 1e-6, characters=sure(text, 257)) == text
+
+
+def test_a_text_that_has_no_room_in_the_recording_is_never_chosen(llm):
+    assert best(["the cat sat on the mat", "the"], flat(8, 28), llm, 0.5) == "the"
+
+
+def test_transcripts_of_a_model_are_rescored(llm):
     """Two texts that the recording supports alike: the LLM decides."""
-    heard = torch.full((8, 1 + len(spoken.ids)), 1 / (1 + len(spoken.ids))).log()
+    heard = flat(8, 28)
     texts = ["the cat", "the hat"]
-    spelling = rescoring.spelling_scores(texts, heard, spoken)
+    spelling = rescoring.spelling_scores(Projector.targets(texts)[0], heard)
     language = rescoring.text_scores(texts, llm)
-    best = texts[int((spelling + 50 * language).argmax())]
+    expected = texts[int((spelling + 50 * language).argmax())]
     for order in (texts, texts[::-1]):
-        assert rescoring.best_text(order, heard, spoken=spoken, llm=llm, lm_weight=50) == best
+        assert best(order, heard, llm, 50) == expected
 
 
 @pytest.mark.parametrize("wrong", [-0.5, float("nan"), float("inf")])

@@ -163,6 +163,16 @@ def spelled(projector: Any, frames: Padded) -> Spelling:
     return spelling
 
 
+def valid_rows(tokens: Tensor, characters: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the rows of ``tokens`` (P, V) and of ``characters`` (P * SLOTS, 1 + BYTES) at positions in ``mask``."""
+    return tokens[mask], characters[mask.repeat_interleave(len(characters) // len(mask))]
+
+
+def is_sure(characters: Tensor) -> bool:
+    """Return False if the log-probabilities ``characters`` (P * SLOTS, 1 + BYTES) say nothing, as without training."""
+    return bool(characters.amax(-1).exp().mean() > 0.5)
+
+
 @section
 class CTCConfig(BlocksConfig):
     """A network that spells speech with the LLM's own tokens, for the objective ``ctc`` (not in the paper).

@@ -13,7 +13,6 @@ Shape legend: R hypotheses, P positions of an utterance, V spoken tokens and the
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -23,24 +22,30 @@ from transformers import LogitsProcessor
 
 from ossicle.batch import Batch, Padded
 from ossicle.errors import ConfigError
-from ossicle.models.ctc import BLANK, Spelling, spelled
+from ossicle.models.ctc import BLANK, Spelling, is_sure, spelled, valid_rows
 from ossicle.models.generation import MAX_NEW_TOKENS, settings_of
-from ossicle.models.rescoring import LM_WEIGHT, best_text
-from ossicle.models.spoken_tokens import SpokenTokens, spoken_form
+from ossicle.models.prefixes import Prefixes
+from ossicle.models.rescoring import best_text
+from ossicle.models.spoken_tokens import Letters, SpokenTokens, spoken_form
 from ossicle.prompts import ASR_INSTRUCTIONS
 
 CTC_WEIGHT = 0.5
 """Default weight of the spelling; that of the LLM is the rest."""
 BEAMS = 8
 """Default number of hypotheses of an utterance."""
-_NEVER = -1e30
-"""Log-probability of what cannot be: finite, so that differences stay defined."""
+LM_WEIGHT = 0.5
+"""Default weight of the LLM's log-probability of a whole transcript; that of the spelling has the weight 1."""
+CHARACTER_WEIGHT = 0.5
+"""Default share of the characters in the spelling; that of the tokens is the rest."""
 
 
-class _Search(NamedTuple):
-    ctc_weight: float
-    lm_weight: float
-    beams: int
+class Search(NamedTuple):
+    """Settings of a joint search."""
+
+    beams: int = BEAMS
+    ctc_weight: float = CTC_WEIGHT
+    character_weight: float = CHARACTER_WEIGHT
+    lm_weight: float = LM_WEIGHT
 
 
 def generate_jointly(
@@ -48,6 +53,7 @@ def generate_jointly(
     batch: Batch,
     *,
     ctc_weight: float = CTC_WEIGHT,
+    character_weight: float = CHARACTER_WEIGHT,
     lm_weight: float = LM_WEIGHT,
     num_beams: int | None = None,
     **decoding: Any,
@@ -59,16 +65,18 @@ def generate_jointly(
         batch: Recordings with chat turns. Those that ask for a transcript are of the task ``asr``, or have an
             instruction for it from the training or from `ossicle.prompts.ASR_INSTRUCTIONS`.
         ctc_weight: Weight of the spelling in the search, from 0 to 1; that of the LLM is the rest.
+        character_weight: Share of the characters in the spelling, from 0 to 1; that of the tokens is the rest.
         lm_weight: Weight of the LLM in the choice among the transcripts found; 0 takes the search's first.
         num_beams: Hypotheses per transcript (8), and per other answer (1).
         **decoding: Arguments of `LLM.generate`.
     """
-    if not 0 <= ctc_weight <= 1:
-        raise ConfigError(f"ctc_weight={ctc_weight}: give a weight from 0 to 1")
+    for name, weight in (("ctc_weight", ctc_weight), ("character_weight", character_weight)):
+        if not 0 <= weight <= 1:
+            raise ConfigError(f"{name}={weight}: give a weight from 0 to 1")
     if not 0 <= lm_weight < math.inf:
         raise ConfigError(f"lm_weight={lm_weight}: give a weight from 0 on")
     settings_of(model.llm, num_beams=num_beams, **decoding)  # errors first
-    search = _Search(ctc_weight, lm_weight, num_beams or BEAMS)
+    search = Search(num_beams or BEAMS, ctc_weight, character_weight, lm_weight)
     frames, speech = model.frames(batch), model.speech(batch)
     wanted = [
         sample.task == "asr" or (sample.task is None and asks_transcript(model, sample.instruction))
@@ -99,20 +107,21 @@ def asks_transcript(model: Any, instruction: str | None, **decoding: Any) -> boo
 
 
 def _transcribe(
-    model: Any, prompt: Padded, spelling: Spelling, search: _Search, max_new_tokens: int = MAX_NEW_TOKENS, **_: Any
+    model: Any, prompt: Padded, spelling: Spelling, search: Search, max_new_tokens: int = MAX_NEW_TOKENS, **_: Any
 ) -> list[str]:
     """Return transcripts in lower case, without punctuation, as the projector spells."""
     spoken, end, beams = model.projector.spoken, min(model.llm.end_ids), search.beams
-    rules = JointScores(spelling, spoken, spoken.columns(model.llm), end, weight=search.ctc_weight, beams=beams)
+    rules = JointScores(spelling, spoken, spoken.columns(model.llm), end, search)
     longest = min(max_new_tokens, int(spelling.mask.sum(1).max()) + 1)  # a position spells one token at most
     texts = model.llm.generate(
         prompt, max_new_tokens=longest, num_beams=beams, per_prompt=beams, length_penalty=0.0, rules=rules
     )
     texts = [" ".join(text.split()) for text in texts]
     found = [texts[k : k + beams] for k in range(0, len(texts), beams)]  # of each utterance
+    rows = zip(found, spelling.tokens, spelling.characters, spelling.mask, strict=True)
     return [
-        spoken_form(best_text(found[k], heard[mask], spoken=spoken, llm=model.llm, lm_weight=search.lm_weight))
-        for k, (heard, mask) in enumerate(zip(spelling.tokens, spelling.mask, strict=True))
+        spoken_form(best_text(own, *valid_rows(*heard), projector=model.projector, llm=model.llm, search=search))
+        for own, *heard in rows
     ]
 
 
@@ -120,54 +129,49 @@ def _rows(padded: Padded, rows: list[int]) -> Padded:
     return Padded(padded.values[rows], padded.mask[rows])
 
 
-@dataclass(frozen=True)
-class _Prefixes:
-    """Log-probabilities that the first positions of an utterance spell each of K prefixes, for 0 to P positions."""
-
-    row: dict[tuple[int, ...], int]  # of each prefix
-    token: Tensor  # (K, P + 1) the last of these positions spells the last token
-    blank: Tensor  # (K, P + 1) the last of these positions is a blank
-    score: Tensor  # (K,) that the recording begins with the prefix
-
-
 class JointScores(LogitsProcessor):  # type: ignore[misc]
     """Change the LLM's scores of next tokens to joint scores, in the beam search of transformers."""
 
-    def __init__(
-        self, spelling: Spelling, spoken: SpokenTokens, columns: Tensor, end: int, *, weight: float, beams: int
-    ) -> None:
-        self.ids, self.columns, self.end, self.weight, self.beams = (
-            torch.tensor(spoken.ids),
-            columns,
-            end,
-            weight,
-            beams,
-        )
+    def __init__(self, spelling: Spelling, spoken: SpokenTokens, columns: Tensor, end: int, search: Search) -> None:
+        self.ids, self.columns, self.end, self.search = torch.tensor(spoken.ids), columns, end, search
         self.label = {i: k for k, i in enumerate(spoken.ids, 1)}
-        rows = zip(spelling.tokens.cpu(), spelling.mask.cpu(), strict=True)
-        self.log = [row[mask].double() for row, mask in rows]  # of (P, V)
-        self.mass = [row.exp().float() for row in self.log]
-        self.known = [self._empty(row) for row in self.log]
+        letters = spoken.letters if search.character_weight else None
+        rows = zip(spelling.tokens.cpu(), spelling.characters.cpu(), spelling.mask.cpu(), strict=True)
+        self.known = [_Known(*valid_rows(tokens, characters, mask), letters) for tokens, characters, mask in rows]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Return the joint scores (R, vocabulary) of the tokens after ``input_ids`` (R, N)."""
         heard = self._of_llm(scores.float().log_softmax(-1).cpu())  # (R, V)
         prefixes = list(map(tuple, input_ids.tolist()))
         out = torch.full(scores.shape, -torch.inf)
-        for utterance in range(len(self.known)):
-            rows = range(utterance * self.beams, (utterance + 1) * self.beams)
+        for utterance, known in enumerate(self.known):
+            rows = range(utterance * self.search.beams, (utterance + 1) * self.search.beams)
             if input_ids.shape[1]:
-                self.known[utterance] = self._extended(utterance, [prefixes[row] for row in rows])
-            known = self.known[utterance]
+                known.extend([prefixes[row] for row in rows], self.label)
             live = [row for row in rows if prefixes[row] in known.row]
             if not live:  # all hypotheses of this utterance have ended
                 continue
-            places = [known.row[prefixes[row]] for row in live]
-            gained = (self._following(utterance) - known.score[:, None])[places]  # (rows, V)
-            joint = ((1 - self.weight) * heard[live] + self.weight * gained).float()
+            places = torch.tensor([known.row[prefixes[row]] for row in live])
+            joint = self._joint(known, places, heard[live]).float()
             out[torch.tensor(live)[:, None], self.ids] = joint[:, :-1]
             out[live, self.end] = joint[:, -1]
         return out.to(scores.device, scores.dtype)
+
+    def _joint(self, known: _Known, places: Tensor, heard: Tensor) -> Tensor:
+        """Return the joint scores (rows, V) after the texts at ``places``; ``heard`` are those of the LLM."""
+        of_spelling, share = self.search.ctc_weight, self.search.character_weight
+        tokens = known.tokens[places]
+        gained = tokens.following(known.log, known.mass) - tokens.score[:, None]
+        joint = (1 - of_spelling) * heard + of_spelling * gained
+        if known.letters is None:
+            return joint
+        # Characters are scored for the likeliest tokens only, and no others can follow.
+        best = joint[:, :-1].topk(min(2 * self.search.beams, joint.shape[1] - 1), dim=1).indices  # (rows, C)
+        by_characters = known.characters_following(places, best, known.letters)
+        chosen = F.pad(best, (0, 1), value=joint.shape[1] - 1)  # and the end
+        mixed = (1 - share) * gained.gather(1, chosen) + share * by_characters
+        scores = (1 - of_spelling) * heard.gather(1, chosen) + of_spelling * mixed
+        return torch.full_like(joint, -torch.inf).scatter(1, chosen, scores)
 
     def _of_llm(self, scores: Tensor) -> Tensor:
         """Return the LLM's log-probabilities (R, V) of the next spoken token and of the end, given (R, vocabulary).
@@ -179,46 +183,45 @@ class JointScores(LogitsProcessor):  # type: ignore[misc]
         mass = torch.zeros(len(scores), size).index_add_(1, self.columns, scores.exp())[:, :-1]
         return (mass / mass.sum(1, keepdim=True)).clamp_min(1e-12).log()
 
-    def _empty(self, log: Tensor) -> _Prefixes:
-        blank = F.pad(log[:, BLANK].cumsum(0), (1, 0))[None]
-        return _Prefixes({(): 0}, torch.full_like(blank, _NEVER), blank, blank.new_zeros(1))
 
-    def _extended(self, utterance: int, prefixes: list[tuple[int, ...]]) -> _Prefixes:
-        """Return the state of those of ``prefixes`` whose tokens are spoken and known but for the last."""
-        before, log = self.known[utterance], self.log[utterance]
-        kept = [p for p in dict.fromkeys(prefixes) if p[:-1] in before.row and p[-1] in self.label]
+class _Known:
+    """The texts of the last step of a search in one utterance, spelled by tokens and by characters."""
+
+    def __init__(self, log: Tensor, characters: Tensor, letters: Letters | None) -> None:
+        self.log, self.mass, self.characters_log = log.double(), log.exp().float(), characters.double()
+        self.letters = letters if is_sure(characters) else None
+        self.row: dict[tuple[int, ...], int] = {(): 0}
+        self.tokens, self.characters = Prefixes.empty(self.log), Prefixes.empty(self.characters_log)
+
+    def extend(self, texts: list[tuple[int, ...]], label: dict[int, int]) -> None:
+        """Keep those of ``texts`` whose tokens are spoken and known but for the last."""
+        kept = [t for t in dict.fromkeys(texts) if t[:-1] in self.row and t[-1] in label]
+        self.row, before = {t: k for k, t in enumerate(kept)}, self.row
         if not kept:
-            return _Prefixes({}, before.token[:0], before.blank[:0], before.score[:0])
-        parents = [before.row[p[:-1]] for p in kept]
-        token, blank = before.token[parents], before.blank[parents]
-        # A blank must stand between equal tokens.
-        repeated = torch.tensor([p[-1:] == p[-2:-1] for p in kept], dtype=torch.bool)[:, None]
-        start = torch.where(repeated, blank, torch.logaddexp(token, blank))[:, :-1]
-        step = log[:, [self.label[p[-1]] for p in kept]].T  # (K, P)
-        token = _runs(start, step)
-        blank = _runs(token[:, :-1], log[:, BLANK])
-        return _Prefixes({p: k for k, p in enumerate(kept)}, token, blank, torch.logsumexp(start + step, 1))
+            return
+        parents = torch.tensor([before[t[:-1]] for t in kept])
+        labels = torch.tensor([label[t[-1]] for t in kept])
+        self.tokens = self.tokens[parents].extended(labels, self.log)
+        if self.letters is not None:
+            self.characters = self._spelled(parents, labels - 1, self.letters)
 
-    def _following(self, utterance: int) -> Tensor:
-        """Return the log-probability (K, V) that the recording begins with a prefix and each token, or is the prefix.
+    def characters_following(self, places: Tensor, tokens: Tensor, letters: Letters) -> Tensor:
+        """Return what the log-probability of the characters changes by (rows, C + 1) with each of ``tokens`` (rows, C).
 
-        It adds up the positions where the token can begin.
+        The last column is that of the end.
         """
-        known, log = self.known[utterance], self.log[utterance]
-        start = torch.logaddexp(known.token, known.blank)
-        most = start[:, :-1].amax(1, keepdim=True)
-        begun = (start[:, :-1] - most).exp().float() @ self.mass[utterance]
-        spelled = begun.double().clamp_min(1e-37).log() + most
-        last = [self.label[p[-1]] if p else BLANK for p in known.row]
-        spelled[range(len(last)), last] = torch.logsumexp(known.blank[:, :-1] + log[:, last].T, 1)
-        return torch.cat([spelled[:, 1:], start[:, -1:]], 1)
+        parents = places.repeat_interleave(tokens.shape[1])
+        longer = self._spelled(parents, tokens.flatten(), letters).score.view_as(tokens)
+        here = self.characters[places]
+        return torch.cat([longer, here.either[:, -1:]], 1) - here.score[:, None]
 
-
-def _runs(start: Tensor, step: Tensor) -> Tensor:
-    """Return the log-probability (K, P + 1) of a run that ends at each position.
-
-    A run begins after 0 to P - 1 positions, with log-probability ``start`` (K, P), and has ``step`` (K or 1, P) at each
-    of its own positions.
-    """
-    total = F.pad(step.cumsum(-1), (1, 0))
-    return F.pad(total[..., 1:] + torch.logcumsumexp(start - total[..., :-1], -1), (1, 0), value=_NEVER)
+    def _spelled(self, parents: Tensor, tokens: Tensor, letters: Letters) -> Prefixes:
+        """Return the texts at ``parents`` (N,) with the characters of ``tokens`` (N,) more."""
+        spaces = self.characters.last[parents] != BLANK
+        labels = torch.where(spaces[:, None], letters.later[tokens], letters.first[tokens])
+        texts, place = self.characters, parents
+        for label in labels[:, : int((labels != BLANK).sum(1).max())].T:
+            # Texts that begin alike are scored once.
+            pairs, place = torch.stack([place, label], 1).unique(dim=0, return_inverse=True)
+            texts = texts[pairs[:, 0]].extended(pairs[:, 1], self.characters_log)
+        return texts[place]

@@ -15,35 +15,38 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ossicle.batch import Padded, pad_ids
-from ossicle.models.ctc import BLANK
-from ossicle.models.spoken_tokens import SpokenTokens
-
-LM_WEIGHT = 0.5
-"""Default weight of the LLM's log-probability of a transcript; that of the spelling has the weight 1."""
+from ossicle.models.ctc import BLANK, is_sure
 
 
 @torch.no_grad()
-def best_text(texts: list[str], heard: Tensor, *, spoken: SpokenTokens, llm: Any, lm_weight: float) -> str:
+def best_text(texts: list[str], tokens: Tensor, characters: Tensor, *, projector: Any, llm: Any, search: Any) -> str:
     """Return the text with the highest log p(text | recording) + ``lm_weight`` · log p(text).
 
     Args:
         texts: Transcripts, best first: of two with equal scores the first wins.
-        heard: Log-probabilities (P, V) of the blank and the spoken tokens; they give the first term, by CTC.
-        spoken: The spoken tokens.
+        tokens: Log-probabilities (P, V) of the blank and the spoken tokens.
+        characters: Log-probabilities (P * SLOTS, 1 + BYTES) of the blank and the bytes. The first term is the mean of
+            both by CTC, with the search's weights.
+        projector: The `CTCProjector` that spells.
         llm: The `LLM` of the second term.
-        lm_weight: Weight of the second term. 0 returns the first text.
+        search: The weights, an `ossicle.models.joint.Search`. ``lm_weight=0`` returns the first text.
     """
     unique = list(dict.fromkeys(texts))
-    if lm_weight == 0 or len(unique) == 1:
+    if search.lm_weight == 0 or len(unique) == 1:
         return unique[0]
-    scores = spelling_scores(unique, heard, spoken) + lm_weight * text_scores(unique, llm).to(heard.device)
+    share = search.character_weight if is_sure(characters) else 0.0
+    by_tokens, by_characters = projector.targets(unique)
+    scores = (1 - share) * spelling_scores(by_tokens, tokens) + search.lm_weight * text_scores(unique, llm).to(
+        tokens.device
+    )
+    if share:
+        scores = scores + share * spelling_scores(by_characters, characters)
     return unique[int(scores.argmax())]
 
 
-def spelling_scores(texts: list[str], heard: Tensor, spoken: SpokenTokens) -> Tensor:
-    """Return log p(text | recording) by CTC (K,) for log-probabilities ``heard`` (P, V)."""
-    labels = [[1 + k for k in spoken.spell(text)] for text in texts]
-    count = len(texts)
+def spelling_scores(labels: list[list[int]], heard: Tensor) -> Tensor:
+    """Return log p(labels | recording) by CTC (K,), for log-probabilities ``heard`` (P, V)."""
+    count = len(labels)
     return -F.ctc_loss(
         heard.float()[:, None].expand(-1, count, -1),
         torch.tensor([label for row in labels for label in row], dtype=torch.long, device=heard.device),

@@ -8,12 +8,15 @@ are tokens of the LLM.
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ossicle.batch import pad_ids
 from ossicle.errors import ModelError
 
 _APOSTROPHES = str.maketrans(dict.fromkeys("\u2018\u2019\u02bc`\u00b4", "'"))
@@ -29,6 +32,13 @@ def spoken_form(text: str) -> str:
     folded = unicodedata.normalize("NFC", text.translate(_APOSTROPHES)).lower()
     kept = "".join(c if c == "'" or unicodedata.category(c)[0] in "LMN" else " " for c in folded)
     return " ".join(word.strip("'") for word in kept.split() if word.strip("'"))
+
+
+class Letters(NamedTuple):
+    """Labels of the characters of each spoken token: 1 + each byte, and 0 after the last."""
+
+    later: Tensor  # (V, most bytes)
+    first: Tensor  # (V, most bytes) without the space before a word, for the first token of a text
 
 
 class SpokenTokens:
@@ -66,6 +76,13 @@ class SpokenTokens:
         found = self._tokenizer.encode(self._prefix + spoken_form(text), add_special_tokens=False).ids
         return [self._index[i] for i in found if i in self._index]
 
+    @cached_property
+    def letters(self) -> Letters:
+        """The characters of each token."""
+        texts = [_bytes_of(self._tokenizer.id_to_token(i), byte_level=bool(self._prefix)) for i in self.ids]
+        rows = [[1 + byte for byte in text] for text in [*texts, *(text.lstrip() for text in texts)]]
+        return Letters(*pad_ids(rows).values.chunk(2))
+
     def columns(self, llm: Any) -> Tensor:
         """Return the number of the spoken token that each token of ``llm`` begins with (vocabulary,).
 
@@ -90,6 +107,17 @@ class SpokenTokens:
     def text(self, spelled: list[int]) -> str:
         """Return the text of indices in `ids`, with single spaces."""
         return " ".join(self._tokenizer.decode([self.ids[k] for k in spelled]).split())
+
+
+def _bytes_of(token: str, *, byte_level: bool) -> bytes:
+    """Return the bytes of a token, which tokenizers write in one of two ways."""
+    if byte_level:  # as in GPT-2: a character stands for each byte
+        from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+        byte_of = {character: byte for byte, character in bytes_to_unicode().items()}
+        return bytes(byte_of[character] for character in token)
+    byte = re.fullmatch("<0x([0-9A-F]{2})>", token)  # as in SentencePiece
+    return bytes.fromhex(byte[1]) if byte else token.replace("\u2581", " ").encode()
 
 
 def _result(merge: Any, vocabulary: dict[str, int]) -> int | None:
