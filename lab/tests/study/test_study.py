@@ -140,6 +140,26 @@ def test_settings_are_chosen_on_the_development_split_and_time_is_matched(study_
     assert {row["mode"] for row in record["rows"]} == {"steps", "compute"}
 
 
+def test_the_time_of_a_step_is_measured_in_a_short_run(study_file):
+    """Rows that are compared at the same time alone need no whole stage 1 to measure a step."""
+    compare = "compare={steps: [], compute: [0.5], compute_like: contr, probe_steps: 2}"
+    config = load(study_file, [compare, "pretraining.twin={recipe: contrastive.yaml}", "stage1.steps=5"])
+    record = run_study(config, processes=0)
+    lengths = {name: sorted(p.name for p in (config.folder / "pretraining" / name).iterdir()) for name in ("contr", "twin")}
+    assert lengths["contr"] == ["2-steps-lr-0.003", "5-steps-lr-0.003"]
+    assert lengths["twin"][0] == "2-steps-lr-0.003"
+    own, like = (record["settings"][name]["cost_s_per_step"] for name in ("twin", "contr"))
+    assert record["settings"]["twin"]["used"]["compute"]["steps"] == max(1, round(5 * like / own))
+
+
+def test_a_row_keeps_the_learning_rate_of_its_stage_two(study_file):
+    config = load(study_file, ["pretraining.contr.finetune_overrides=[optim.lr=7e-4]"])
+    plan = Plan(config, config.data)
+    rates = {key.name: plan.cell(key).settings().optim.lr for key in plan.cells()}
+    assert rates["contr"] == 7e-4
+    assert rates["none"] != 7e-4
+
+
 def scored(monkeypatch, score):
     """Replace development scores by ``score(name of the trial's folder)``."""
 

@@ -158,6 +158,9 @@ class Compare:
     """Fractions compared at the same time of stage 1. Default: none."""
     compute_like: str | None = None
     """The pretraining whose stage 1 sets the time."""
+    probe_steps: int | None = Field(default=None, ge=2)
+    """Steps of stage 1 in which the time of a step is measured, if no fraction is compared at the same steps. Default:
+    the whole stage 1."""
     chosen: list[float] = Field(default_factory=list)
     """Fractions compared at the best length of stage 1. Default: none."""
 

@@ -27,17 +27,21 @@ class Description:
     def __init__(self, config: StudyConfig, data: StudyData) -> None:
         self.config, self.data, self.folder = config, data, config.folder
         self._recipe_lr: dict[str, float] = {}
-        self._finetune_lr = recipes.load(config.finetuning.recipe, self._finetune_overrides(1.0)).optim.lr
+        shared = self._finetune_overrides(1.0)
+        self._finetune_lr = {
+            name: recipes.load(config.finetuning.recipe, [*shared, *row.finetune_overrides]).optim.lr
+            for name, row in config.pretraining.items()
+        }
 
     def base(self, name: str) -> Setting:
         """Return the settings of a row's recipes, which apply unless others are chosen."""
         row = self.config.pretraining[name]
         if row.recipe is None:
-            return Setting(0, 0.0, self._finetune_lr)
+            return Setting(0, 0.0, self._finetune_lr[name])
         if name not in self._recipe_lr:
             overrides = [*self.config.stage1.overrides, *row.overrides, f"data.train={json.dumps(self.data.pretrain)}"]
             self._recipe_lr[name] = recipes.load(row.recipe, overrides).optim.lr
-        return Setting(self.config.stage1_steps(name), self._recipe_lr[name], self._finetune_lr)
+        return Setting(self.config.stage1_steps(name), self._recipe_lr[name], self._finetune_lr[name])
 
     def finetune_steps(self, name: str, fraction: float) -> int:
         """Return the length of stage 2 that the file gives."""

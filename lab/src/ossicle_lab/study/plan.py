@@ -80,8 +80,13 @@ class Plan:
         return None if setting is None else self.describe.pretraining(name, setting, seed)
 
     def first_start(self, name: str) -> Job | None:
-        """Return stage 1 of the first seed at the same steps. Its time per step is measured and reported."""
-        return self.start("steps", name, self.config.seeds_of(name)[0])
+        """Return stage 1 of the first seed, in which the time per step is measured and reported."""
+        setting, probe = self.setting("steps", name), self.config.compare.probe_steps
+        if setting is None:
+            return None
+        if probe and not self.config.fractions("steps"):
+            setting = replace(setting, steps=min(probe, setting.steps))
+        return self.describe.pretraining(name, setting, self.config.seeds_of(name)[0])
 
     def _in_order(self) -> Iterator[Job]:
         if self.data.test:
