@@ -8,7 +8,6 @@ import torch
 
 from ossicle.errors import ConfigError
 from ossicle.models import rescoring
-from ossicle.models.joint import Search
 from ossicle.models.llm import load_llm
 
 WORDS = ["the cat", "the hat", "a cat", "the cat sat", ""]
@@ -39,7 +38,12 @@ def test_an_llm_without_a_begin_of_sequence_token_starts_after_the_end_of_anothe
 
 
 class Projector:
-    """Spells texts by their letters, as tokens and as characters."""
+    """Spells texts by their letters, as tokens and as characters; it knows similar words of two."""
+
+    class spoken:
+        @staticmethod
+        def similar(word, most):
+            return {"curtin": ["curtain", "cousin"], "wisert": ["wizard"]}.get(word, [])[:most]
 
     @staticmethod
     def targets(texts):
@@ -51,10 +55,13 @@ def flat(positions, size):
     return torch.full((positions, size), 1 / size).log()
 
 
-def best(texts, heard, llm, lm_weight, projector=None, characters=None):
-    search = Search(lm_weight=lm_weight)
+def judge_of(heard, llm, lm_weight, characters=None):
     characters = flat(2, 257) if characters is None else characters  # say nothing
-    return rescoring.best_text(texts, heard, characters, projector=projector or Projector(), llm=llm, search=search)
+    return rescoring.Judge(heard, characters, Projector(), llm, character_weight=0.5, lm_weight=lm_weight)
+
+
+def best(texts, *args, **kwargs):
+    return rescoring.best_text(texts, judge_of(*args, **kwargs))
 
 
 def test_the_probability_of_the_spelling_is_the_sum_over_all_paths():
@@ -87,7 +94,7 @@ def test_the_choice_follows_the_sum_of_both(lm_weight, expected, monkeypatch):
 def sure(text, size):
     """Return log-probabilities that are nearly sure of ``text``, with a blank after each letter."""
     path = [label for k in Projector.targets([text])[0][0] for label in (k, 0)]
-    return torch.full((len(path), size), 1e-3).scatter(1, torch.tensor(path)[:, None], 0.9).log()
+    return torch.full((len(path), size), 1e-2).scatter(1, torch.tensor(path)[:, None], 0.9).log()
 
 
 def test_characters_decide_between_texts_that_the_tokens_support_alike(llm):
@@ -95,6 +102,43 @@ def test_characters_decide_between_texts_that_the_tokens_support_alike(llm):
     for order in (["cat", "hat"], ["hat", "cat"]):
         for text in order:
             assert best(order, heard, llm, 1e-6, characters=sure(text, 257)) == text
+
+
+def likes(monkeypatch, **scores):
+    """Let the LLM give a text the sum of ``scores`` of its words, and return the texts that it is asked about."""
+    asked = []
+
+    def scored(texts, _):
+        asked.extend(texts)
+        return torch.tensor([float(sum(scores.get(word, 0) for word in text.split())) for text in texts])
+
+    monkeypatch.setattr(rescoring, "text_scores", scored)
+    return asked
+
+
+def test_words_become_similar_ones_that_score_higher(monkeypatch):
+    likes(monkeypatch, curtain=20, wizard=20, cousin=10)
+    characters = sure("the curtin and the wisert", 257)
+    assert best(["the curtin and the wisert"], flat(60, 28), None, 1.0, characters=characters) == (
+        "the curtain and the wizard"
+    )
+
+
+def test_a_word_that_the_recording_supports_stays(monkeypatch):
+    likes(monkeypatch, curtain=0.5)
+    assert best(["the curtin"], flat(60, 28), None, 1.0, characters=sure("the curtin", 257)) == "the curtin"
+
+
+def test_the_llm_is_not_asked_about_words_that_the_recording_excludes(monkeypatch):
+    asked = likes(monkeypatch, cousin=1000)
+    characters = torch.where(sure("curtin", 257).exp() > 0.5, -1e-3, -30.0)
+    assert best(["curtin"], flat(60, 28), None, 1.0, characters=characters) == "curtin"
+    assert not any("cousin" in text for text in asked)
+
+
+def test_without_the_llm_words_stay(monkeypatch):
+    likes(monkeypatch, curtain=1000)
+    assert best(["the curtin"], flat(60, 28), None, 0.0) == "the curtin"
 
 
 def test_a_text_that_has_no_room_in_the_recording_is_never_chosen(llm):

@@ -25,7 +25,7 @@ from ossicle.errors import ConfigError
 from ossicle.models.ctc import BLANK, Spelling, is_sure, spelled, valid_rows
 from ossicle.models.generation import MAX_NEW_TOKENS, settings_of
 from ossicle.models.prefixes import Prefixes
-from ossicle.models.rescoring import best_text
+from ossicle.models.rescoring import Judge, best_text
 from ossicle.models.spoken_tokens import Letters, SpokenTokens, spoken_form
 from ossicle.prompts import ASR_INSTRUCTIONS
 
@@ -119,8 +119,9 @@ def _transcribe(
     texts = [" ".join(text.split()) for text in texts]
     found = [texts[k : k + beams] for k in range(0, len(texts), beams)]  # of each utterance
     rows = zip(found, spelling.tokens, spelling.characters, spelling.mask, strict=True)
+    weights = search.character_weight, search.lm_weight
     return [
-        spoken_form(best_text(own, *valid_rows(*heard), projector=model.projector, llm=model.llm, search=search))
+        spoken_form(best_text(own, Judge(*valid_rows(*heard), model.projector, model.llm, *weights)))
         for own, *heard in rows
     ]
 
@@ -222,6 +223,6 @@ class _Known:
         texts, place = self.characters, parents
         for label in labels[:, : int((labels != BLANK).sum(1).max())].T:
             # Texts that begin alike are scored once.
-            pairs, place = torch.stack([place, label], 1).unique(dim=0, return_inverse=True)
+            pairs, place = torch.unique(torch.stack([place, label], 1), dim=0, return_inverse=True)
             texts = texts[pairs[:, 0]].extended(pairs[:, 1], self.characters_log)
         return texts[place]

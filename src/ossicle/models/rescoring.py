@@ -1,13 +1,19 @@
-"""Choose among the transcripts of a joint search by their probability as ordinary text.
+"""Choose a transcript by its probability in the recording and as ordinary text.
 
 During the search the LLM reads the tokens of the spelling, such as "con", "fl" and "agration". It was trained on other
-splits of words, and says little about these. Once a transcript is whole, it can be scored in the usual tokens.
+splits of words, and says little about these. Once a transcript is whole, it can be scored in the usual tokens. Words
+that the LLM does not have are then compared with similar ones that it has: "curtin" with "curtain".
 
-Source: rescoring of N-best lists with a language model (Schwartz & Chow, 1990; for LLMs: Udagawa et al., 2022).
+Source: rescoring of N-best lists with a language model (Schwartz & Chow, 1990; for LLMs: Udagawa et al., 2022). The
+comparison with similar words is not in the paper.
+
+Shape legend: K texts, P positions of an utterance, V spoken tokens and the blank.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,31 +23,88 @@ from torch import Tensor
 from ossicle.batch import Padded, pad_ids
 from ossicle.models.ctc import BLANK, is_sure
 
+ROUNDS = 2
+"""Rounds in which words are compared with similar ones. A neighbour's correction can help in the second."""
+SIMILAR = 40
+"""Similar words that are tried for a word."""
+LARGEST_LOSS = 8.0
+"""Loss of log p(text | recording) from which on a word is not tried with the LLM, which takes most of the time."""
+LM_ROWS = 32
+"""Texts that the LLM reads together."""
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Scores texts by log p(text | recording) + ``lm_weight`` · log p(text)."""
+
+    tokens: Tensor
+    """Log-probabilities (P, V) of the blank and the spoken tokens."""
+    characters: Tensor
+    """Log-probabilities (P * SLOTS, 1 + BYTES) of the blank and the bytes."""
+    projector: Any
+    """The `CTCProjector` that spells."""
+    llm: Any
+    """The `LLM` of the second term."""
+    character_weight: float
+    lm_weight: float
+
+    def sound(self, texts: list[str]) -> Tensor:
+        """Return log p(text | recording) by CTC (K,): the mean of that of the tokens and that of the characters."""
+        share = self.character_weight if is_sure(self.characters) else 0.0
+        by_tokens, by_characters = self.projector.targets(texts)
+        scores = (1 - share) * spelling_scores(by_tokens, self.tokens)
+        return scores + share * spelling_scores(by_characters, self.characters) if share else scores
+
+    def language(self, texts: list[str]) -> Tensor:
+        """Return ``lm_weight`` · log p(text) (K,)."""
+        parts = [text_scores(texts[k : k + LM_ROWS], self.llm) for k in range(0, len(texts), LM_ROWS)]
+        return self.lm_weight * torch.cat(parts).to(self.tokens.device)
+
+    def best(self, texts: list[str]) -> str:
+        """Return the text with the highest score; of two with equal scores, the first."""
+        unique = list(dict.fromkeys(texts))
+        return unique[0] if len(unique) == 1 else unique[int((self.sound(unique) + self.language(unique)).argmax())]
+
 
 @torch.no_grad()
-def best_text(texts: list[str], tokens: Tensor, characters: Tensor, *, projector: Any, llm: Any, search: Any) -> str:
-    """Return the text with the highest log p(text | recording) + ``lm_weight`` · log p(text).
+def best_text(texts: list[str], judge: Judge) -> str:
+    """Return the best of ``texts`` (best first), with words replaced by similar ones of the LLM if these score higher.
 
-    Args:
-        texts: Transcripts, best first: of two with equal scores the first wins.
-        tokens: Log-probabilities (P, V) of the blank and the spoken tokens.
-        characters: Log-probabilities (P * SLOTS, 1 + BYTES) of the blank and the bytes. The first term is the mean of
-            both by CTC, with the search's weights.
-        projector: The `CTCProjector` that spells.
-        llm: The `LLM` of the second term.
-        search: The weights, an `ossicle.models.joint.Search`. ``lm_weight=0`` returns the first text.
+    With ``judge.lm_weight=0`` it is the first text as it is.
     """
-    unique = list(dict.fromkeys(texts))
-    if search.lm_weight == 0 or len(unique) == 1:
-        return unique[0]
-    share = search.character_weight if is_sure(characters) else 0.0
-    by_tokens, by_characters = projector.targets(unique)
-    scores = (1 - share) * spelling_scores(by_tokens, tokens) + search.lm_weight * text_scores(unique, llm).to(
-        tokens.device
-    )
-    if share:
-        scores = scores + share * spelling_scores(by_characters, characters)
-    return unique[int(scores.argmax())]
+    if judge.lm_weight == 0:
+        return texts[0]
+    text = judge.best(texts)
+    for _ in range(ROUNDS):
+        before, text = text, _respelled(text, judge)
+        if text == before:
+            break
+    return text
+
+
+def _respelled(text: str, judge: Judge) -> str:
+    """Return ``text`` with similar words of the LLM in the place of words that it does not have, if they score higher.
+
+    Each word is tried alone. Those that gain are put in together, or the one that gains most if that scores higher.
+    """
+    words = text.split()
+    tries = [(k, other) for k, word in enumerate(words) for other in judge.projector.spoken.similar(word, SIMILAR)]
+    texts = [text, *(_with(words, {k: other}) for k, other in tries)]
+    sound = judge.sound(texts)
+    kept = [0, *(k for k in range(1, len(texts)) if sound[k] > sound[0] - LARGEST_LOSS)]
+    if len(kept) == 1:
+        return text
+    scores = sound[kept] + judge.language([texts[k] for k in kept])
+    gains = (scores[1:] - scores[0]).tolist()
+    # The last of equal keys stays: the one with the highest gain.
+    found = sorted((gain, *tries[k - 1]) for gain, k in zip(gains, kept[1:], strict=True) if gain > 0)
+    if not found:
+        return text
+    return judge.best([_with(words, {k: other for _, k, other in found}), _with(words, {found[-1][1]: found[-1][2]})])
+
+
+def _with(words: Sequence[str], others: dict[int, str]) -> str:
+    return " ".join(others.get(k, word) for k, word in enumerate(words))
 
 
 def spelling_scores(labels: list[list[int]], heard: Tensor) -> Tensor:

@@ -10,16 +10,20 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, NamedTuple
 
 import torch
+from rapidfuzz import process
+from rapidfuzz.distance import Levenshtein
 from torch import Tensor
 
 from ossicle.batch import pad_ids
 from ossicle.errors import ModelError
 
 _APOSTROPHES = str.maketrans(dict.fromkeys("\u2018\u2019\u02bc`\u00b4", "'"))
+_SPACES = ("\u0120", "\u2581")
+"""Characters that stand for the space before a word in tokens."""
 _INCOMPLETE = "\ufffd"
 """Character that stands for bytes which are not a whole character."""
 
@@ -79,9 +83,28 @@ class SpokenTokens:
     @cached_property
     def letters(self) -> Letters:
         """The characters of each token."""
-        texts = [_bytes_of(self._tokenizer.id_to_token(i), byte_level=bool(self._prefix)) for i in self.ids]
+        texts = [_bytes_of(self._tokenizer.id_to_token(i) or "", byte_level=bool(self._prefix)) for i in self.ids]
         rows = [[1 + byte for byte in text] for text in [*texts, *(text.lstrip() for text in texts)]]
         return Letters(*pad_ids(rows).values.chunk(2))
+
+    @cached_property
+    def words(self) -> dict[str, None]:
+        """The words of three letters or more that the LLM has a token for, in lower case."""
+        tokens = (token for token in self._tokenizer.get_vocab() if token[:1] in _SPACES)
+        texts = (_bytes_of(token, byte_level=bool(self._prefix)).decode(errors="ignore") for token in tokens)
+        return dict.fromkeys(sorted(word for text in texts if _is_word(word := text[1:].lower())))
+
+    def similar(self, word: str, most: int) -> list[str]:
+        """Return up to ``most`` of `words` that differ from ``word`` in few letters, the most similar first.
+
+        The list is empty for one of `words`, and for what is no word of three letters or more. Words of up to four
+        letters may differ in one of them, words of up to seven in two, and others in three.
+        """
+        if not _is_word(word) or word in self.words:
+            return []
+        letters = 1 if len(word) <= 4 else 2 if len(word) <= 7 else 3
+        found = process.extract(word, self.words.keys(), scorer=Levenshtein.distance, score_cutoff=letters, limit=most)
+        return [similar for similar, *_ in found]
 
     def columns(self, llm: Any) -> Tensor:
         """Return the number of the spoken token that each token of ``llm`` begins with (vocabulary,).
@@ -109,13 +132,22 @@ class SpokenTokens:
         return " ".join(self._tokenizer.decode([self.ids[k] for k in spelled]).split())
 
 
+def _is_word(text: str) -> bool:
+    return len(text) > 2 and text.isalpha()
+
+
+@cache
+def _byte_of() -> dict[str, int]:
+    """Return the byte that each character stands for in tokens of GPT-2 and its successors."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    return {character: byte for byte, character in bytes_to_unicode().items()}
+
+
 def _bytes_of(token: str, *, byte_level: bool) -> bytes:
     """Return the bytes of a token, which tokenizers write in one of two ways."""
-    if byte_level:  # as in GPT-2: a character stands for each byte
-        from transformers.convert_slow_tokenizer import bytes_to_unicode
-
-        byte_of = {character: byte for byte, character in bytes_to_unicode().items()}
-        return bytes(byte_of[character] for character in token)
+    if byte_level:
+        return bytes(_byte_of()[character] for character in token)
     byte = re.fullmatch("<0x([0-9A-F]{2})>", token)  # as in SentencePiece
     return bytes.fromhex(byte[1]) if byte else token.replace("\u2581", " ").encode()
 
