@@ -15,6 +15,7 @@ from ossicle.data.manifest import read_manifest
 from ossicle.errors import ModelError
 from ossicle.evaluate.cascade import EMPTY_TRANSCRIPT, CascadeCollator, CTCRecogniser, load_recogniser
 from ossicle.evaluate.metrics import wer
+from ossicle.models import conversation
 from ossicle.models.speech_llm import ModelConfig
 from places import ENCODER, LLM, SHARED
 
@@ -90,6 +91,29 @@ def test_the_command_scores_the_cascade_against_the_transcripts(tasks, tmp_path)
     said = {sample.text for sample in read_manifest(tasks)}
     assert {json.loads(line)["text"] for line in lines} == said
     assert CliRunner().invoke(app, [*command, "--from-text"]).exit_code == 2
+    assert CliRunner().invoke(app, [*command, "--own-transcript"]).exit_code == 2
+
+
+def test_the_command_scores_answers_from_the_own_transcript(tasks, tmp_path, monkeypatch):
+    """A model that hears the transcript without an error scores as from the transcript."""
+    ModelConfig().build().save(tmp_path / "model")
+    said = {sample.id: sample.text for sample in read_manifest(tasks)}
+    whole = conversation.answer_batch
+
+    def perfect(model, batch, **decoding):
+        if decoding.get("from_text") or decoding.get("own_transcript"):
+            return whole(model, batch, **decoding)
+        return [said[sample.id] for sample in batch.samples]
+
+    monkeypatch.setattr(conversation, "answer_batch", perfect)
+    found = {}
+    for kind in ("own-transcript", "text"):
+        command = ["evaluate", str(tmp_path / "model"), str(tasks), "--max-new-tokens", "20"]
+        result = CliRunner().invoke(app, [*command, f"--{kind}".replace("--text", "--from-text")])
+        assert result.exit_code == 0, result.output
+        lines = (tmp_path / f"model/eval/finetune-{kind}.jsonl").read_text().splitlines()
+        found[kind] = {json.loads(line)["id"]: json.loads(line)["hypothesis"] for line in lines}
+    assert found["own-transcript"] == found["text"]
 
 
 def test_the_comparison_says_that_the_untrained_projector_ignores_its_audio(tasks, tmp_path):

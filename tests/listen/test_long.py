@@ -74,7 +74,7 @@ def test_a_transcript_has_the_answer_to_every_window(model):
 def test_a_question_is_about_all_windows(model, monkeypatch):
     waveform, _ = pulses(30)
     recording = Recording(waveform)
-    monkeypatch.setattr(long, "pieces", lambda r, most_s: pieces(r, most_s=most_s, detector="energy"))
+    monkeypatch.setattr(long, "pieces", lambda r, most_s, **_: pieces(r, most_s=most_s, detector="energy"))
     windows = list(pieces(recording, most_s=long.window_s(model), detector="energy"))
     assert len(windows) > 1
     tokens = [speech_of(model, Recording(piece.waveform)) for piece in windows]
@@ -92,10 +92,23 @@ def test_a_question_is_about_all_windows(model, monkeypatch):
         model.llm.context = None
 
 
-def test_a_question_about_silence_is_refused(model, monkeypatch):
-    monkeypatch.setattr(long, "pieces", lambda r, most_s: pieces(r, most_s=most_s, detector="energy"))
+def test_the_llm_reads_the_transcript_of_all_windows(model, monkeypatch):
+    waveform, _ = pulses(30)
+    said = [long.Segment(0, 1, "the cat"), long.Segment(1, 2, "sat")]
+    monkeypatch.setattr(long, "transcribe", lambda *_: iter(said))
+    asked = []
+    monkeypatch.setattr(model.llm, "generate", lambda prompt, **_: asked.append(prompt) or ["tom"])
+    assert ask(model, waveform, "who?", own_transcript=True) == "tom"
+    turn, ids = model.prompter().turn("who?", ""), model.prompter().content_ids("the cat sat")
+    expected = model.llm.embed(torch.tensor([[*turn.before, *ids, *turn.after]]))
+    assert torch.equal(asked[0].values, expected)
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_question_about_silence_is_refused(model, monkeypatch, own):
+    monkeypatch.setattr(long, "pieces", lambda r, most_s, **_: pieces(r, most_s=most_s, detector="energy"))
     with pytest.raises(AudioError, match="the recording: no speech was found in it"):
-        ask(model, np.zeros(60 * SAMPLE_RATE_HZ, np.float32), "who?")
+        ask(model, np.zeros(60 * SAMPLE_RATE_HZ, np.float32), "who?", own_transcript=own)
 
 
 @pytest.mark.parametrize(

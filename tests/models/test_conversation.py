@@ -7,7 +7,7 @@ import soundfile
 import torch
 
 from ossicle.errors import AudioError, ConfigError, ModelError
-from ossicle.models.conversation import read_messages, token_ids
+from ossicle.models.conversation import answer_batch, read_messages, token_ids, transcribed
 from ossicle.models.recordings import batch_of
 from ossicle.testing import LLMS
 
@@ -147,3 +147,39 @@ def test_either_recordings_or_messages(model):
     for arguments in ({}, {"audio": sound(), "messages": [message]}, {"instruction": "x", "messages": [message]}):
         with pytest.raises(ConfigError, match="give either recordings and an instruction, or messages"):
             model.generate(**arguments)
+
+
+def test_the_llm_reads_the_transcript_that_the_model_finds(model, monkeypatch):
+    """An answer from the own transcript is the answer to this text."""
+    asked = []
+
+    def transcripts(model, batch, **decoding):
+        if decoding.get("from_text"):
+            return answer_batch(model, batch, **decoding)
+        asked.extend((sample.task, sample.instruction) for sample in batch.samples)
+        return ["the cat sat", ""][: len(batch)]
+
+    monkeypatch.setattr("ossicle.models.conversation.answer_batch", transcripts)
+    both = [sound(), sound(1)]
+    batch = batch_of(model, both, "who sat?")
+    found = model.text(transcribed(model, batch))
+    texts = [model.prompter().content_ids(text) for text in ("the cat sat", ".")]
+    assert found.mask.sum(1).tolist() == [len(ids) for ids in texts]
+    assert torch.equal(found.values[0, : len(texts[0])], model.llm.embed(torch.tensor(texts[0])))
+    assert [task for task, _ in asked] == ["asr", "asr"]
+    assert all(instruction != "who sat?" for _, instruction in asked)
+
+
+def test_answers_from_the_own_transcript_are_those_from_that_text(model):
+    batch = batch_of(model, [sound(), sound(1)], "who sat?")
+    expected = model.generate_batch(transcribed(model, batch), from_text=True, max_new_tokens=6)
+    found = model.generate([sound(), sound(1)], "who sat?", own_transcript=True, max_new_tokens=6)
+    assert found == expected
+    pieces = model.generate(sound(), "who sat?", own_transcript=True, stream=True, max_new_tokens=6)
+    assert "".join(pieces).strip() == expected[0]
+
+
+def test_a_longer_conversation_has_no_own_transcript(model):
+    turns = [{"role": "user", "content": [heard(), heard(1), said("which?")]}]
+    with pytest.raises(ConfigError, match="own_transcript=True with a longer conversation"):
+        model.generate(messages=turns, own_transcript=True)

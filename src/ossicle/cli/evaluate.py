@@ -44,6 +44,10 @@ def evaluate(  # noqa: PLR0913 - each parameter is an option of the command
         bool,
         typer.Option("--cascade", help="Give the LLM the text that the encoder's CTC head or Whisper's decoder hears."),
     ] = False,
+    own_transcript: Annotated[
+        bool,
+        typer.Option("--own-transcript", help="Let the model transcribe first, and give its LLM that transcript."),
+    ] = False,
     honesty: Annotated[
         bool, typer.Option(help="Compare with the cascade, the text-only bound and the audio of other utterances.")
     ] = True,
@@ -61,9 +65,11 @@ def evaluate(  # noqa: PLR0913 - each parameter is an option of the command
     from ossicle.evaluate.score import ScoreOptions
 
     _check_tables(normalise, spelling, leaderboard)
-    if from_text and cascade:
-        raise typer.BadParameter("--from-text and --cascade exclude each other: give only one")
-    kind = "-text" if from_text else "-cascade" if cascade else ""
+    given = {"--from-text": from_text, "--cascade": cascade, "--own-transcript": own_transcript}
+    kinds = [name for name, wanted in given.items() if wanted]
+    if len(kinds) > 1:
+        raise typer.BadParameter(f"{' and '.join(kinds)} exclude each other: give only one")
+    kind = "".join(kinds).replace("--from-", "-").replace("--", "-")
     options = EvalOptions(
         fraction=fraction,
         batch_size=batch_size,
@@ -71,6 +77,7 @@ def evaluate(  # noqa: PLR0913 - each parameter is an option of the command
         skip_broken=skip_broken,
         from_text=from_text,
         cascade=cascade,
+        own_transcript=own_transcript,
         honesty_lines=honesty_lines if honesty else 0,
         scoring=ScoreOptions(normalise=normalise, spelling=spelling, leaderboard=leaderboard),
     )

@@ -122,6 +122,9 @@ def ask(  # noqa: PLR0913 - options of the command
     form: AnswerFormat = "text",
     out: Out = None,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.", min=1)] = 200,
+    own_transcript: Annotated[
+        bool, typer.Option("--own-transcript", help="Transcribe first, and let the LLM read the transcript.")
+    ] = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
     overwrite: Overwrite = False,
@@ -130,7 +133,8 @@ def ask(  # noqa: PLR0913 - options of the command
     if not question.strip():
         raise DataError('the question is empty: write one, such as "what is said?"')
     options = {"form": form, "out": out, "timestamps": False, "overwrite": overwrite}
-    _write_answers(paths, (model, device, dtype), question=question, options=options, max_new_tokens=max_new_tokens)
+    how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "own_transcript": own_transcript}
+    _write_answers(paths, (model, device, dtype), question=question, options=options, **how)
 
 
 def listen(

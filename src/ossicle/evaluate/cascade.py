@@ -18,11 +18,9 @@ from ossicle.batch import Batch, Sample, Skipped, Utterance, pad
 from ossicle.data.collate import Collator
 from ossicle.errors import ModelError
 from ossicle.evaluate.whisper import WhisperRecogniser
+from ossicle.models.conversation import EMPTY_TRANSCRIPT
 from ossicle.models.frozen import resolve
 from ossicle.models.loading import loading_model
-
-EMPTY_TRANSCRIPT = "."
-"""Text for the LLM if nothing was recognised, because the LLM needs at least one token."""
 
 
 class Recogniser(Protocol):

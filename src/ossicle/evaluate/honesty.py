@@ -26,6 +26,8 @@ LINES = 100
 TEXT, CASCADE, RECOGNISER, OTHER_AUDIO = KINDS = ("text", "cascade", "recogniser", "other-audio")
 """Kinds of comparison: the LLM reads the transcripts, the LLM reads a recogniser's output, the recogniser
 alone (for recognition), and the model with other audio."""
+OWN = "own-transcript"
+"""Kind of decoding in which the LLM reads what the model itself transcribes; it is not compared."""
 MAIN_METRICS: dict[str, tuple[str, ...]] = {
     "asr": ("wer", "cer"),
     "st": ("bleu", "chrf"),

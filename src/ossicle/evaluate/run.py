@@ -16,9 +16,10 @@ from ossicle.batch import Sample
 from ossicle.data.collate import Collator
 from ossicle.data.dataset import SpeechDataset, subset
 from ossicle.data.table import open_manifests
+from ossicle.errors import ConfigError
 from ossicle.evaluate.cascade import CascadeCollator, load_recogniser
 from ossicle.evaluate.decode import MAX_NEW_TOKENS, Collate, Decoder, decode, group_of
-from ossicle.evaluate.honesty import CASCADE, LINES, RECOGNISER, TEXT, Honesty, honesty
+from ossicle.evaluate.honesty import CASCADE, LINES, OWN, RECOGNISER, TEXT, Honesty, honesty
 from ossicle.evaluate.score import Row, ScoreOptions, check_metrics, score, write_scores
 from ossicle.evaluate.tables import print_honesty, print_table
 from ossicle.models.frozen import fingerprint
@@ -43,9 +44,12 @@ class EvalOptions:
     """Give the LLM the transcripts instead of the speech: the upper bound."""
     cascade: bool = False
     """Give the LLM the text that the encoder's own recogniser hears."""
+    own_transcript: bool = False
+    """Let the model transcribe first, and give its LLM that transcript instead of the speech."""
     honesty_lines: int = LINES
     """About how many utterances are compared with the cascade, the text-only bound and other audio
-    (`ossicle.evaluate.honesty`); 0 compares none. ``from_text`` and ``cascade`` compare none either."""
+    (`ossicle.evaluate.honesty`); 0 compares none. ``from_text``, ``cascade`` and ``own_transcript`` compare none
+    either."""
     scoring: ScoreOptions = field(default_factory=ScoreOptions)
     """Settings of scoring."""
 
@@ -90,7 +94,12 @@ def _dataset(samples: Sequence[Sample], options: EvalOptions) -> SpeechDataset:
 
 
 def _kind(options: EvalOptions) -> str:
-    return CASCADE if options.cascade else TEXT if options.from_text else "speech"
+    """Return what the LLM gets. Raises `ConfigError` if the options name more than one."""
+    given = {CASCADE: options.cascade, TEXT: options.from_text, OWN: options.own_transcript}
+    kinds = [kind for kind, wanted in given.items() if wanted]
+    if len(kinds) > 1:
+        raise ConfigError(f"{' and '.join(kinds)} exclude each other: give only one")
+    return kinds[0] if kinds else "speech"
 
 
 class _Decoding:
@@ -124,7 +133,8 @@ class _Decoding:
         return model, dataset, lambda items: collate(items).to(self.device), out
 
     def _settings(self, kind: str) -> dict[str, Any]:
-        return {
+        own = {"own_transcript": True} if kind == OWN else {}
+        return own | {
             "fingerprint": self.cascade.recogniser.source if kind in (CASCADE, RECOGNISER) else self.source,
             "batch_size": self.options.batch_size,
             "max_new_tokens": self.options.max_new_tokens,

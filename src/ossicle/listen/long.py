@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from ossicle.audio import SAMPLE_RATE_HZ
-from ossicle.batch import Batch, Padded, Sample, pad
+from ossicle.batch import Batch, Padded, Sample, pad, pad_ids
 from ossicle.errors import AudioError, DataError
 from ossicle.listen.inputs import Recording
 from ossicle.listen.pauses import MOST_S, DetectorName, windows
@@ -161,22 +161,40 @@ def _plain(word: str) -> str:
 
 
 @torch.no_grad()
-def ask(model: Any, audio: Any, instruction: str, *, sampling_rate: int | None = None, **decoding: Any) -> str:
+def ask(
+    model: Any,
+    audio: Any,
+    instruction: str,
+    *,
+    sampling_rate: int | None = None,
+    own_transcript: bool = False,
+    **decoding: Any,
+) -> str:
     """Return the answer to an instruction about one recording of any length that fits into the LLM's context.
 
-    A long recording is encoded window by window, and the LLM reads the speech of all of them at once.
+    A long recording is encoded window by window, and the LLM reads the speech of all of them at once. With
+    ``own_transcript`` the model transcribes first, and the LLM reads the transcript.
 
     Raises `DataError`, before anything is decoded, if the speech does not fit into the context, and `AudioError` for
     audio that cannot be read or holds no speech.
     """
     recording = audio if isinstance(audio, Recording) else Recording(audio, sampling_rate)
     if recording.duration_s <= window_s(model):
-        [answer] = model.generate(recording.read(), instruction, **decoding)
+        [answer] = model.generate(recording.read(), instruction, own_transcript=own_transcript, **decoding)
         return str(answer)
-    speech = speech_of(model, recording)
+    speech = transcript_of(model, recording) if own_transcript else speech_of(model, recording)
     turn = model.prompter().turn(instruction, "")
     [answer] = model.llm.generate(join_prompt(model, [turn.before, turn.after], [speech]), **decoding)
     return str(answer)
+
+
+def transcript_of(model: Any, recording: Recording) -> Padded:
+    """Return the token embeddings (1, N, D) of a recording's transcript. Raises `AudioError` if it holds no speech."""
+    text = " ".join(segment.text for segment in transcribe(model, recording))
+    if not text:
+        raise AudioError(f"{recording.name}: no speech was found in it; check the recording")
+    ids = pad_ids([model.prompter().content_ids(text)]).to(next(model.projector.parameters()).device)
+    return Padded(model.llm.embed(ids.values), ids.mask)
 
 
 def speech_of(model: Any, recording: Recording) -> Padded:

@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ossicle.batch import Batch, Padded, Sample, pad
+from ossicle.batch import Batch, Padded, Sample, pad, pad_ids
 from ossicle.chat_template import SYSTEM
 from ossicle.errors import ConfigError, DataError, ModelError
 from ossicle.models.joint import asks_transcript, generate_jointly
@@ -26,6 +26,8 @@ from ossicle.prompts import TEMPLATE_OPTIONS, Prompter, split_turn
 
 ROLES = ("system", "user", "assistant")
 PARTS = "give a string, or parts {'type': 'text', 'text': ...} and {'type': 'audio', 'audio': RECORDING}"
+EMPTY_TRANSCRIPT = "."
+"""Text for the LLM if nothing was heard, because the LLM needs at least one token."""
 SLOT = re.compile(r"\{part(\d+)\}")
 """Place of a part in the content of a message, before its tokens are known."""
 
@@ -46,7 +48,7 @@ class Message:
     parts: list[Part] = field(default_factory=list)
 
 
-def answer(
+def answer(  # noqa: PLR0913 - those of `SpeechLLM.generate`
     model: Any,
     audio: Any,
     instruction: str | list[str] | None,
@@ -54,6 +56,7 @@ def answer(
     messages: Any = None,
     sampling_rate: int | None = None,
     streamed: bool = False,
+    own_transcript: bool = False,
     **decoding: Any,
 ) -> list[str] | Iterator[str]:
     """Return the answers to recordings or to a conversation, or the pieces of one answer; see `SpeechLLM.generate`."""
@@ -62,6 +65,8 @@ def answer(
     if messages is not None:
         conversation = read_messages(messages, sampling_rate)
         single = _single_turn(conversation)
+        if single is None and own_transcript:
+            raise ConfigError("own_transcript=True with a longer conversation: give one recording and an instruction")
         if single is None:
             return _answer_prompt(model, prompt_of(model, conversation), streamed, decoding)
         audio, instruction = single
@@ -70,7 +75,7 @@ def answer(
         return iter(()) if streamed else []
     batch = batch.to(_device(model))
     if not streamed:
-        answers: list[str] = model.generate_batch(batch, **decoding)
+        answers: list[str] = model.generate_batch(batch, own_transcript=own_transcript, **decoding)
         return answers
     if len(batch) != 1:
         raise ConfigError(f"stream=True with {len(batch)} recordings: give one, or leave stream out")
@@ -78,17 +83,22 @@ def answer(
         whole: list[str] = model.generate_batch(batch, **decoding)
         return iter(whole)  # a beam search knows its text at the end
     with torch.no_grad():
-        prompt = model.prompt(batch.chat, model.speech(batch))
+        heard = model.text(transcribed(model, batch)) if own_transcript else model.speech(batch)
+        prompt = model.prompt(batch.chat, heard)
     return _answer_prompt(model, prompt, streamed, decoding)
 
 
-def answer_batch(model: Any, batch: Batch, *, from_text: bool = False, **decoding: Any) -> list[str]:
+def answer_batch(
+    model: Any, batch: Batch, *, from_text: bool = False, own_transcript: bool = False, **decoding: Any
+) -> list[str]:
     """Return the answer to every chat turn of ``batch``; see `SpeechLLM.generate_batch`.
 
     Raises `DataError` for a recording without a frame, and for an empty text.
     """
     if (chat := batch.chat) is None:
         raise ValueError("the batch has no chat turns")
+    if own_transcript and not from_text:
+        batch, from_text = transcribed(model, batch), True
     sampled = decoding.get("temperature") or decoding.get("do_sample")
     joint = model.config.projector.name == "ctc" and not from_text and not sampled
     if joint:
@@ -100,6 +110,18 @@ def answer_batch(model: Any, batch: Batch, *, from_text: bool = False, **decodin
         return generate_jointly(model, replace(batch, speech=heard), **decoding)
     answers: list[str] = model.llm.generate(model.prompt(chat, heard), **decoding)
     return answers
+
+
+def transcribed(model: Any, batch: Batch) -> Batch:
+    """Return ``batch`` with the transcripts that ``model`` itself finds in the place of its texts.
+
+    A recording in which it hears nothing has the text `EMPTY_TRANSCRIPT`, because the LLM needs at least one token.
+    """
+    prompter = model.prompter()
+    samples = [replace(sample, task="asr", instruction=model.instructions.get("asr")) for sample in batch.samples]
+    asked = replace(batch, samples=samples, chat=prompter.chat(samples, 0)).to(_device(model))
+    texts = [text if prompter.content_ids(text) else EMPTY_TRANSCRIPT for text in answer_batch(model, asked)]
+    return replace(batch, text=pad_ids([prompter.content_ids(text) for text in texts])).to(_device(model))
 
 
 def _answer_prompt(model: Any, prompt: Padded, streamed: bool, decoding: dict[str, Any]) -> list[str] | Iterator[str]:

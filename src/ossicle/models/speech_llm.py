@@ -240,9 +240,10 @@ class SpeechLLM(nn.Module):
     def generate_batch(self, batch: Batch, *, from_text: bool = False, **decoding: Any) -> list[str]:
         """Generate the answer to every chat turn of ``batch``.
 
-        ``from_text`` gives the LLM the transcripts instead of the speech, as an upper bound. ``decoding`` is passed to
-        `LLM.generate`. A transcript of a model that spells speech follows both the LLM and the spelling, see
-        `ossicle.models.joint`; sampling selects the LLM alone.
+        ``from_text`` gives the LLM the transcripts instead of the speech, as an upper bound; ``own_transcript=True``
+        gives it those that the model itself finds. ``decoding`` is passed to `LLM.generate`. A transcript of a model
+        that spells speech follows both the LLM and the spelling, see `ossicle.models.joint`; sampling selects the LLM
+        alone.
         """
         from ossicle.models.conversation import answer_batch  # not on the path from data to loss
 
@@ -268,7 +269,8 @@ class SpeechLLM(nn.Module):
                 turns are possible. See `ossicle.models.conversation.read_messages`.
             sampling_rate: Rate of the waveforms in Hz (default: 16,000). Files, and pairs with a rate, have their own.
             stream: Return an iterator over the pieces of a single answer, as they are decoded.
-            decoding: Settings of `LLM.generate`, such as ``max_new_tokens`` and ``temperature``.
+            decoding: Settings of `LLM.generate`, such as ``max_new_tokens`` and ``temperature``. With
+                ``own_transcript=True`` the model transcribes first, and its LLM reads the transcript.
 
         A warning says if the model was not trained to answer, or not on recordings of that length. Raises `DataError`
         for audio that cannot be read or is too long for the LLM, and `ConfigError` for other arguments.
