@@ -200,6 +200,8 @@ def _write_answers(  # noqa: PLR0913 - those of the commands
     model, *_ = chosen
     form, out = options.pop("form"), options.pop("out")
     settings = {"model": str(model), "task": task, "language": language, "question": question}
+    if how.get("own_transcript"):
+        settings["own_transcript"] = "yes"
     output = Output(files, form, out, settings=settings, **options)
     output.details = details or {}
     missing = output.missing
