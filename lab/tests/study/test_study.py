@@ -145,7 +145,9 @@ def test_the_time_of_a_step_is_measured_in_a_short_run(study_file):
     compare = "compare={steps: [], compute: [0.5], compute_like: contr, probe_steps: 2}"
     config = load(study_file, [compare, "pretraining.twin={recipe: contrastive.yaml}", "stage1.steps=5"])
     record = run_study(config, processes=0)
-    lengths = {name: sorted(p.name for p in (config.folder / "pretraining" / name).iterdir()) for name in ("contr", "twin")}
+    lengths = {
+        name: sorted(p.name for p in (config.folder / "pretraining" / name).iterdir()) for name in ("contr", "twin")
+    }
     assert lengths["contr"] == ["2-steps-lr-0.003", "5-steps-lr-0.003"]
     assert lengths["twin"][0] == "2-steps-lr-0.003"
     own, like = (record["settings"][name]["cost_s_per_step"] for name in ("twin", "contr"))
