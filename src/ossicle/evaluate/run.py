@@ -16,7 +16,6 @@ from ossicle.batch import Sample
 from ossicle.data.collate import Collator
 from ossicle.data.dataset import SpeechDataset, subset
 from ossicle.data.table import open_manifests
-from ossicle.errors import ConfigError
 from ossicle.evaluate.cascade import CascadeCollator, load_recogniser
 from ossicle.evaluate.decode import MAX_NEW_TOKENS, Collate, Decoder, decode, group_of
 from ossicle.evaluate.honesty import CASCADE, LINES, OWN, RECOGNISER, TEXT, Honesty, honesty
@@ -94,12 +93,7 @@ def _dataset(samples: Sequence[Sample], options: EvalOptions) -> SpeechDataset:
 
 
 def _kind(options: EvalOptions) -> str:
-    """Return what the LLM gets. Raises `ConfigError` if the options name more than one."""
-    given = {CASCADE: options.cascade, TEXT: options.from_text, OWN: options.own_transcript}
-    kinds = [kind for kind, wanted in given.items() if wanted]
-    if len(kinds) > 1:
-        raise ConfigError(f"{' and '.join(kinds)} exclude each other: give only one")
-    return kinds[0] if kinds else "speech"
+    return OWN if options.own_transcript else CASCADE if options.cascade else TEXT if options.from_text else "speech"
 
 
 class _Decoding:

@@ -3,28 +3,27 @@
     python -m ossicle_lab.analysis.answer_loss RUN... --manifest TASKS.jsonl
 
 For each run and task it prints the loss of the right answers in nats per token, with their own audio and with that of
-another utterance of the batch. The difference is what the LLM learns from the audio. It shows progress that word error
+another line of the task. The difference is what the LLM learns from the audio. It shows progress that word error
 rates hide, because a model that begins to hear still loops.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
-from torch import Tensor
 
-from ossicle.batch import Padded, Sample
+from ossicle.batch import Sample
 from ossicle.data.collate import Collator
 from ossicle.data.dataset import SpeechDataset
 from ossicle.data.manifest import read_manifest
 from ossicle.errors import DataError
-from ossicle.objectives.next_token import answer_inputs, token_losses
+from ossicle.evaluate.other_audio import with_other_audio
+from ossicle.objectives.next_token import answer_inputs, chat_of, token_losses
 from ossicle.prompts import task_key
 
 Manifests = Annotated[list[Path], typer.Option("--manifest", help="Manifest with task lines; repeatable.")]
@@ -43,7 +42,7 @@ class AnswerLoss:
 
     @property
     def gain(self) -> float:
-        """What the audio is worth: the loss with another's audio minus that with its own."""
+        """Loss with another's audio minus loss with the own audio."""
         return self.other - self.own
 
 
@@ -51,7 +50,7 @@ class AnswerLoss:
 def answer_losses(model: Any, samples: list[Sample], *, batch_size: int = 16) -> list[AnswerLoss]:
     """Return the losses of ``model``, a `SpeechLLM`, for each task of ``samples``.
 
-    Raises `DataError` if a task has a single utterance, for which there is no other audio.
+    Raises `DataError` if no line of a task can have the audio of another one (`with_other_audio`).
     """
     model.eval()
     tasks: dict[str, list[Sample]] = defaultdict(list)
@@ -61,36 +60,24 @@ def answer_losses(model: Any, samples: list[Sample], *, batch_size: int = 16) ->
 
 
 def _of_task(model: Any, task: str, samples: list[Sample], batch_size: int) -> AnswerLoss:
-    if len(samples) < 2:
-        raise DataError(
-            f"{samples[0].source}: is the only line with the task {task}; two are needed to swap their audio"
-        )
-    found = [pair for batch in _batches(model, samples, batch_size) for pair in _losses(model, batch)]
-    own, other = (torch.cat(part).mean().item() for part in zip(*found, strict=True))
+    swapped = with_other_audio(samples)
+    if not swapped:
+        raise DataError(f"{samples[0].source}: no other line with the task {task} has another audio and another answer")
+    own, other = (_mean_loss(model, lines, batch_size) for lines in (samples, swapped))
     return AnswerLoss(task, len(samples), own, other)
 
 
-def _batches(model: Any, samples: list[Sample], batch_size: int) -> Iterator[Any]:
-    """Yield batches of similar lengths. None has a single utterance."""
-    dataset = SpeechDataset(samples, max_duration_s=float("inf"))
+def _mean_loss(model: Any, samples: list[Sample], batch_size: int) -> float:
+    """Return the mean loss of the tokens of all answers."""
+    dataset, collate = SpeechDataset(samples, max_duration_s=float("inf")), Collator(model.prompter())
     order = sorted(range(len(dataset.samples)), key=lambda k: dataset.samples[k].duration_s or 0.0)
-    groups = [order[k : k + batch_size] for k in range(0, len(order), batch_size)]
-    if len(groups[-1]) == 1:
-        groups[-2:] = [groups[-2] + groups[-1]]
-    collate = Collator(model.prompter())
-    for group in groups:
-        yield collate([dataset[k] for k in group]).to(next(model.projector.parameters()).device)
-
-
-def _losses(model: Any, batch: Any) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the losses of the tokens of a batch with each utterance's own audio, and with that of its neighbour."""
-    speech = model.speech(batch)
-    other = Padded(speech.values.roll(1, 0), speech.mask.roll(1, 0))
-    pair = []
-    for heard in (speech, other):
-        embeds, labels, prefix = answer_inputs(model, batch.chat, heard)
-        pair.append(token_losses(model, embeds, labels, prefix).float())
-    yield pair[0], pair[1]
+    losses = []
+    for start in range(0, len(order), batch_size):
+        batch = collate([dataset[k] for k in order[start : start + batch_size]])
+        batch = batch.to(next(model.projector.parameters()).device)
+        embeds, labels, prefix = answer_inputs(model, chat_of(batch), model.speech(batch))
+        losses.append(token_losses(model, embeds, labels, prefix))
+    return torch.cat(losses).mean().item()
 
 
 def main(runs: Annotated[list[Path], typer.Argument(help="Folders of runs.")], manifest: Manifests) -> None:
