@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from miniature_work import counted
+from miniature_work import counted, killed_once
 from ossicle.cli.main import app
 from ossicle.errors import MissingPackageError, OssicleError
 from ossicle.on_ray import run_shards
@@ -61,6 +61,14 @@ def test_a_restart_repeats_only_what_has_failed(tmp_path):
     (tmp_path / "bad").unlink()
     run_shards(counted, (tmp_path,), count=4, address="local", title="counting")
     assert {path.name: path.read_text() for path in tmp_path.glob("done-*")} == {
+        "done-1": "x", "done-2": "x", "done-3": "x", "done-4": "x",
+    }  # fmt: skip
+
+
+def test_a_killed_process_is_replaced_and_its_part_is_done_again(tmp_path):
+    run_shards(killed_once, (tmp_path,), count=4, address="local", title="counting")
+    assert (tmp_path / "killed").exists()
+    assert {path.name: path.read_text() for path in tmp_path.glob("done-?")} == {
         "done-1": "x", "done-2": "x", "done-3": "x", "done-4": "x",
     }  # fmt: skip
 
