@@ -2,11 +2,12 @@
 
 Usage: python benchmarks/joined.py [--processes 4] [--steps 6] [--only cosine ctc] [--out joined.json]
 
-Tiny random models train from 16 utterances of unequal lengths, in float32 on a CPU, without dropout. The processes
-communicate by gloo. Each has 8 / PROCESSES utterances per step. One process has 8, or as many batches of the size of
-the others per step (``accumulate``). Prints the largest relative difference of the loss, of its parts and of the
-gradient's norm over all steps, of the loss on development data at the end, and of the projector: the norm of the
-difference in proportion to the change after the first step. Exits with 1 if one is above 1e-3.
+Tiny random models train from 16 utterances of unequal lengths, in float32 on a CPU, with the dropout masks of
+``train.dropout=utterance``. The processes communicate by gloo. Each has 8 / PROCESSES utterances per step. One process
+has 8, or as many batches of the size of the others per step (``accumulate``). Prints the largest relative difference of
+the loss, of its parts and of the gradient's norm over all steps, of the loss on development data at the end, and of the
+projector: the norm of the difference in proportion to the change after the first step. Exits with 1 if one is above
+1e-3.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ SMALL = 0.01
 """A divergence near 0 is a difference of logarithms, whose rounding does not become smaller with it."""
 NOT_COMPARED = {"step", "split", "lr", "time_s", "audio_s_per_s", "padding"}
 NEXT_TOKEN: dict[str, Any] = {"name": "next_token"}
-CTC = {"name": "ctc", "width": 16, "heads": 2, "ffn": 24, "layers": 2, "dropout": 0.0}
-CIF = {"name": "cif", "width": 16, "heads": 2, "ffn": 24, "layers": 2, "dropout": 0.0}
+CTC = {"name": "ctc", "width": 16, "heads": 2, "ffn": 24, "layers": 2, "dropout": 0.2}
+CIF = {"name": "cif", "width": 16, "heads": 2, "ffn": 24, "layers": 2, "dropout": 0.2}
 LORA = {"modules": ["llm.*.q_proj"], "rank": 2}
 GREEDY = {"name": "on_policy", "temperature": 0, "max_new_tokens": 1}
 
@@ -161,12 +162,12 @@ def settings(folder: Path, steps: int, *, tasks: bool) -> dict[str, Any]:
         "model": {
             "encoder": str(folder / "encoder"),
             "llm": str(folder / "llm"),
-            "projector": {**PROJECTOR, "dropout": 0.0},
+            "projector": {**PROJECTOR, "dropout": 0.2},
         },
         "data": {"train": [data], "dev": [data], "order": "random", "cache_dir": str(folder / "cache")},
         "optim": {"lr": 3e-3},
         "train": {"steps": steps, "accumulate": 1, "eval_every": steps, "save_every": 1, "keep": steps, "log_every": 1}
-        | {"cpu": True, "tensorboard": False},
+        | {"cpu": True, "tensorboard": False, "dropout": "utterance"},
     }
 
 

@@ -30,6 +30,20 @@ def test_layers_that_the_llm_lacks_are_refused_before_it_loads(config, no_models
 
 
 @pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"model": {"lora": {"modules": ["llm.*.q_proj"], "dropout": 0.1}}}, r"model\.lora\.dropout has"),
+        ({"data": {"augment": {"train_mode_encoder": True}}}, r"data\.augment\.train_mode_encoder has"),
+        ({"objective": {"name": "mixed_next_token"}}, "an objective with mixed sequences has"),
+        ({"objective": {"name": "simulated_speech"}}, "the objective simulated_speech has"),
+    ],
+)
+def test_what_is_random_beside_the_masks_of_utterances_is_refused(config, no_models, sections, message):
+    with pytest.raises(ConfigError, match=f"train.dropout=utterance: {message} a random state of its own"):
+        train(config(**sections, train={"dropout": "utterance"}))
+
+
+@pytest.mark.parametrize(
     "data", [{"train": ["gone.jsonl"]}, {"dev": ["gone.jsonl"]}, {"augment": {"noise": ["gone.jsonl"]}}]
 )
 def test_manifest_that_does_not_exist_is_named_before_the_models_load(config, no_models, data):

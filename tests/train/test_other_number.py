@@ -33,11 +33,13 @@ def test_it_continues_with_the_utterances_and_losses_of_the_first_number(config,
     write_manifest(seven, read_manifest(manifest)[:7])
 
     def made(name: str, batch_size: int, needs_dev: bool = True):
-        quiet = {"projector": {**config().model.projector.__dict__, "dropout": 0.0}}
+        projector = {**config().model.projector.__dict__, "dropout": 0.2}
         dev = [str(manifest)] if needs_dev else []
         data = {"train": [str(seven)], "dev": dev, "batch_size": batch_size, "order": "random"}
-        train = {"steps": STEPS, "save_every": 1, "eval_every": 3, "keep": 9}
-        return config(name=name, model=quiet, objective={"name": "next_token"}, data=data, train=train)
+        train = {"steps": STEPS, "save_every": 1, "eval_every": 3, "keep": 9, "dropout": "utterance"}
+        return config(
+            name=name, model={"projector": projector}, objective={"name": "next_token"}, data=data, train=train
+        )
 
     def run(name: str, kind: str, size: int, stop: int = 0, resume: bool = False) -> Run:
         return Run(made(f"{kind}-{name}", size), Watched(OBJECTIVES[kind](), at=stop), resume)

@@ -101,6 +101,26 @@ def test_what_is_done_stays_unless_a_changed_setting_touches_it(done, study_file
     assert {row["name"] for row in record["rows"]} == {"none", "contr", "other"}
 
 
+def test_a_study_of_a_version_without_a_setting_continues(done):
+    config, record = done
+    path = config.folder / "cells/contr/3-steps/1/seed-1/cell.json"
+    cell = json.loads(path.read_text())
+    older = json.loads(path.read_text())
+    del older["stamp"]["config"]["train"]["dropout"]
+    path.write_text(json.dumps(older))
+    before = records(config.folder)
+    assert run_study(config, processes=0)["rows"] == record["rows"]
+    assert records(config.folder) == before
+    cell["stamp"]["config"]["train"]["dropout"] = "utterance"
+    path.write_text(json.dumps(cell))
+    with pytest.raises(StudyError, match=r"train\.dropout \(utterance then, process now\)"):
+        run_study(config, processes=0)
+    cell["stamp"]["config"]["train"] |= {"dropout": "process", "gone": 1}
+    path.write_text(json.dumps(cell))
+    with pytest.raises(StudyError, match=r"train\.gone \(1 then, None now\)"):
+        run_study(config, processes=0)
+
+
 def test_another_test_is_decoded_and_scored_without_training_again(done, study_file, study_tree):
     config, record = done
     before, trained = records(config.folder), files(config.folder, "run/projector.safetensors")

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from ossicle.models.dropout import dropout
 from ossicle.models.packing import attend
 from ossicle.models.projectors import MOST_WIDTH, BaseProjectorConfig, check_heads, check_kernel
 from ossicle.section import section
@@ -72,7 +73,7 @@ class Block(nn.Module):
         return x + self._drop(self.down(F.gelu(self.up(self.norm_ffn(x)))))
 
     def _drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout, self.training)
+        return dropout(x, self.dropout, self.training)
 
 
 def build_blocks(config: Any) -> nn.ModuleList:

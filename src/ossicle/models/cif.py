@@ -15,11 +15,11 @@ import math
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from ossicle.models.blocks import TYPICAL_TOKENS_HZ, BlocksConfig, build_blocks
+from ossicle.models.dropout import dropout
 from ossicle.models.projectors import LONGEST_S, join_frames, whole_frames
 from ossicle.precision import outside_autocast
 from ossicle.section import section
@@ -84,7 +84,7 @@ class CIFProjector(nn.Module):
         """Return states (B, P, D) of ``frames`` (B, T, in_dim) and their weights (B, P), which are 0 for padding."""
         joined, mask = join_frames(self.norm_frames(frames), frame_mask, self.stack)
         x = self.enter(joined)
-        x = F.dropout(x, self.dropout, self.training)
+        x = dropout(x, self.dropout, self.training)
         for block in self.blocks:
             x = block(x, mask)
         return x, self.weight(self.norm_weights(x)).squeeze(-1).float().sigmoid() * mask

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ossicle.batch import Padded
 from ossicle.models.blocks import TYPICAL_TOKENS_HZ, BlocksConfig, build_blocks
+from ossicle.models.dropout import dropout
 from ossicle.models.projectors import LONGEST_S, join_frames, whole_frames
 from ossicle.models.spoken_tokens import SpokenTokens, spoken_form
 from ossicle.precision import outside_autocast
@@ -99,7 +100,7 @@ class CTCProjector(nn.Module):
         """Return the log-probabilities of tokens and characters of ``frames`` (B, T, in_dim), in float32."""
         joined, mask = join_frames(self.norm_frames(frames), frame_mask, self.stack)
         x = self.enter(joined)  # (B, P, D)
-        x = F.dropout(x, self.dropout, self.training)
+        x = dropout(x, self.dropout, self.training)
         middle = -(-2 * len(self.blocks) // 3)  # tokens follow from characters more easily than these from sound
         for block in self.blocks[:middle]:
             x = block(x, mask)

@@ -24,6 +24,8 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import sdpa_mask
 
 from ossicle.batch import Mixed, Padded
+from ossicle.models.dropout import dropout as drop
+from ossicle.models.dropout import is_by_utterance
 from ossicle.private import takes_registered_attention
 
 ATTENTION = "ossicle_packed"
@@ -212,6 +214,7 @@ def attend(  # noqa: PLR0913 - the arguments of torch's own function
     whole = causal and length == key.shape[2]
     half = query.dtype in HALF or torch.is_autocast_enabled("cpu")
     plain = query.device.type == "cpu" and (half or (causal and length <= SHORT))
+    plain = plain or (dropout > 0 and is_by_utterance())  # the fused kernel draws its own masks
     if causal and (plain or not whole):
         mask = torch.ones(length, key.shape[2], dtype=torch.bool, device=query.device).tril(key.shape[2] - length)
     if not plain:
@@ -230,7 +233,7 @@ def attend(  # noqa: PLR0913 - the arguments of torch's own function
             scores = torch.unflatten(scores, 0, (len(query), -1))
         else:
             scores = query @ key.mT + bias
-    attended = F.dropout(scores.softmax(-1), dropout) @ value
+    attended = drop(scores.softmax(-1), dropout, True) @ value
     return torch.unflatten(attended, 2, (groups, length)).flatten(1, 2)
 
 

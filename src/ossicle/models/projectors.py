@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ossicle.batch import Padded
 from ossicle.errors import ConfigError, ModelError
+from ossicle.models.dropout import dropout, of_windows
 from ossicle.models.packing import attend
 from ossicle.section import Named, section
 
@@ -124,7 +125,7 @@ class Attention(nn.Module):
         )
         attended = attend(query, key, value, mask=mask, dropout=self.dropout if self.training else 0.0)
         out = self.out(attended.transpose(1, 2).flatten(-2))  # (V, Q, D)
-        normed: Tensor = self.norm(x + F.dropout(out, self.dropout, self.training))
+        normed: Tensor = self.norm(x + dropout(out, self.dropout, self.training))
         return normed
 
 
@@ -148,7 +149,7 @@ class QFormerLayer(nn.Module):
         queries = self.self_attention(queries, queries, readable)
         queries = self.cross_attention(queries, frames, mask[:, None, None, :])
         out = self.down(F.gelu(self.up(queries)))
-        normed: Tensor = self.norm(queries + F.dropout(out, self.dropout, self.training))
+        normed: Tensor = self.norm(queries + dropout(out, self.dropout, self.training))
         return normed
 
 
@@ -217,10 +218,11 @@ class QFormerProjector(nn.Module):
             learned = torch.cat([learned, self.free])
             bound = torch.arange(len(learned), device=learned.device) < self.num_queries
             readable = bound | ~bound[:, None]
-        queries = F.dropout(self.norm_queries(learned), self.dropout, self.training)
+        queries = dropout(self.norm_queries(learned), self.dropout, self.training, shared=True)
         queries = queries.expand(len(windows), -1, -1)  # (V, Q, D)
-        for layer in self.layers:
-            queries = layer(queries, windows, mask, readable)
+        with of_windows(places):
+            for layer in self.layers:
+                queries = layer(queries, windows, mask, readable)
         projected = self.out(queries)  # (V, Q, out_dim)
         tokens = projected.new_zeros(batch, valid.shape[1], len(learned), self.out_dim)
         tokens[places] = projected

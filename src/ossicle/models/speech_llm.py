@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ossicle.batch import Batch, Chat, HiddenStates, Mixed, Padded
 from ossicle.errors import ConfigError, DataError
 from ossicle.losses.contrastive import mean_pool
+from ossicle.models.dropout import of_utterances
 from ossicle.models.encoder import Context, Encoder, Layer, load_encoder
 from ossicle.models.frozen import resolve
 from ossicle.models.llm import LLM, PRECISIONS, TextStates, load_llm
@@ -140,7 +141,9 @@ class SpeechLLM(nn.Module):
         """Return the speech tokens of ``batch`` (B, M, D); gradients reach the projector."""
         if batch.speech is not None:
             return batch.speech
-        speech = project(self.projector, self.frames(batch))
+        frames = self.frames(batch)
+        with of_utterances(batch.samples, frames.values.device):
+            speech = project(self.projector, frames)
         if self.llm.context is not None and speech.values.shape[1] > self.llm.context:
             from ossicle.models.limits import explain_too_long  # only for the error
 

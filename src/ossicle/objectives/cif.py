@@ -9,6 +9,7 @@ from pydantic import Field
 
 from ossicle.batch import Batch, LossOutput, Padded
 from ossicle.losses.quantity import quantity_loss
+from ossicle.models.dropout import of_utterances
 from ossicle.models.speech_llm import SpeechLLM
 from ossicle.objectives import Objective, Plain
 from ossicle.objectives.containing import Around, Containing
@@ -48,7 +49,8 @@ class CountedTokens(Around):
         counts = model.text(batch).mask.sum(1).clamp_min(1)
         batch = replace(batch, frames=model.frames(batch, augmented=False))  # encoded once
         frames = model.frames(batch)
-        states, weights = model.projector.weigh(frames.values, frames.mask)
+        with of_utterances(batch.samples, frames.values.device):
+            states, weights = model.projector.weigh(frames.values, frames.mask)
         speech = Padded(*model.projector.tokens(states, weights, counts if model.training else None))
         inner = self.objective(model, replace(batch, speech=speech))
         quantity = quantity_loss(weights.sum(1), counts)

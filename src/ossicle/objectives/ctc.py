@@ -10,6 +10,7 @@ from ossicle.batch import Batch, LossOutput
 from ossicle.errors import ConfigError, DataError
 from ossicle.losses.ctc import ctc_loss
 from ossicle.models.ctc import spelled
+from ossicle.models.dropout import of_utterances
 from ossicle.models.speech_llm import SpeechLLM
 from ossicle.section import section
 
@@ -39,7 +40,9 @@ class CTC:
             raise ConfigError("objective 'ctc' needs a projector that spells: set model.projector.name=ctc")
         if missing := [sample.source for sample in batch.samples if not sample.text]:
             raise DataError(f"objective 'ctc' needs transcripts; add 'text' to {', '.join(missing[:3])}")
-        spelling = spelled(model.projector, model.frames(batch))
+        frames = model.frames(batch)
+        with of_utterances(batch.samples, frames.values.device):
+            spelling = spelled(model.projector, frames)
         tokens, characters = model.projector.targets([sample.text or "" for sample in batch.samples])
         lengths = spelling.mask.sum(1)
         slots = spelling.characters.shape[1] // spelling.tokens.shape[1]

@@ -9,7 +9,7 @@ from pathlib import Path
 from ossicle.batch import Sample
 from ossicle.data.manifest import iterate_manifest
 from ossicle.data.table import outlines
-from ossicle.errors import DataError
+from ossicle.errors import ConfigError, DataError
 from ossicle.models.frozen import resolve
 from ossicle.objectives import Contrastive, MixedContrastive, ObjectiveConfig, names_of, terms_of
 from ossicle.objectives.contrastive import weights_by_layer
@@ -49,6 +49,22 @@ def check_layers(config: Config) -> None:
     if num_layers is not None:
         for objective in compared:
             weights_by_layer(objective.layers, objective.layer_weights, num_layers)
+
+
+def check_dropout(config: Config) -> None:
+    """Raise `ConfigError` if ``train.dropout=utterance`` cannot hold, because something else is random."""
+    if config.train.dropout != "utterance":
+        return
+    drawing = {
+        "model.lora.dropout": bool(config.model.lora.modules and config.model.lora.dropout),
+        "data.augment.train_mode_encoder": config.data.augment.train_mode_encoder,
+        "an objective with mixed sequences": any(name.startswith("mixed_") for name in names_of(config.objective)),
+        "the objective simulated_speech": config.objective.name == "simulated_speech",
+    }
+    if found := [name for name, on in drawing.items() if on]:
+        raise ConfigError(
+            f"train.dropout=utterance: {found[0]} has a random state of its own; set train.dropout=process"
+        )
 
 
 def check_targets(objective: ObjectiveConfig, *parts: Data | None) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ossicle.batch import Batch, LossOutput
 from ossicle.data.collate import padding_share
 from ossicle.errors import ConfigError
+from ossicle.models.dropout import by_utterance
 from ossicle.models.lora import describe
 from ossicle.models.speech_llm import SpeechLLM
 from ossicle.objectives import Objective, names_of
@@ -84,6 +85,7 @@ def _run(
     from ossicle.train.tracking import Tracker
 
     early_checks.check_files(config)
+    early_checks.check_dropout(config)
     if objective is None:
         early_checks.check_layers(config)
     set_seed(config.train.seed)
@@ -243,7 +245,9 @@ class Loop:
     def _backward(self, batch: Batch, last: bool) -> LossOutput:
         """Add the gradient of ``batch`` and return its loss; the ``last`` batch of a step exchanges the gradients."""
         self.batch = batch
-        with contextlib.nullcontext() if last else self.accelerator.no_sync(self.module):
+        settings, step = self.config.train, self.trainer.position.step
+        masks = by_utterance(settings.seed, step) if settings.dropout == "utterance" else contextlib.nullcontext()
+        with masks, contextlib.nullcontext() if last else self.accelerator.no_sync(self.module):
             output: LossOutput = self.module(batch.to(self.accelerator.device))
             self.accelerator.backward(output.total / self.accumulate)
         return LossOutput(output.total.detach(), {name: part.detach() for name, part in output.parts.items()})

@@ -140,6 +140,9 @@ class TrainConfig:
     """Checkpoint whose projector is the start, such as stage 1 for stage 2. Default: a new projector."""
     seed: Seed = 0
     """Seed for the initial weights of the projector and for dropout."""
+    dropout: Literal["process", "utterance"] = "process"
+    """Where dropout masks come from: the random state of each process, or each utterance and step. With ``utterance`` a
+    run has the same masks with any number of processes, padding and device; the steps take longer."""
     eval_every: int = Field(default=500, ge=1, le=MOST_STEPS)
     """Number of steps between evaluations of the loss on ``data.dev``."""
     analyze_every: int = Field(default=0, ge=0, le=MOST_STEPS)

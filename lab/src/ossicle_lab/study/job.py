@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from ossicle.errors import OssicleError
+from ossicle.errors import ConfigError, OssicleError
 from ossicle.files import write_json
 from ossicle.models.frozen import resolve
 from ossicle.train import recipe as config
@@ -34,6 +34,12 @@ TRAINING = (RUN, COST, LOG)
 """Files in a job's folder that training writes; all others are measured on its result."""
 MEASURED = ("test", "alignment", "decoding")
 """Keys of a stamp that training does not depend on. If only they change, the trained model is kept."""
+NOT_DECIDING = {
+    "": ("name", "output_dir"),
+    "data": ("cache_dir", "train", "dev", "cache_frames", "cache_text", "cache_text_gb", "workers"),
+    "train": ("init_from", "save_every", "keep", "log_every", "tensorboard", "eval_every"),
+}
+"""Settings that a stamp does not have, by section; manifests count by their content."""
 HASH_AT_MOST_BYTES = 200_000_000
 """Weights up to this size are identified by their content, larger ones by their size alone."""
 
@@ -97,13 +103,7 @@ class Job:
     def stamp(self) -> dict[str, Any]:
         """Return everything that decides its result, as plain values: contents of manifests, but no paths."""
         settings = self.settings()
-        tree = config.to_dict(settings)
-        for name in ("name", "output_dir"):
-            del tree[name]
-        for name in ("cache_dir", "train", "dev", "cache_frames", "cache_text", "cache_text_gb", "workers"):
-            tree["data"].pop(name)
-        for name in ("init_from", "save_every", "keep", "log_every", "tensorboard", "eval_every"):
-            tree["train"].pop(name)
+        tree = _deciding(settings)
         trained = {} if self.kind == "bound" else {"config": tree, "data": [digest(m) for m in settings.data.train]}
         return {
             **trained,
@@ -130,7 +130,7 @@ class Job:
         unknown = self.start is not None and not (self.start / PRETRAINED).is_file()
         if unknown or not self.is_done():
             return []
-        return differences(self.record()["stamp"], _plain(self.stamp()))
+        return differences(_updated(self.record()["stamp"]), _plain(self.stamp()))
 
     def prepare(self) -> None:
         """Create the folder and delete files from other settings in it.
@@ -138,7 +138,7 @@ class Job:
         Training is kept if only settings of the measurement changed.
         """
         stamp, path = _plain(self.stamp()), self.folder / STAMP
-        before = _read_or_none(path) if path.is_file() else None
+        before = _updated(_read_or_none(path)) if path.is_file() else None
         if self.folder.is_dir() and before != stamp:
             keep = TRAINING if before is not None and _trained(before) == _trained(stamp) else ()
             for entry in self.folder.iterdir():
@@ -185,6 +185,26 @@ def _hash(content: Any) -> str:
 def _trained(stamp: dict[str, Any]) -> dict[str, Any]:
     """Return the part of a stamp that decides the result of training."""
     return {key: value for key, value in stamp.items() if key not in MEASURED}
+
+
+def _deciding(settings: config.Config) -> dict[str, Any]:
+    """Return the settings that decide the result of training, as plain values."""
+    tree = config.to_dict(settings)
+    for section, names in NOT_DECIDING.items():
+        for name in names:
+            del (tree[section] if section else tree)[name]
+    return tree
+
+
+def _updated(stamp: Any) -> Any:
+    """Return a stamp with the defaults of settings that are newer than it."""
+    if not isinstance(stamp, dict) or "config" not in stamp:
+        return stamp
+    tree = {**stamp["config"], "name": RUN, "data": {**stamp["config"]["data"], "train": ["-"]}}
+    try:
+        return {**stamp, "config": _plain(_deciding(config.parse(tree)))}
+    except ConfigError:  # it has settings that do not exist any more
+        return stamp
 
 
 def _plain(content: Any) -> Any:
