@@ -45,12 +45,12 @@ def plot_loss(metrics_paths: Mapping[str, Path], out: Path, *, key: str = "loss"
             axes.plot(steps, losses, color=colour, alpha=0.22, linewidth=0.8)
             axes.plot(steps, smooth, color=colour, linewidth=2)
             axes.plot(steps[-1], smooth[-1], color=colour, marker="o", markersize=5, clip_on=False, zorder=3)
-            ends.append(_LineEnd(name, steps[-1], smooth[-1], colour))
+            ends.append(LineEnd(name, steps[-1], smooth[-1], colour))
         axes.set(xlabel="optimiser step", ylabel=f"training {key} (nats)")
         axes.set_xlim(left=0, right=max(end.step for end in ends))
         axes.set_ylim(bottom=0)
         axes.grid(axis="y")
-        _label_ends(axes, ends)
+        label_ends(axes, ends)
         return save(figure, out)
 
 
@@ -116,14 +116,16 @@ def _running_mean(values: NDArray[np.float64], window: int) -> NDArray[np.float6
     return means
 
 
-class _LineEnd(NamedTuple):
+class LineEnd(NamedTuple):
+    """The last point of a line and its name."""
+
     name: str
     step: float
     value: float
     colour: str
 
 
-def _label_ends(axes: Axes, ends: Sequence[_LineEnd]) -> None:
+def label_ends(axes: Axes, ends: Sequence[LineEnd]) -> None:
     """Write each line's name to the right of the axes, at the height of its end unless names would overlap."""
     low, high = axes.get_ylim()
     right = axes.get_xlim()[1]
