@@ -82,6 +82,11 @@ def is_known(tag: str | None) -> bool:
     return tag is not None and language_code(tag) in _KNOWN
 
 
+def is_plausible(tag: str) -> bool:
+    """Return True if the language of ``tag`` is known, or written as a code of ISO 639-3 is: three letters."""
+    return is_known(tag) or bool(re.fullmatch("[a-z]{3}", language_code(tag) or ""))
+
+
 def split_unspaced(text: str) -> str:
     """Return ``text`` with spaces around each character of a script that has no spaces between words."""
     return _UNSPACED.sub(r" \g<0> ", text)

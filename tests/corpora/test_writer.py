@@ -256,6 +256,12 @@ def test_unknown_corpora_are_named(tmp_path):
         prepare("timit", tmp_path, tmp_path / "out")
 
 
+@pytest.mark.parametrize("options", [{"language": "klingon"}, {"targets": ("de", "")}, {"language": "e"}])
+def test_what_is_no_language_is_refused(options, tmp_path):
+    with pytest.raises(CorpusError, match="is no language: give a code such as en, de or yue"):
+        prepare("folder", tmp_path, tmp_path / "out", Options(**options))
+
+
 def test_every_corpus_of_the_table_has_its_function_and_known_options():
     from importlib import import_module
 

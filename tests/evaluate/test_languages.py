@@ -21,7 +21,7 @@ from ossicle.evaluate.metrics import (
     wer,
 )
 from ossicle.evaluate.score import score
-from ossicle.languages import canonical_tag, is_known, join_unspaced, language_code, split_unspaced
+from ossicle.languages import canonical_tag, is_known, is_plausible, join_unspaced, language_code, split_unspaced
 
 SAID = ["今天天气很好我们去公园走走吧", "他每天早上都喝一杯咖啡", "这本书对学语言的人很有用"]
 RIGHT = ["今天天气很好我们去公园散步吧", "他每天早上都喝一杯热咖啡", "这本书对学习语言的人很有用"]
@@ -64,6 +64,7 @@ def test_known_languages():
     assert is_known("yue")
     assert not is_known("klingon")
     assert not is_known(None)
+    assert [is_plausible(tag) for tag in ("tlh", "cmn_hans_cn", "English", "klingon", "xx")] == [True] * 3 + [False] * 2
 
 
 @given(st.text(max_size=20))

@@ -19,6 +19,7 @@ from ossicle.corpora.parts import own_items, prepare_part
 from ossicle.corpora.report import REPORT_NAME, Report
 from ossicle.corpora.writer import JOURNAL_NAME, Limits, Worker, fill_journal, progress_of, write
 from ossicle.errors import CorpusError
+from ossicle.languages import is_plausible
 from ossicle.shards import WHOLE, Shard
 
 THREADS = 16
@@ -121,6 +122,9 @@ def _reader(name: str, source: Path, options: Options) -> Reader:
     if name not in CORPORA:
         raise CorpusError(f"there is no corpus {name!r}; choose one of {', '.join(CORPORA)}")
     corpus = CORPORA[name]
+    for tag in (options.language, *options.targets):
+        if tag is not None and not is_plausible(tag):
+            raise CorpusError(f"{tag!r} is no language: give a code such as en, de or yue, or an English name")
     for key in sorted(non_defaults(options, Options()).keys() - COMMON_OPTIONS - corpus.options):
         own = ", ".join(FLAGS.get(option, f"--{option}") for option in sorted(corpus.options)) or "none"
         raise CorpusError(f"the corpus {name} has no option {FLAGS.get(key, f'--{key}')}; its own options: {own}")
