@@ -82,18 +82,12 @@ def test_letters_of_an_llm(model, text):
     assert written(model.projector.spoken, text) == spoken_form(text).encode()
 
 
-def test_similar_words_are_those_of_the_llm_with_few_other_letters():
+def test_the_lexicon_has_the_words_that_the_llm_has_a_token_for():
     vocabulary = ["Ġcurtain", "Ġmartin", "ĠCat", "Ġbat", "Ġno", "Ġx1y", "certain", "ĠcafÃ©", "Ġpotatoes", "Ġ", "c", "a"]
     tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(vocabulary)}, []))
     tokenizer.decoder = decoders.ByteLevel()
     spoken = SpokenTokens(PreTrainedTokenizerFast(tokenizer_object=tokenizer), 10, name="test")
-    assert list(spoken.words) == ["bat", "café", "cat", "curtain", "martin", "potatoes"]
-    assert spoken.similar("curtin", 9) == ["curtain", "martin"]
-    assert spoken.similar("curtin", 1) == ["curtain"]
-    assert spoken.similar("patatose", 9) == ["potatoes"]  # three letters of eight
-    assert spoken.similar("caf", 9) == ["café", "cat"]
-    for word in ("cat", "no", "c4t", "rat's", "ca", "zzz"):
-        assert spoken.similar(word, 9) == []
+    assert spoken.lexicon.own == {"bat", "café", "cat", "curtain", "martin", "potatoes"}
 
 
 def test_letters_of_tokens_as_sentencepiece_writes_them():

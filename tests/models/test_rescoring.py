@@ -8,6 +8,7 @@ import torch
 
 from ossicle.errors import ConfigError
 from ossicle.models import rescoring
+from ossicle.models.lexicon import Change
 from ossicle.models.llm import load_llm
 
 WORDS = ["the cat", "the hat", "a cat", "the cat sat", ""]
@@ -38,12 +39,14 @@ def test_an_llm_without_a_begin_of_sequence_token_starts_after_the_end_of_anothe
 
 
 class Projector:
-    """Spells texts by their letters, as tokens and as characters; it knows similar words of two."""
+    """Spells texts by their letters, as tokens and as characters; it proposes changes of two words."""
 
     class spoken:
-        @staticmethod
-        def similar(word, most):
-            return {"curtin": ["curtain", "cousin"], "wisert": ["wizard"]}.get(word, [])[:most]
+        class lexicon:
+            @staticmethod
+            def changes(words, others):
+                similar = {"curtin": ["curtain", "cousin"], "wisert": ["wizard"]}
+                return [Change(k, k + 1, other) for k, word in enumerate(words) for other in similar.get(word, [])]
 
     @staticmethod
     def targets(texts):
@@ -122,6 +125,18 @@ def test_words_become_similar_ones_that_score_higher(monkeypatch):
     assert best(["the curtin and the wisert"], flat(60, 28), None, 1.0, characters=characters) == (
         "the curtain and the wizard"
     )
+
+
+def test_the_probability_of_many_texts_is_that_of_each_alone(monkeypatch):
+    monkeypatch.setattr(rescoring, "CTC_ROWS", 2)
+    heard = torch.rand(20, 28, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
+    labels = Projector.targets(["cat", "", "hat", "the cat", "zz"])[0]
+    alone = [rescoring.spelling_scores([row], heard) for row in labels]
+    assert torch.allclose(rescoring.spelling_scores(labels, heard), torch.cat(alone))
+    whole = torch.nn.functional.ctc_loss(
+        heard[:, None], torch.tensor(labels[3]), torch.tensor([20]), torch.tensor([7]), reduction="sum"
+    )
+    assert alone[3].item() == pytest.approx(-whole.item(), rel=1e-5)
 
 
 def test_a_word_that_the_recording_supports_stays(monkeypatch):

@@ -33,9 +33,9 @@ CTC_WEIGHT = 0.5
 """Default weight of the spelling; that of the LLM is the rest."""
 BEAMS = 8
 """Default number of hypotheses of an utterance."""
-LM_WEIGHT = 0.5
+LM_WEIGHT = 0.7
 """Default weight of the LLM's log-probability of a whole transcript; that of the spelling has the weight 1."""
-CHARACTER_WEIGHT = 0.5
+CHARACTER_WEIGHT = 0.7
 """Default share of the characters in the spelling; that of the tokens is the rest."""
 
 

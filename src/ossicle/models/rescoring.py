@@ -1,18 +1,17 @@
 """Choose a transcript by its probability in the recording and as ordinary text.
 
 During the search the LLM reads the tokens of the spelling, such as "con", "fl" and "agration". It was trained on other
-splits of words, and says little about these. Once a transcript is whole, it can be scored in the usual tokens. Words
-that the LLM does not have are then compared with similar ones that it has: "curtin" with "curtain".
+splits of words, and says little about these. Once a transcript is whole, it can be scored in the usual tokens. Then its
+words are changed one by one, as `ossicle.models.lexicon` proposes: "curtin" to "curtain".
 
 Source: rescoring of N-best lists with a language model (Schwartz & Chow, 1990; for LLMs: Udagawa et al., 2022). The
-comparison with similar words is not in the paper.
+changes are not in the paper.
 
 Shape legend: K texts, P positions of an utterance, V spoken tokens and the blank.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,13 +21,14 @@ from torch import Tensor
 
 from ossicle.batch import Padded, pad_ids
 from ossicle.models.ctc import BLANK, is_sure
+from ossicle.models.lexicon import apart, changed
 
-ROUNDS = 2
-"""Rounds in which words are compared with similar ones. A neighbour's correction can help in the second."""
-SIMILAR = 40
-"""Similar words that are tried for a word."""
+ROUNDS = 3
+"""Rounds of changes. A neighbour's change can help in the next one."""
 LARGEST_LOSS = 8.0
-"""Loss of log p(text | recording) from which on a word is not tried with the LLM, which takes most of the time."""
+"""Loss of log p(text | recording) from which on a change is not tried with the LLM, which takes most of the time."""
+CTC_ROWS = 128
+"""Texts that are compared with the recording together."""
 LM_ROWS = 32
 """Texts that the LLM reads together."""
 
@@ -68,56 +68,58 @@ class Judge:
 
 @torch.no_grad()
 def best_text(texts: list[str], judge: Judge) -> str:
-    """Return the best of ``texts`` (best first), with words replaced by similar ones of the LLM if these score higher.
+    """Return the best of ``texts`` (best first), with those changes of its words that give it a higher score.
 
     With ``judge.lm_weight=0`` it is the first text as it is.
     """
     if judge.lm_weight == 0:
         return texts[0]
     text = judge.best(texts)
+    others = [other.split() for other in dict.fromkeys(texts)]
     for _ in range(ROUNDS):
-        before, text = text, _respelled(text, judge)
+        before, text = text, _changed(text.split(), others, judge)
         if text == before:
             break
     return text
 
 
-def _respelled(text: str, judge: Judge) -> str:
-    """Return ``text`` with similar words of the LLM in the place of words that it does not have, if they score higher.
+def _changed(words: list[str], others: list[list[str]], judge: Judge) -> str:
+    """Return the text of ``words`` with changes that the lexicon proposes, if they score higher.
 
-    Each word is tried alone. Those that gain are put in together, or the one that gains most if that scores higher.
+    Each change is tried alone. Those that gain are put in together, or the one that gains most if that scores higher.
     """
-    words = text.split()
-    tries = [(k, other) for k, word in enumerate(words) for other in judge.projector.spoken.similar(word, SIMILAR)]
-    texts = [text, *(_with(words, {k: other}) for k, other in tries)]
+    text, changes = " ".join(words), judge.projector.spoken.lexicon.changes(words, others)
+    texts = [text, *(changed(words, [change]) for change in changes)]
     sound = judge.sound(texts)
     kept = [0, *(k for k in range(1, len(texts)) if sound[k] > sound[0] - LARGEST_LOSS)]
     if len(kept) == 1:
         return text
     scores = sound[kept] + judge.language([texts[k] for k in kept])
     gains = (scores[1:] - scores[0]).tolist()
-    # The last of equal keys stays: the one with the highest gain.
-    found = sorted((gain, *tries[k - 1]) for gain, k in zip(gains, kept[1:], strict=True) if gain > 0)
+    found = sorted(((gain, changes[k - 1]) for gain, k in zip(gains, kept[1:], strict=True) if gain > 0), reverse=True)
     if not found:
         return text
-    return judge.best([_with(words, {k: other for _, k, other in found}), _with(words, {found[-1][1]: found[-1][2]})])
-
-
-def _with(words: Sequence[str], others: dict[int, str]) -> str:
-    return " ".join(others.get(k, word) for k, word in enumerate(words))
+    gaining = [change for _, change in found]
+    return judge.best([changed(words, apart(gaining)), changed(words, gaining[:1])])
 
 
 def spelling_scores(labels: list[list[int]], heard: Tensor) -> Tensor:
     """Return log p(labels | recording) by CTC (K,), for log-probabilities ``heard`` (P, V)."""
-    count = len(labels)
-    return -F.ctc_loss(
-        heard.float()[:, None].expand(-1, count, -1),
-        torch.tensor([label for row in labels for label in row], dtype=torch.long, device=heard.device),
-        torch.full((count,), len(heard)),
-        torch.tensor([len(row) for row in labels]),
-        blank=BLANK,
-        reduction="none",
-    )
+    used = sorted({BLANK}.union(*labels))  # few of V: the loss copies what it is given for each row
+    place = {label: k for k, label in enumerate(used)}
+    heard = heard[:, used].float()[:, None]
+    parts = []
+    for rows in (labels[k : k + CTC_ROWS] for k in range(0, len(labels), CTC_ROWS)):
+        loss = F.ctc_loss(
+            heard.expand(-1, len(rows), -1),
+            torch.tensor([place[label] for row in rows for label in row], dtype=torch.long, device=heard.device),
+            torch.full((len(rows),), len(heard)),
+            torch.tensor([len(row) for row in rows]),
+            blank=place[BLANK],
+            reduction="none",
+        )
+        parts.append(-loss)
+    return torch.cat(parts)
 
 
 def text_scores(texts: list[str], llm: Any) -> Tensor:

@@ -14,12 +14,11 @@ from functools import cache, cached_property
 from typing import Any, NamedTuple
 
 import torch
-from rapidfuzz import process
-from rapidfuzz.distance import Levenshtein
 from torch import Tensor
 
 from ossicle.batch import pad_ids
 from ossicle.errors import ModelError
+from ossicle.models.lexicon import Lexicon
 
 _APOSTROPHES = str.maketrans(dict.fromkeys("\u2018\u2019\u02bc`\u00b4", "'"))
 _SPACES = ("\u0120", "\u2581")
@@ -88,23 +87,11 @@ class SpokenTokens:
         return Letters(*pad_ids(rows).values.chunk(2))
 
     @cached_property
-    def words(self) -> dict[str, None]:
-        """The words of three letters or more that the LLM has a token for, in lower case."""
+    def lexicon(self) -> Lexicon:
+        """The words that the LLM has a token for, in lower case, and others."""
         tokens = (token for token in self._tokenizer.get_vocab() if token[:1] in _SPACES)
         texts = (_bytes_of(token, byte_level=bool(self._prefix)).decode(errors="ignore") for token in tokens)
-        return dict.fromkeys(sorted(word for text in texts if _is_word(word := text[1:].lower())))
-
-    def similar(self, word: str, most: int) -> list[str]:
-        """Return up to ``most`` of `words` that differ from ``word`` in few letters, the most similar first.
-
-        The list is empty for one of `words`, and for what is no word of three letters or more. Words of up to four
-        letters may differ in one of them, words of up to seven in two, and others in three.
-        """
-        if not _is_word(word) or word in self.words:
-            return []
-        letters = 1 if len(word) <= 4 else 2 if len(word) <= 7 else 3
-        found = process.extract(word, self.words.keys(), scorer=Levenshtein.distance, score_cutoff=letters, limit=most)
-        return [similar for similar, *_ in found]
+        return Lexicon(text[1:].lower() for text in texts)
 
     def columns(self, llm: Any) -> Tensor:
         """Return the number of the spoken token that each token of ``llm`` begins with (vocabulary,).
@@ -130,10 +117,6 @@ class SpokenTokens:
     def text(self, spelled: list[int]) -> str:
         """Return the text of indices in `ids`, with single spaces."""
         return " ".join(self._tokenizer.decode([self.ids[k] for k in spelled]).split())
-
-
-def _is_word(text: str) -> bool:
-    return len(text) > 2 and text.isalpha()
 
 
 @cache
