@@ -64,7 +64,8 @@ def plot_by_time(rows: Mapping[str, Sequence[Point]], out: Path, *, label: str, 
             ends.append(LineEnd(name, x[-1], min(y[-1], top or y[-1]), colour))
         axes.set_xscale("log")
         low, high = axes.get_xlim()
-        ticks = [t for t in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500) if low <= t <= high]
+        steps = (1, 1.5, 2, 3, 5, 7) if high / low < 20 else (1, 3)
+        ticks = [t for power in range(-2, 5) for step in steps if low <= (t := step * 10.0**power) <= high]
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.minorticks_off()
         axes.set(xlabel="processor time of stage 1 (minutes)", ylabel=label, ylim=(0, top))
