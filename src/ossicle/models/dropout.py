@@ -23,7 +23,7 @@ from ossicle.batch import Sample
 
 _ROUNDS = ((16, -0x7A143595), (13, -0x3D4D51CB))
 """Shifts and factors of the mixing function of MurmurHash3 (Appleby), as signed numbers of 32 bits."""
-_STRIDES = (0x3C6EF372, 0x1B873593, 0x27D4EB2F, 0x165667B1)
+_STRIDES = (0x3C6EF373, 0x1B873593, 0x27D4EB2F, 0x165667B1)
 """Steps between the places of a row, one for each dimension after the first."""
 _CALL = 0x632BE5AB
 """Step between the calls of a forward pass."""
@@ -99,10 +99,10 @@ def dropout(x: Tensor, p: float, training: bool, *, shared: bool = False) -> Ten
     rows = _keys([step.name], x.device) if shared else step.rows
     shape = (1, *x.shape) if shared else x.shape
     places = _mixed(rows + step.calls * _CALL).view(-1, *[1] * (len(shape) - 1))
-    for dim, (size, stride) in enumerate(zip(shape[1:], _STRIDES, strict=False), 1):
+    for dim, (size, stride) in enumerate(zip(shape[1:], _STRIDES[: len(shape) - 1], strict=True), 1):
         along = torch.arange(size, dtype=torch.int32, device=x.device) * stride
         places = places + along.view(-1, *[1] * (len(shape) - 1 - dim))
-    kept = _mixed(places) >= round(p * 2**32) - 2**31
+    kept = _mixed(places) >= min(round(p * 2**32), 2**32 - 1) - 2**31
     return x * (kept.view(x.shape).to(x.dtype) / (1 - p))
 
 
