@@ -55,7 +55,17 @@ def test_an_unknown_projector_is_named(code):
 
 def test_the_code_imports_nothing_but_torch_transformers_and_itself(tmp_path):
     write_code(tmp_path)
-    allowed = {"__future__", "copy", "dataclasses", "safetensors", "torch", "transformers", "types", "typing"}
+    allowed = {
+        "__future__",
+        "contextlib",
+        "copy",
+        "dataclasses",
+        "safetensors",
+        "torch",
+        "transformers",
+        "types",
+        "typing",
+    }
     files = sorted(path.name for path in tmp_path.iterdir())
     assert files == sorted([*COPIED, "projectors_ossicle.py"])
     for path in tmp_path.iterdir():

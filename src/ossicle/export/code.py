@@ -26,6 +26,7 @@ HEADER = f'''"""Projectors between speech encoder and LLM, as Ossicle {__version
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -42,6 +43,16 @@ LEFTOVER, MIN_WEIGHT = {cif.LEFTOVER}, {cif.MIN_WEIGHT}
 def attend(query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None = None, dropout: float = 0.0) -> Tensor:
     """Compute softmax attention of ``query`` (B, H, L, d); ``mask`` is True where a key may be read."""
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+
+
+def dropout(x: Tensor, p: float, training: bool, *, shared: bool = False) -> Tensor:
+    """Return ``x`` with the share ``p`` of its elements set to zero in training."""
+    return F.dropout(x, p, training)
+
+
+def of_windows(places: Any) -> Any:
+    """Do nothing: masks are those of the process here."""
+    return nullcontext()
 '''
 SOURCES: tuple[Any, ...] = (
     projectors.join_frames,
