@@ -1,5 +1,6 @@
 """Offline work on Ray gives the bytes of a call without it, and repeats only unfinished parts."""
 
+import json
 import os
 import socket
 import sys
@@ -44,6 +45,24 @@ def test_evaluate(tmp_path, model, task_manifest):
     ossicle(*given, "--out", tmp_path / "b" / "h.jsonl", "--ray", "local", "--blocks", 2)
     assert files(tmp_path / "a") == files(tmp_path / "b")
     assert {"h.jsonl", "h.meta.json", "h.scores.json"} <= set(files(tmp_path / "b"))
+
+
+def test_score(tmp_path):
+    lines = [
+        {"id": f"u{i}", "language": "en", "hypothesis": "a red car " * (i % 4), "references": ["a blue car"]}
+        for i in range(7)
+    ]
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "h.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    given = ("score", "--json", "--resamples", 20)
+    printed = [
+        ossicle(*given, tmp_path / "a" / "h.jsonl"),
+        ossicle(*given, tmp_path / "b" / "h.jsonl", "--ray", "local", "--blocks", 3),
+    ]
+    whole, divided = (json.JSONDecoder().raw_decode(text, text.index("{\n"))[0]["runs"] for text in printed)
+    assert [*divided.values()] == [*whole.values()]
+    assert set(files(tmp_path / "b")) == {"h.jsonl"}
 
 
 def test_prepare_tts_with_the_default_address(tmp_path):

@@ -53,6 +53,11 @@ class Shard:
         """Return the pieces of work of this part."""
         return pieces[self.number - 1 :: self.count]
 
+    def stretch(self, pieces: list[T]) -> list[T]:
+        """Return the pieces of work of this part if the parts are consecutive."""
+        start, end = (len(pieces) * number // self.count for number in (self.number - 1, self.number))
+        return pieces[start:end]
+
     def file(self, out: Path) -> Path:
         """Return the file of this part of the output file ``out``, beside it."""
         return out.with_name(f".{out.name}.{self.number}-of-{self.count}")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -10,9 +13,11 @@ import typer
 
 from ossicle.cli.options import AsJson, Blocks, Checkpoint, Ray, RayCommand, ShardOf, SkipBroken, shard_of
 from ossicle.errors import OssicleError
+from ossicle.shards import Shard
 
 if TYPE_CHECKING:
-    from ossicle.evaluate.score import Row
+    from ossicle.evaluate.rescore import GroupsOf
+    from ossicle.evaluate.score import Row, ScoreOptions
 
 Normalise = Annotated[
     Literal["none", "basic", "whisper", "open-asr", "official"],
@@ -120,6 +125,9 @@ def score(  # noqa: PLR0913 - each parameter is an option of the command
     resamples: Annotated[int, typer.Option(help="Bootstrap resamples; 0 = no intervals.", min=0)] = 1000,
     seed: Annotated[int, typer.Option(help="Seed of the bootstrap.", min=0)] = 0,
     as_json: AsJson = False,
+    shard: ShardOf = None,
+    ray: Ray = None,
+    blocks: Blocks = 32,
 ) -> None:
     """Score hypotheses with confidence intervals; compare each further file with the first."""
     from ossicle.evaluate.comet import CometOptions
@@ -141,12 +149,42 @@ def score(  # noqa: PLR0913 - each parameter is an option of the command
         comet=CometOptions(comet_command) if comet or comet_command else None,
     )
     references = None if lower is None or upper is None else (lower, upper)
-    results = rescore(files, options, seeds=seeds, references=references)
+    with _divided(files, options, shard_of(shard, ray), ray, blocks) as groups_of:
+        if groups_of is None:
+            return
+        results = rescore(files, options, seeds=seeds, references=references, groups_of=groups_of)
     if as_json:
         print(json.dumps(results.to_json(), indent=2, ensure_ascii=False))
     else:
         print_results(results)
     _refuse_missing([row for rows in results.runs.values() for row in rows])
+
+
+@contextmanager
+def _divided(
+    files: list[Path], options: ScoreOptions, shard: Shard | None, ray: str | None, blocks: int
+) -> Iterator[GroupsOf | None]:
+    """Score the parts of the options, and yield the function that joins them; None while some are missing."""
+    from ossicle.evaluate import score_part as parts
+    from ossicle.evaluate.score import score_groups
+
+    if ray is not None:
+        from ossicle.on_ray import run_shards
+
+        gpu = options.comet is not None
+        run_shards(parts.score_part, (files, options), count=blocks, address=ray, title="scoring", gpu=gpu)
+        shard = Shard(1, blocks)
+    elif shard is not None:
+        parts.score_part(shard, files, options)
+    else:
+        yield score_groups
+        return
+    with parts.finished(files, options, shard) as waiting:
+        if waiting:
+            typer.echo(waiting, err=True)
+            yield None
+        else:
+            yield partial(parts.joined, count=shard.count)
 
 
 def add_to(app: typer.Typer) -> None:

@@ -77,6 +77,19 @@ def failures(lines: Sequence[Hypothesis]) -> list[Failure]:
     return found
 
 
+def add_failures(first: Sequence[Failure], second: Sequence[Failure]) -> list[Failure]:
+    """Return the failures of lines that are followed by others, from those of both."""
+    return [
+        Failure(
+            one.name,
+            one.applicable + other.applicable,
+            one.count + other.count,
+            [*one.examples, *other.examples][:MAX_EXAMPLES],
+        )
+        for one, other in zip(first, second, strict=True)
+    ]
+
+
 def can_identify_languages() -> bool:
     """Return True if py3langid is installed."""
     return find_spec("py3langid") is not None

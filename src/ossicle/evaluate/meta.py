@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from ossicle.corpora import DESCRIPTION_ATTRIBUTES as ATTRIBUTES
 from ossicle.evaluate.normalise import normalise_basic
-from ossicle.evaluate.parts import Metric, References, Score, pairs, rate_parts, score_of
+from ossicle.evaluate.parts import Metric, References, Score, all_texts, pairs, rate_parts, score_of
 
 _SIGNATURE = "norm:basic|refs:any"
 
@@ -41,29 +41,38 @@ def accuracy(hypotheses: Sequence[str], references: References, language: str | 
     return _accuracy(said, references, hypotheses, _SIGNATURE)
 
 
-def majority(hypotheses: Sequence[str], references: References, language: str | None = None) -> Score:
+def majority(
+    hypotheses: Sequence[str],
+    references: References,
+    language: str | None = None,
+    *,
+    constant: dict[str, str] | None = None,
+) -> Score:
     """Compute the `accuracy` of always answering the most frequent value of each attribute.
 
-    The values are counted in these references, so no constant answer scores higher. The hypotheses are not used.
+    ``constant`` has these values. By default they are counted in these references, so no constant answer scores higher.
+    The hypotheses are not used.
     """
-    constant = _most_frequent(references)
+    constant = most_frequent(references) if constant is None else constant
     return _accuracy([constant] * len(hypotheses), references, hypotheses, f"{_SIGNATURE}|constant")
 
 
 def attribute_metrics(references: References) -> dict[str, Metric]:
     """Return the metrics ``accuracy/NAME`` and ``majority/NAME`` for each attribute of the references."""
-    names = dict.fromkeys(name for accepted in references for text in _as_list(accepted) for name in attributes(text))
+    names = dict.fromkeys(name for text in all_texts(references) for name in attributes(text))
+    constant = most_frequent(references)
     return {
-        f"{kind}/{name}": _attribute_metric(name, kind == "majority")
+        f"{kind}/{name}": _attribute_metric(name, constant if kind == "majority" else None)
         for name in names
         for kind in ("accuracy", "majority")
     }
 
 
-def _attribute_metric(name: str, constant: bool) -> Metric:
+def _attribute_metric(name: str, constant: dict[str, str] | None) -> Metric:
     def metric(hypotheses: Sequence[str], references: References, language: str | None = None) -> Score:
-        said = [_most_frequent(references)] * len(hypotheses) if constant else [attributes(h) for h in hypotheses]
-        return _accuracy(said, references, hypotheses, f"{_SIGNATURE}|constant" if constant else _SIGNATURE, name)
+        said = [attributes(text) if constant is None else constant for text in hypotheses]
+        signature = _SIGNATURE if constant is None else f"{_SIGNATURE}|constant"
+        return _accuracy(said, references, hypotheses, signature, name)
 
     return metric
 
@@ -88,13 +97,10 @@ def _accuracy(
     return score_of(rate_parts(correct, counted), signature)
 
 
-def _most_frequent(references: References) -> dict[str, str]:
+def most_frequent(references: References) -> dict[str, str]:
+    """Return the most frequent value of each attribute in the first references."""
     values: dict[str, Counter[str]] = {}
     for accepted in references:
-        for name, value in attributes(_as_list(accepted)[0]).items():
+        for name, value in attributes(accepted if isinstance(accepted, str) else accepted[0]).items():
             values.setdefault(name, Counter())[value] += 1
     return {name: counter.most_common(1)[0][0] for name, counter in values.items()}
-
-
-def _as_list(accepted: str | Sequence[str]) -> Sequence[str]:
-    return [accepted] if isinstance(accepted, str) else accepted

@@ -24,7 +24,7 @@ from ossicle.evaluate.hypotheses import task_name
 from ossicle.evaluate.normalise import clean, normalise_basic, normaliser
 from ossicle.evaluate.official import OFFICIAL
 from ossicle.evaluate.open_asr import OPEN_ASR, with_open_asr
-from ossicle.evaluate.parts import Metric, References, Score, bleu_parts, chrf_parts, pairs, score_of
+from ossicle.evaluate.parts import Metric, References, Score, all_texts, bleu_parts, chrf_parts, pairs, score_of
 from ossicle.evaluate.squad import exact_match, f1, normalise_squad
 from ossicle.languages import CHINESE, WITHOUT_SPACES, language_code, unspaced_script
 
@@ -50,37 +50,39 @@ __all__ = [
 # Translation -------------------------------------------------------------------------------------------------------
 
 
-def bleu(hypotheses: Sequence[str], references: References, language: str | None = None) -> Score:
+def bleu(
+    hypotheses: Sequence[str], references: References, language: str | None = None, *, tokenizer: str | None = None
+) -> Score:
     """Compute BLEU with sacreBLEU, with case and punctuation.
 
-    `bleu_tokenizer` chooses the tokenizer by ``language``. If that is 13a, but most letters of the references are in a
-    script without spaces between words, it is ``zh`` for Chinese characters and ``char`` for others. An empty
-    hypothesis only shortens the output (brevity penalty). The score of a corpus without a matching 4-gram is near 0.
+    ``tokenizer`` is one of sacreBLEU's; `bleu_tokenizer` chooses it by default. An empty hypothesis only shortens the
+    output (brevity penalty). The score of a corpus without a matching 4-gram is near 0.
 
     Raises:
         MissingPackageError: the tokenizer of Japanese or Korean is not installed.
     """
     said, right = _columns(hypotheses, references)
-    tokenizer = bleu_tokenizer(language)
-    if tokenizer == "13a":  # the language may be missing or wrong
-        script = unspaced_script(text for accepted in right for text in accepted)
-        tokenizer = {"han": "zh", "other": "char"}.get(script or "", "13a")
-    metric = _bleu(tokenizer, language)
+    metric = _bleu(tokenizer or bleu_tokenizer(language, references), language)
     return score_of(bleu_parts(metric, said, right), str(metric.get_signature()))
 
 
-def bleu_tokenizer(language: str | None) -> str:
+def bleu_tokenizer(language: str | None, references: References = ()) -> str:
     """Return sacreBLEU's tokenizer for a language tag.
 
     It is ``zh`` for the Chinese languages, ``ja-mecab`` for Japanese, ``ko-mecab`` for Korean, and ``char`` for Thai,
-    Lao, Khmer and Burmese, which sacreBLEU cannot split into words. All other languages have ``13a``.
+    Lao, Khmer and Burmese, which sacreBLEU cannot split into words. All other languages have ``13a``, unless most
+    letters of ``references`` are in a script without spaces between words: then it is ``zh`` for Chinese characters and
+    ``char`` for others.
     """
     code = language_code(language)
     if code in CHINESE:
         return "zh"
     if code in WITHOUT_SPACES - {"ja"}:
         return "char"
-    return {"ja": "ja-mecab", "ko": "ko-mecab"}.get(code or "", "13a")
+    if code in ("ja", "ko"):
+        return f"{code}-mecab"
+    # The language may be missing or wrong, and the script is certain.
+    return {"han": "zh", "other": "char"}.get(unspaced_script(map(clean, all_texts(references))) or "", "13a")
 
 
 def check_bleu(language: str | None) -> None:
@@ -135,9 +137,12 @@ def metrics_for(
     language: str | None = None,
     tables: Path | None = None,
     official: bool = False,
-    by_characters: bool | None = None,
+    references: References | None = None,
 ) -> Mapping[str, Metric]:
     """Return the metrics of a task by name; None is speech recognition.
+
+    With ``references``, everything that a metric reads from all of them is fixed: the script, and the most frequent
+    values. The counts of a line then depend on this line alone, so that the lines can be divided.
 
     Args:
         task: name of the task.
@@ -147,14 +152,15 @@ def metrics_for(
         tables: ``normalizer.json`` of a Whisper checkpoint for ``whisper``, and a clone of the leaderboard's repository
             for ``open-asr``.
         official: add the scorers of the paper's code.
-        by_characters: give the character error rate in place of the word error rate. By default ``language`` decides,
-            see `ossicle.evaluate.error_rates.counts_characters`.
+        references: accepted answers of all lines. Texts of a script without spaces between words have the character
+            error rate in place of the word error rate, also where ``language`` does not say so
+            (`ossicle.evaluate.error_rates.counts_characters`).
 
     Raises as `normaliser` and `ossicle.evaluate.open_asr.OpenASR.load`.
     """
     task = task_name(task)
     found = METRICS.get(task, METRICS["qa"])
-    if counts_characters(language) if by_characters is None else by_characters:
+    if counts_characters(language) or (references and unspaced_script(all_texts(references))):
         found = _by_characters(found)
     if normalise == OPEN_ASR:
         found = with_open_asr(found, tables)
@@ -164,7 +170,22 @@ def metrics_for(
             name: partial(metric, normalise=chosen) if metric in (*_BY_WORDS, cer) else metric
             for name, metric in found.items()
         }
-    return {**found, **OFFICIAL.get(task, OFFICIAL["qa"])} if official else found
+    if official:
+        found = {**found, **OFFICIAL.get(task, OFFICIAL["qa"])}
+    return found if references is None else _fixed(task, found, language, references)
+
+
+def _fixed(
+    task: str, metrics: Mapping[str, Metric], language: str | None, references: References
+) -> Mapping[str, Metric]:
+    """Return ``metrics`` without a choice that depends on all ``references``."""
+    fixed = dict(metrics)
+    for name, metric in metrics.items():
+        if metric is bleu:
+            fixed[name] = partial(bleu, tokenizer=bleu_tokenizer(language, references))
+        elif metric is meta.majority:
+            fixed[name] = partial(meta.majority, constant=meta.most_frequent(references))
+    return fixed | meta.attribute_metrics(references) if task == "meta" else fixed
 
 
 def _by_characters(metrics: Mapping[str, Metric]) -> Mapping[str, Metric]:

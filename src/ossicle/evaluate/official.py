@@ -26,13 +26,13 @@ from sacrebleu.metrics import BLEU
 from ossicle.evaluate.normalise import normalise_official
 from ossicle.evaluate.parts import (
     BLEU_ORDER,
-    Floats,
     Metric,
     Parts,
     References,
     Score,
     bleu_parts,
     mean_parts,
+    nltk_bleu_value,
     pairs,
     score_of,
 )
@@ -63,7 +63,7 @@ def official_bleu(hypotheses: Sequence[str], references: References, language: s
         _nltk_counts(normalise_official(hypothesis).split(), [normalise_official(text).split() for text in accepted])
         for hypothesis, accepted in pairs(hypotheses, references)
     ]
-    return score_of(Parts(np.array(counts, dtype=float), _nltk_value), "norm:official|smooth:none|tok:words|nltk")
+    return score_of(Parts(np.array(counts, dtype=float), nltk_bleu_value), "norm:official|smooth:none|tok:words|nltk")
 
 
 def official_sacrebleu(hypotheses: Sequence[str], references: References, language: str | None = None) -> Score:
@@ -119,17 +119,6 @@ def _nltk_counts(hypothesis: Sequence[str], references: Sequence[Sequence[str]])
 
 def _ngrams(words: Sequence[str], order: int) -> Counter[tuple[str, ...]]:
     return Counter(tuple(words[start : start + order]) for start in range(len(words) - order + 1))
-
-
-def _nltk_value(sums: Floats) -> Floats:
-    """Compute BLEU (R,) from the sums (R, 10) of `_nltk_counts`."""
-    hypothesis, reference = sums[:, 0], sums[:, 1]
-    matches, totals = sums[:, 2 : 2 + BLEU_ORDER], sums[:, 2 + BLEU_ORDER :]
-    with np.errstate(divide="ignore"):
-        logs = np.log(matches) - np.log(np.maximum(totals, 1))
-    penalty = np.where(hypothesis > reference, 1.0, np.exp(1 - reference / np.maximum(hypothesis, 1)))
-    value: Floats = 100 * penalty * np.exp(logs.mean(axis=1))
-    return value
 
 
 def _normalise_squad(text: str) -> str:

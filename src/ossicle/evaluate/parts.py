@@ -6,7 +6,7 @@ e.g. of errors and reference words. These counts are the sufficient statistics o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -76,6 +76,12 @@ def pairs(hypotheses: Sequence[str], references: References) -> list[tuple[str, 
     return both
 
 
+def all_texts(references: References) -> Iterator[str]:
+    """Yield every reference of every utterance."""
+    for accepted in references:
+        yield from [accepted] if isinstance(accepted, str) else accepted
+
+
 def mean_parts(values: Sequence[float]) -> Parts:
     """Return the parts of a mean over utterances, given one value per utterance, 0-100; K = 2."""
     column = np.asarray(values, dtype=float)
@@ -130,6 +136,17 @@ def bleu_value(sums: Floats) -> Floats:
     return value
 
 
+def nltk_bleu_value(sums: Floats) -> Floats:
+    """Compute BLEU (R,) without smoothing, as NLTK's ``corpus_bleu`` does; the columns are those of `bleu_value`."""
+    hypothesis, reference = sums[:, 0], sums[:, 1]
+    matches, totals = sums[:, 2 : 2 + BLEU_ORDER], sums[:, 2 + BLEU_ORDER :]
+    with np.errstate(divide="ignore"):
+        logs = np.log(matches) - np.log(np.maximum(totals, 1))
+    penalty = np.where(hypothesis > reference, 1.0, np.exp(1 - reference / np.maximum(hypothesis, 1)))
+    value: Floats = 100 * penalty * np.exp(logs.mean(axis=1))
+    return value
+
+
 def chrf_value(sums: Floats) -> Floats:
     """Compute chrF (R,) as sacreBLEU does without epsilon smoothing.
 
@@ -146,3 +163,9 @@ def chrf_value(sums: Floats) -> Floats:
     f_score = (1 + weight) * precision * recall / np.where(denominator > 0, denominator, 1)
     value: Floats = 100 * np.where(denominator > 0, f_score, 0.0)
     return value
+
+
+VALUES: dict[str, Callable[[Floats], Floats]] = {
+    function.__name__: function for function in (mean_value, rate_value, bleu_value, nltk_bleu_value, chrf_value)
+}
+"""Name -> function of `Parts`, for counts in a file."""

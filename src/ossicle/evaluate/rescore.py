@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,10 @@ from ossicle.evaluate.compare import (
     normalised_interval,
     spread_over_seeds,
 )
-from ossicle.evaluate.score import Row, ScoreOptions, make_row, score, score_groups
+from ossicle.evaluate.score import Row, ScoredGroup, ScoreOptions, make_row, score, score_groups
+
+GroupsOf = Callable[[Path, ScoreOptions], list[ScoredGroup]]
+"""Function that returns the scored groups of a file, such as `ossicle.evaluate.score.score_groups`."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ def rescore(
     *,
     seeds: bool = False,
     references: tuple[str, str] | None = None,
+    groups_of: GroupsOf = score_groups,
 ) -> Results:
     """Score every file, and compare each further file with the first.
 
@@ -52,6 +56,7 @@ def rescore(
         options: settings of scoring.
         seeds: compute mean and standard deviation over the files instead of differences.
         references: lower and upper run of the normalised average. Each is a file, or the stem of one of ``files``.
+        groups_of: how the groups of ``files`` are scored.
 
     Raises:
         ConfigError: a file is given twice, a reference run is not found, or ``seeds`` has a single file.
@@ -59,7 +64,7 @@ def rescore(
     """
     if len(set(files)) < len(files):
         raise ConfigError("a file is given twice: name each run once")
-    groups = {path: score_groups(path, options) for path in files}
+    groups = {path: groups_of(path, options) for path in files}
     runs = {str(path): [make_row(group, options) for group in found] for path, found in groups.items()}
     normalised = {}
     if references is not None:

@@ -8,22 +8,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from ossicle.errors import MissingPackageError, OssicleError
 from ossicle.evaluate.bootstrap import RESAMPLES, Interval, intervals
 from ossicle.evaluate.comet import CometOptions, comet
-from ossicle.evaluate.error_rates import counts_characters
 from ossicle.evaluate.failures import Failure, failures
 from ossicle.evaluate.hypotheses import GroupKey, Hypothesis, grouped, read_hypotheses, task_name
-from ossicle.evaluate.meta import attribute_metrics
 from ossicle.evaluate.metrics import check_bleu, metrics_for
 from ossicle.evaluate.open_asr import OPEN_ASR, OpenASR
 from ossicle.evaluate.parts import Score
 from ossicle.files import write_json
-from ossicle.languages import unspaced_script
+from ossicle.shards import WHOLE, Shard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +78,7 @@ class ScoredGroup:
     scores: dict[str, Score]
     errors: dict[str, str] = field(default_factory=dict)
     """Metric name -> the reason why it could not be computed."""
+    failures: list[Failure] = field(default_factory=list)
 
 
 def score(hypotheses_path: Path, options: ScoreOptions | None = None) -> list[Row]:
@@ -98,17 +96,25 @@ def score(hypotheses_path: Path, options: ScoreOptions | None = None) -> list[Ro
 def score_groups(hypotheses_path: Path, options: ScoreOptions | None = None) -> list[ScoredGroup]:
     """Return the scored groups of lines behind the rows of `score`. Raises as `score`."""
     options = options or ScoreOptions()
+    return score_lines(read_lines(hypotheses_path, options), options)
+
+
+def read_lines(hypotheses_path: Path, options: ScoreOptions) -> list[Hypothesis]:
+    """Return the lines of a file with the references of ``options``. Raises as `score`."""
     lines = read_hypotheses(hypotheses_path)
-    if options.manifests:
-        from ossicle.evaluate.references import with_references  # imports torch
+    if not options.manifests:
+        return lines
+    from ossicle.evaluate.references import with_references  # imports torch
 
-        lines = with_references(lines, options.manifests)
-    return score_lines(lines, options)
+    return with_references(lines, options.manifests)
 
 
-def score_lines(lines: Iterable[Hypothesis], options: ScoreOptions) -> list[ScoredGroup]:
-    """Return the scored groups of ``lines``, in alphabetical order. Raises as `score`."""
-    return [_score_group(group, options) for group in grouped(lines).values()]
+def score_lines(lines: Iterable[Hypothesis], options: ScoreOptions, shard: Shard = WHOLE) -> list[ScoredGroup]:
+    """Return the scored groups of ``lines``, in alphabetical order, of which ``shard`` has consecutive lines.
+
+    A group without lines in this shard has no scores. Raises as `score`.
+    """
+    return [_score_group(group, options, shard) for group in grouped(lines).values()]
 
 
 def make_row(group: ScoredGroup, options: ScoreOptions) -> Row:
@@ -127,7 +133,7 @@ def make_row(group: ScoredGroup, options: ScoreOptions) -> Row:
         signatures={name: result.signature for name, result in found.items()},
         intervals={name: bound for name, bound in zip(parts, bounds, strict=True) if bound is not None},
         units=description,
-        failures=failures(group.lines),
+        failures=group.failures,
         errors=group.errors,
     )
 
@@ -173,25 +179,21 @@ def check_metrics(groups: Iterable[GroupKey], options: ScoreOptions | None = Non
     return list(dict.fromkeys(found))
 
 
-def _score_group(lines: list[Hypothesis], options: ScoreOptions) -> ScoredGroup:
+def _score_group(group: list[Hypothesis], options: ScoreOptions, shard: Shard) -> ScoredGroup:
     """Score the lines of one group. A metric that fails is listed with its error, so that it never hides others."""
-    first = lines[0]
-    hypotheses, references = [line.hypothesis for line in lines], [line.references for line in lines]
-    language = first.group[2] or None
-    metrics = dict(
-        metrics_for(
-            first.task,
-            normalise=options.normalise,
-            language=language,
-            tables=options.leaderboard if options.normalise == OPEN_ASR else options.spelling,
-            official=options.official,
-            # The language may be missing or wrong, and the script is certain.
-            by_characters=counts_characters(language) or unspaced_script(chain(*references)) is not None,
-        )
+    task, language = task_name(group[0].task), group[0].group[2] or None
+    metrics = metrics_for(
+        task,
+        normalise=options.normalise,
+        language=language,
+        tables=options.leaderboard if options.normalise == OPEN_ASR else options.spelling,
+        official=options.official,
+        references=[line.references for line in group],
     )
-    task = task_name(first.task)
-    if task == "meta":
-        metrics |= attribute_metrics(references)
+    lines = shard.stretch(group)
+    if not lines:
+        return ScoredGroup([], {})
+    hypotheses, references = [line.hypothesis for line in lines], [line.references for line in lines]
     computations: dict[str, Callable[[], Score]] = {
         name: partial(metric, hypotheses, references, language) for name, metric in metrics.items()
     }
@@ -205,4 +207,4 @@ def _score_group(lines: list[Hypothesis], options: ScoreOptions) -> ScoredGroup:
             errors[name] = str(error)
         except Exception as error:  # a bug in one metric, or in its package, must not hide the others
             errors[name] = f"{type(error).__name__}: {error}"
-    return ScoredGroup(lines, scores, errors)
+    return ScoredGroup(lines, scores, errors, failures(lines))
