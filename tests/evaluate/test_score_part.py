@@ -14,7 +14,7 @@ from ossicle.evaluate import score_part as parts
 from ossicle.evaluate.comet import CometOptions
 from ossicle.evaluate.metrics import METRICS
 from ossicle.evaluate.official import OFFICIAL
-from ossicle.evaluate.parts import VALUES
+from ossicle.evaluate.parts import VALUES, Score
 from ossicle.evaluate.rescore import rescore
 from ossicle.evaluate.score import ScoreOptions
 from ossicle.shards import Shard
@@ -150,6 +150,14 @@ def test_a_metric_that_fails_in_one_part_is_an_error_of_all(path):
     assert "comet" not in found[2].scores
     assert found[3].scores["comet"].value == 50
     assert found[3].errors == {}
+
+
+def test_a_metric_without_counts_is_an_error_and_the_others_are_scored(path, monkeypatch):
+    monkeypatch.setitem(METRICS, "qa", {**METRICS["qa"], "own": lambda *_: Score(1.0, "own")})
+    parts.score_part(Shard(1, 1), [path], OPTIONS)
+    [questions] = [group for group in parts.joined(path, OPTIONS, 1) if group.lines[0].task == "qa"]
+    assert "score without --shard and --ray" in questions.errors["own"]
+    assert {"em", "f1"} <= set(questions.scores)
 
 
 def test_counts_of_every_metric_can_be_read_from_a_file():

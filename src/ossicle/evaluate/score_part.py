@@ -26,6 +26,11 @@ from ossicle.evaluate.score import ScoredGroup, ScoreOptions, read_lines, score_
 from ossicle.files import atomic
 from ossicle.shards import Shard, describe_missing, joining
 
+_CANNOT_DIVIDE = (
+    "this metric has no counts of each line with a function in ossicle.evaluate.parts.VALUES, so it cannot be divided: "
+    "score without --shard and --ray"
+)
+
 
 def score_part(shard: Shard, files: Sequence[Path], options: ScoreOptions) -> None:
     """Score the lines of ``shard`` of every file, and write their counts. A part that exists is not repeated.
@@ -93,13 +98,16 @@ def _write(path: Path, groups: Sequence[ScoredGroup]) -> None:
     arrays: dict[str, Any] = {}
     described: list[dict[str, Any]] = []
     for number, group in enumerate(groups):
-        scores = {}
+        scores, errors = {}, dict(group.errors)
         for name, score in group.scores.items():
-            assert score.parts is not None, f"{name} has no counts"
+            value_of = None if score.parts is None else score.parts.value_of.__name__
+            if score.parts is None or VALUES.get(value_of or "") is not score.parts.value_of:
+                errors[name] = _CANNOT_DIVIDE
+                continue
             arrays[f"{number}/{name}"] = score.parts.counts
-            scores[name] = {"signature": score.signature, "value_of": score.parts.value_of.__name__}
+            scores[name] = {"signature": score.signature, "value_of": value_of}
         failures = [asdict(failure) for failure in group.failures]
-        described.append({"scores": scores, "errors": group.errors, "failures": failures})
+        described.append({"scores": scores, "errors": errors, "failures": failures})
     with atomic(path) as partial, partial.open("wb") as file:
         np.savez_compressed(file, groups=np.array(json.dumps(described)), **arrays)
 
