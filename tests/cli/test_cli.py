@@ -173,6 +173,12 @@ def test_answers_in_a_file_and_one_bad_recording_in_a_batch(trained, task_manife
     assert [line.keys() - {"file"} for line in told] == [{"text"}, {"error"}, {"text"}]
 
 
+def test_further_speeds_need_a_model_that_spells(fails, trained, task_manifest):
+    recording = str(read_manifest(task_manifest)[0].audio)
+    said = fails("transcribe", recording, "--model", trained, "--vad", "off", "--speed", "0.9")
+    assert "speeds: only models that spell (projector ctc) use them" in said
+
+
 @pytest.mark.parametrize("paths", [("none/*.wav",), ("-", "-", "-")])
 def test_paths_without_recordings_are_named(fails, trained, tmp_path, monkeypatch, paths):
     monkeypatch.chdir(tmp_path)

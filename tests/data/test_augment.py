@@ -3,9 +3,10 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from ossicle.audio import change_speed
 from ossicle.batch import Padded, Sample, Utterance, pad
 from ossicle.data.augment import AugmentConfig
-from ossicle.data.augmentation import add_noise, change_speed
+from ossicle.data.augmentation import add_noise
 from ossicle.errors import ConfigError
 from ossicle.models.encoder import load_encoder
 from ossicle.models.spec_augment import mask_frames, train_mode

@@ -116,6 +116,22 @@ def test_the_command_scores_answers_from_the_own_transcript(tasks, tmp_path, mon
     assert found["own-transcript"] == found["text"]
 
 
+def test_the_command_hears_recordings_at_further_speeds(tasks, tmp_path, monkeypatch):
+    ModelConfig().build().save(tmp_path / "model")
+    asked = []
+    monkeypatch.setattr(
+        conversation, "answer_batch", lambda model, batch, **given: asked.append(given) or ["x"] * len(batch)
+    )
+    command = ["evaluate", str(tmp_path / "model"), str(tasks), "--speed", "0.9", "--speed", "1.1"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    speeds = [given.get("speeds") for given in asked]
+    assert [0.9, 1.1] in speeds
+    assert all(("speeds" in given) != given["from_text"] for given in asked)  # also with the audio of others
+    again = CliRunner().invoke(app, command[:3])
+    assert "this run has" in str(again.exception)  # other settings do not continue the file
+
+
 def test_the_comparison_says_that_the_untrained_projector_ignores_its_audio(tasks, tmp_path):
     ModelConfig().build().save(tmp_path / "model")
     result = CliRunner().invoke(app, ["evaluate", str(tmp_path / "model"), str(tasks), "--max-new-tokens", "30"])

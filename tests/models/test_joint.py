@@ -5,14 +5,17 @@ import math
 from dataclasses import replace
 
 import pytest
+import soxr
 import torch
 
 from ossicle.errors import ConfigError
 from ossicle.models.ctc import Spelling, is_sure
-from ossicle.models.joint import JointScores, Search
+from ossicle.models.joint import JointScores, Search, at_speed
 from ossicle.models.projectors import CTCConfig
+from ossicle.models.recordings import batch_of
 from ossicle.models.speech_llm import ModelConfig, SpeechLLM
 from ossicle.models.spoken_tokens import Letters
+from ossicle.prompts import ASR_INSTRUCTIONS
 
 SIZES = CTCConfig(width=16, heads=2, layers=2, ffn=24, kernel=3, dropout=0.0)
 IDS, END, SILENT = [5, 7], 9, 3
@@ -172,7 +175,11 @@ def rows_of(spelling: Spelling, count: int) -> Spelling:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"ctc_weight": 1.1}, {"ctc_weight": -0.1}, {"character_weight": 2}, {"num_beams": 0}]
+    "wrong",
+    [
+        *({"ctc_weight": 1.1}, {"ctc_weight": -0.1}, {"character_weight": 2}, {"num_beams": 0}),
+        *({"speeds": 0.9}, {"speeds": [0.9, 3]}, {"speeds": ["fast"]}, {"speeds": [0.9], "temperature": 1.0}),
+    ],
 )
 def test_wrong_settings_are_refused(model, collate, manifest, wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
@@ -184,3 +191,51 @@ def test_transcripts_have_no_apostrophes_that_stand_alone(model, collate, manife
     monkeypatch.setattr("ossicle.models.joint.spelled", lambda *_: certain(model, ["cat"] * len(batch)))
     monkeypatch.setattr("ossicle.models.joint.best_text", lambda *_, **__: "' the cat's mat '")
     assert model.generate_batch(batch, max_new_tokens=60) == ["the cat's mat"] * len(batch)
+
+
+def judged(monkeypatch) -> list:
+    """Return a list that gets the texts and the judge of every utterance."""
+    asked = []
+    monkeypatch.setattr("ossicle.models.joint.best_text", lambda *given: asked.append(given) or given[0][0])
+    return asked
+
+
+def test_recordings_are_heard_at_further_speeds(model, collate, manifest, monkeypatch):
+    batch, asked = collate(model, manifest), judged(monkeypatch)
+    faster = at_speed(batch, 1.25)
+    assert faster.waveforms.mask.sum(1).tolist() == pytest.approx((batch.waveforms.mask.sum(1) / 1.25).tolist(), abs=2)
+    for row, (values, valid) in enumerate(zip(faster.waveforms.values, faster.waveforms.mask, strict=True)):
+        own = batch.waveforms.values[row][batch.waveforms.mask[row]].numpy()
+        assert torch.equal(values[valid], torch.from_numpy(soxr.resample(own, 20000, 16000)))
+
+    model.generate_batch(batch, max_new_tokens=8)
+    model.generate_batch(faster, max_new_tokens=8)
+    alone, others = asked[: len(batch)], asked[len(batch) :]
+    asked.clear()
+    model.generate_batch(batch, max_new_tokens=8, speeds=[1.25])
+    for (texts, judge), (own, heard), (further, at_other) in zip(asked, alone, others, strict=True):
+        assert texts == own + further
+        for found, expected in zip(judge.heard, [*heard.heard, *at_other.heard], strict=True):
+            torch.testing.assert_close(found.tokens, expected.tokens)
+            torch.testing.assert_close(found.characters, expected.characters)
+
+
+def test_the_same_speed_and_a_speed_twice_count_once(model, collate, manifest, monkeypatch):
+    batch, asked = collate(model, manifest), judged(monkeypatch)
+    model.generate_batch(batch, max_new_tokens=4, speeds=[1, 1.1, 1.1])
+    assert [len(judge.heard) for _, judge in asked] == [2] * len(batch)
+
+
+def test_a_very_short_recording_keeps_its_speed(model):
+    batch = batch_of(model, [torch.rand(3000) - 0.5, torch.rand(16000) - 0.5], ASR_INSTRUCTIONS[0])
+    assert at_speed(batch, 2.0).waveforms.mask.sum(1).tolist() == [3000, 8000]
+    assert len(model.generate_batch(batch, max_new_tokens=4, speeds=[2.0])) == 2
+
+
+def test_speeds_need_waveforms_and_a_model_that_spells(model, collate, manifest, build):
+    batch = collate(model, manifest)
+    with pytest.raises(ConfigError, match="need its waveforms"):
+        model.generate_batch(replace(batch, frames=model.frames(batch), waveforms=None), speeds=[0.9])
+    other = build()
+    with pytest.raises(ConfigError, match="only models that spell"):
+        other.generate_batch(collate(other, manifest), speeds=[0.9])

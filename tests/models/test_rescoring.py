@@ -60,7 +60,9 @@ def flat(positions, size):
 
 def judge_of(heard, llm, lm_weight, characters=None):
     characters = flat(2, 257) if characters is None else characters  # say nothing
-    return rescoring.Judge(heard, characters, Projector(), llm, character_weight=0.5, lm_weight=lm_weight)
+    return rescoring.Judge(
+        [rescoring.Heard(heard, characters)], Projector(), llm, character_weight=0.5, lm_weight=lm_weight
+    )
 
 
 def best(texts, *args, **kwargs):
@@ -105,6 +107,13 @@ def test_characters_decide_between_texts_that_the_tokens_support_alike(llm):
     for order in (["cat", "hat"], ["hat", "cat"]):
         for text in order:
             assert best(order, heard, llm, 1e-6, characters=sure(text, 257)) == text
+
+
+def test_a_recording_at_several_speeds_is_scored_by_their_mean(llm):
+    heard = [rescoring.Heard(sure("cat", 28), sure("cat", 257)), rescoring.Heard(sure("hat", 28), flat(2, 257))]
+    both, *each = (rescoring.Judge(views, Projector(), llm, 0.5, 1.0) for views in (heard, heard[:1], heard[1:]))
+    texts = ["cat", "hat", "at"]
+    torch.testing.assert_close(both.sound(texts), (each[0].sound(texts) + each[1].sound(texts)) / 2)
 
 
 def likes(monkeypatch, **scores):

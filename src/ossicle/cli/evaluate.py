@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ossicle.cli.options import AsJson, Blocks, Checkpoint, Ray, RayCommand, ShardOf, SkipBroken, shard_of
+from ossicle.cli.options import AsJson, Blocks, Checkpoint, Ray, RayCommand, ShardOf, SkipBroken, Speeds, shard_of
 from ossicle.errors import OssicleError
 from ossicle.shards import Shard
 
@@ -53,6 +53,7 @@ def evaluate(  # noqa: PLR0913 - each parameter is an option of the command
         bool,
         typer.Option("--own-transcript", help="Let the model transcribe first, and give its LLM that transcript."),
     ] = False,
+    speed: Speeds = None,
     honesty: Annotated[
         bool, typer.Option(help="Compare with the cascade, the text-only bound and the audio of other utterances.")
     ] = True,
@@ -83,6 +84,7 @@ def evaluate(  # noqa: PLR0913 - each parameter is an option of the command
         from_text=from_text,
         cascade=cascade,
         own_transcript=own_transcript,
+        speeds=tuple(speed or ()),
         honesty_lines=honesty_lines if honesty else 0,
         scoring=ScoreOptions(normalise=normalise, spelling=spelling, leaderboard=leaderboard),
     )

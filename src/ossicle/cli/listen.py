@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from ossicle.cli.options import Speeds
 from ossicle.errors import CheckpointError, DataError
 from ossicle.progress import Progress
 
@@ -81,6 +82,7 @@ def transcribe(  # noqa: PLR0913 - options of the command
     timestamps: Timestamps = False,
     language: Language = None,
     batch_size: BatchSize = 8,
+    speed: Speeds = None,
     vad: Vad = "auto",
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -90,6 +92,8 @@ def transcribe(  # noqa: PLR0913 - options of the command
     options = {"form": form, "out": out, "timestamps": timestamps, "overwrite": overwrite}
     details = {"language": language, "task": "transcribe"}
     how: dict[str, Any] = {"batch_size": batch_size, "detector": vad}
+    if speed:
+        how["speeds"] = speed
     _write_answers(paths, (model, device, dtype), "asr", options=options, details=details, **how)
 
 
@@ -200,8 +204,7 @@ def _write_answers(  # noqa: PLR0913 - those of the commands
     model, *_ = chosen
     form, out = options.pop("form"), options.pop("out")
     settings = {"model": str(model), "task": task, "language": language, "question": question}
-    if how.get("own_transcript"):
-        settings["own_transcript"] = "yes"
+    settings |= {name: str(how[name]) for name in ("own_transcript", "speeds") if how.get(name)}
     output = Output(files, form, out, settings=settings, **options)
     output.details = details or {}
     missing = output.missing

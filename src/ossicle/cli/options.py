@@ -37,6 +37,14 @@ Targets = Annotated[
 MinDuration = Annotated[float, typer.Option(help="Leave out shorter utterances, in seconds.", min=0)]
 MaxDuration = Annotated[float, typer.Option(help="Leave out longer utterances, in seconds.", min=0)]
 Lower = Annotated[bool, typer.Option("--lower", help="Write transcripts in lower case.")]
+Speeds = Annotated[
+    list[float] | None,
+    typer.Option(
+        "--speed",
+        help="Hear each recording at this speed too, such as 0.9; repeatable. Better transcripts of models that spell; "
+        "each speed takes as much time as the recording itself.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 ShardOf = Annotated[
     str | None,

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import soxr
 import torch
 
-from ossicle.audio import SAMPLE_RATE_HZ, FloatArray, read_audio
+from ossicle.audio import FloatArray, change_speed, read_audio
 from ossicle.batch import Sample, Utterance
 from ossicle.data.manifest import read_manifest
 
@@ -75,14 +74,6 @@ class Augmentation:
         sample = self.noise[random.integers(len(self.noise))]
         recording = read_audio(sample.audio, start_s=sample.start_s, end_s=sample.end_s)
         return np.resize(np.roll(recording, -random.integers(len(recording))), length)
-
-
-def change_speed(waveform: FloatArray, factor: float) -> FloatArray:
-    """Play ``waveform`` (S,) ``factor`` times as fast; the result has about S / ``factor`` samples."""
-    if factor == 1.0:
-        return waveform
-    faster: FloatArray = soxr.resample(waveform, SAMPLE_RATE_HZ * factor, SAMPLE_RATE_HZ)
-    return faster
 
 
 def add_noise(waveform: FloatArray, noise: FloatArray, snr_db: float) -> FloatArray:

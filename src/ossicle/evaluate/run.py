@@ -45,6 +45,8 @@ class EvalOptions:
     """Give the LLM the text that the encoder's own recogniser hears."""
     own_transcript: bool = False
     """Let the model transcribe first, and give its LLM that transcript instead of the speech."""
+    speeds: tuple[float, ...] = ()
+    """Further speeds at which recordings are heard for transcripts (`ossicle.models.joint.generate_jointly`)."""
     honesty_lines: int = LINES
     """About how many utterances are compared with the cascade, the text-only bound and other audio
     (`ossicle.evaluate.honesty`); 0 compares none. ``from_text``, ``cascade`` and ``own_transcript`` compare none
@@ -127,8 +129,10 @@ class _Decoding:
         return model, dataset, lambda items: collate(items).to(self.device), out
 
     def _settings(self, kind: str) -> dict[str, Any]:
-        own = {"own_transcript": True} if kind == OWN else {}
-        return own | {
+        chosen: dict[str, Any] = {"own_transcript": True} if kind == OWN else {}
+        if self.options.speeds and kind not in (OWN, CASCADE, RECOGNISER, TEXT):
+            chosen["speeds"] = list(self.options.speeds)
+        return chosen | {
             "fingerprint": self.cascade.recogniser.source if kind in (CASCADE, RECOGNISER) else self.source,
             "batch_size": self.options.batch_size,
             "max_new_tokens": self.options.max_new_tokens,

@@ -101,6 +101,8 @@ def answer_batch(
         batch, from_text = transcribed(model, batch), True
     sampled = decoding.get("temperature") or decoding.get("do_sample")
     joint = model.config.projector.name == "ctc" and not from_text and not sampled
+    if decoding.get("speeds") and not joint:
+        raise ConfigError("speeds: only models that spell (projector ctc) use them, from speech and without sampling")
     if joint:
         batch = replace(batch, frames=model.frames(batch))  # the spelling needs them too
     heard = model.text(batch) if from_text else model.speech(batch)

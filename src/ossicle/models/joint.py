@@ -13,6 +13,8 @@ Shape legend: R hypotheses, P positions of an utterance, V spoken tokens and the
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -20,12 +22,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from ossicle.batch import Batch, Padded
+from ossicle.audio import SAMPLE_RATE_HZ, change_speed
+from ossicle.batch import Batch, Padded, pad
 from ossicle.errors import ConfigError
 from ossicle.models.ctc import BLANK, Spelling, is_sure, spelled, valid_rows
 from ossicle.models.generation import MAX_NEW_TOKENS, settings_of
 from ossicle.models.prefixes import Prefixes
-from ossicle.models.rescoring import Judge, best_text
+from ossicle.models.rescoring import Heard, Judge, best_text
 from ossicle.models.spoken_tokens import Letters, SpokenTokens, spoken_form
 from ossicle.prompts import ASR_INSTRUCTIONS
 
@@ -37,6 +40,10 @@ LM_WEIGHT = 0.7
 """Default weight of the LLM's log-probability of a whole transcript; that of the spelling has the weight 1."""
 CHARACTER_WEIGHT = 0.7
 """Default share of the characters in the spelling; that of the tokens is the rest."""
+LEAST_SPEED, MOST_SPEED = 0.5, 2.0
+"""Range of ``speeds``."""
+SHORTEST_S = 0.25
+"""Length in seconds from which on a recording is heard at other speeds."""
 
 
 class Search(NamedTuple):
@@ -48,13 +55,14 @@ class Search(NamedTuple):
     lm_weight: float = LM_WEIGHT
 
 
-def generate_jointly(
+def generate_jointly(  # noqa: PLR0913 - settings of decoding
     model: Any,
     batch: Batch,
     *,
     ctc_weight: float = CTC_WEIGHT,
     character_weight: float = CHARACTER_WEIGHT,
     lm_weight: float = LM_WEIGHT,
+    speeds: Sequence[float] = (),
     num_beams: int | None = None,
     **decoding: Any,
 ) -> list[str]:
@@ -66,7 +74,10 @@ def generate_jointly(
             instruction for it from the training or from `ossicle.prompts.ASR_INSTRUCTIONS`.
         ctc_weight: Weight of the spelling in the search, from 0 to 1; that of the LLM is the rest.
         character_weight: Share of the characters in the spelling, from 0 to 1; that of the tokens is the rest.
-        lm_weight: Weight of the LLM in the choice among the transcripts found; 0 takes the search's first.
+        lm_weight: Weight of the LLM in the choice among the transcripts found; 0 takes the search's first, at the
+            recording's own speed.
+        speeds: Further speeds at which the recordings are heard for transcripts, such as 0.9 and 1.1. The transcripts
+            of all are compared by the mean of their spelling. Each speed takes as long as the recording itself.
         num_beams: Hypotheses per transcript (8), and per other answer (1).
         **decoding: Arguments of `LLM.generate`.
     """
@@ -75,9 +86,9 @@ def generate_jointly(
             raise ConfigError(f"{name}={weight}: give a weight from 0 to 1")
     if not 0 <= lm_weight < math.inf:
         raise ConfigError(f"lm_weight={lm_weight}: give a weight from 0 on")
+    speeds = _checked(speeds)
     settings_of(model.llm, num_beams=num_beams, **decoding)  # errors first
     search = Search(num_beams or BEAMS, ctc_weight, character_weight, lm_weight)
-    frames, speech = model.frames(batch), model.speech(batch)
     wanted = [
         sample.task == "asr" or (sample.task is None and asks_transcript(model, sample.instruction))
         for sample in batch.samples
@@ -85,11 +96,11 @@ def generate_jointly(
     answers = [""] * len(wanted)
     for joint in (True, False):
         if rows := [row for row, transcript in enumerate(wanted) if transcript == joint]:
-            prompt = _rows(model.prompt(batch.chat, speech), rows)
             if joint:
-                spelling = spelled(model.projector, _rows(frames, rows))
-                texts = _transcribe(model, prompt, spelling, search, **decoding)
+                batches = [batch, *(at_speed(batch, speed) for speed in speeds)]
+                texts = _transcribe(model, batches, rows, search, **decoding)
             else:
+                prompt = _rows(model.prompt(batch.chat, model.speech(batch)), rows)
                 texts = model.llm.generate(prompt, num_beams=num_beams, **decoding)
             for row, text in zip(rows, texts, strict=True):
                 answers[row] = text
@@ -106,10 +117,59 @@ def asks_transcript(model: Any, instruction: str | None, **decoding: Any) -> boo
     return instruction in {None, *ASR_INSTRUCTIONS, *model.asr_instructions, model.instructions.get("asr")}
 
 
-def _transcribe(
+def at_speed(batch: Batch, speed: float) -> Batch:
+    """Return ``batch`` with its recordings ``speed`` times as fast, which changes tempo and pitch.
+
+    Recordings of less than `SHORTEST_S` stay as they are, so that each has a frame.
+
+    Raises `ConfigError` if the batch has frames and no waveforms.
+    """
+    if batch.waveforms is None:
+        raise ConfigError("speeds: the batch has cached frames, and other speeds need its waveforms")
+    rows = zip(batch.waveforms.values, batch.waveforms.mask, strict=True)
+    waveforms = [values[valid].cpu().numpy() for values, valid in rows]
+    faster = [
+        torch.from_numpy(change_speed(waveform, speed if len(waveform) >= SHORTEST_S * SAMPLE_RATE_HZ else 1.0))
+        for waveform in waveforms
+    ]
+    return replace(batch, waveforms=pad(faster).to(batch.waveforms.values.device), frames=None, speech=None)
+
+
+def _checked(speeds: Any) -> list[float]:
+    valid = isinstance(speeds, list | tuple) and all(
+        isinstance(speed, int | float) and LEAST_SPEED <= speed <= MOST_SPEED for speed in speeds
+    )
+    if not valid:
+        raise ConfigError(f"speeds={speeds!r}: give a list of speeds from {LEAST_SPEED} to {MOST_SPEED}")
+    return [speed for speed in dict.fromkeys(map(float, speeds)) if speed != 1]
+
+
+def _transcribe(model: Any, batches: list[Batch], rows: list[int], search: Search, **decoding: Any) -> list[str]:
+    """Return transcripts of ``rows`` in lower case, without punctuation, as the projector spells.
+
+    ``batches`` have the recordings at each speed.
+    """
+    texts: list[list[str]] = [[] for _ in rows]
+    heard: list[list[Heard]] = [[] for _ in rows]
+    for batch in batches:
+        frames = model.frames(batch)
+        prompt = model.prompt(batch.chat, model.speech(replace(batch, frames=frames)))
+        spelling = spelled(model.projector, _rows(frames, rows))
+        found = _search(model, _rows(prompt, rows), spelling, search, **decoding)
+        for k, (own, *each) in enumerate(zip(found, spelling.tokens, spelling.characters, spelling.mask, strict=True)):
+            texts[k] += own
+            heard[k].append(Heard(*valid_rows(*each)))
+    weights = search.character_weight, search.lm_weight
+    return [
+        spoken_form(best_text(own, Judge(views, model.projector, model.llm, *weights)))
+        for own, views in zip(texts, heard, strict=True)
+    ]
+
+
+def _search(
     model: Any, prompt: Padded, spelling: Spelling, search: Search, max_new_tokens: int = MAX_NEW_TOKENS, **_: Any
-) -> list[str]:
-    """Return transcripts in lower case, without punctuation, as the projector spells."""
+) -> list[list[str]]:
+    """Return the transcripts that the search finds in each utterance, best first."""
     spoken, end, beams = model.projector.spoken, min(model.llm.end_ids), search.beams
     rules = JointScores(spelling, spoken, spoken.columns(model.llm), end, search)
     longest = min(max_new_tokens, int(spelling.mask.sum(1).max()) + 1)  # a position spells one token at most
@@ -117,13 +177,7 @@ def _transcribe(
         prompt, max_new_tokens=longest, num_beams=beams, per_prompt=beams, length_penalty=0.0, rules=rules
     )
     texts = [" ".join(text.split()) for text in texts]
-    found = [texts[k : k + beams] for k in range(0, len(texts), beams)]  # of each utterance
-    rows = zip(found, spelling.tokens, spelling.characters, spelling.mask, strict=True)
-    weights = search.character_weight, search.lm_weight
-    return [
-        spoken_form(best_text(own, Judge(*valid_rows(*heard), model.projector, model.llm, *weights)))
-        for own, *heard in rows
-    ]
+    return [texts[k : k + beams] for k in range(0, len(texts), beams)]
 
 
 def _rows(padded: Padded, rows: list[int]) -> Padded:

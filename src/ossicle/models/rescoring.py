@@ -12,8 +12,9 @@ Shape legend: K texts, P positions of an utterance, V spoken tokens and the blan
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -33,14 +34,21 @@ LM_ROWS = 32
 """Texts that the LLM reads together."""
 
 
-@dataclass(frozen=True)
-class Judge:
-    """Scores texts by log p(text | recording) + ``lm_weight`` · log p(text)."""
+class Heard(NamedTuple):
+    """What is heard in a recording."""
 
     tokens: Tensor
     """Log-probabilities (P, V) of the blank and the spoken tokens."""
     characters: Tensor
     """Log-probabilities (P * SLOTS, 1 + BYTES) of the blank and the bytes."""
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Scores texts by log p(text | recording) + ``lm_weight`` · log p(text)."""
+
+    heard: Sequence[Heard]
+    """The recording, at one speed or several."""
     projector: Any
     """The `CTCProjector` that spells."""
     llm: Any
@@ -49,16 +57,22 @@ class Judge:
     lm_weight: float
 
     def sound(self, texts: list[str]) -> Tensor:
-        """Return log p(text | recording) by CTC (K,): the mean of that of the tokens and that of the characters."""
-        share = self.character_weight if is_sure(self.characters) else 0.0
+        """Return log p(text | recording) by CTC (K,): the mean of that of the tokens and that of the characters.
+
+        For a recording at several speeds it is the mean over the speeds.
+        """
         by_tokens, by_characters = self.projector.targets(texts)
-        scores = (1 - share) * spelling_scores(by_tokens, self.tokens)
-        return scores + share * spelling_scores(by_characters, self.characters) if share else scores
+        scores = []
+        for tokens, characters in self.heard:
+            share = self.character_weight if is_sure(characters) else 0.0
+            score = (1 - share) * spelling_scores(by_tokens, tokens)
+            scores.append(score + share * spelling_scores(by_characters, characters) if share else score)
+        return torch.stack(scores).mean(0)
 
     def language(self, texts: list[str]) -> Tensor:
         """Return ``lm_weight`` · log p(text) (K,)."""
         parts = [text_scores(texts[k : k + LM_ROWS], self.llm) for k in range(0, len(texts), LM_ROWS)]
-        return self.lm_weight * torch.cat(parts).to(self.tokens.device)
+        return self.lm_weight * torch.cat(parts).to(self.heard[0].tokens.device)
 
     def best(self, texts: list[str]) -> str:
         """Return the text with the highest score; of two with equal scores, the first."""

@@ -273,7 +273,8 @@ class SpeechLLM(nn.Module):
             sampling_rate: Rate of the waveforms in Hz (default: 16,000). Files, and pairs with a rate, have their own.
             stream: Return an iterator over the pieces of a single answer, as they are decoded.
             decoding: Settings of `LLM.generate`, such as ``max_new_tokens`` and ``temperature``. With
-                ``own_transcript=True`` the model transcribes first, and its LLM reads the transcript.
+                ``own_transcript=True`` the model transcribes first, and its LLM reads the transcript. Models that spell
+                have further ones, see `ossicle.models.joint.generate_jointly`.
 
         A warning says if the model was not trained to answer, or not on recordings of that length. Raises `DataError`
         for audio that cannot be read or is too long for the LLM, and `ConfigError` for other arguments.
