@@ -5,7 +5,9 @@ import pytest
 
 from ossicle.evaluate.bootstrap import percentile_interval
 from ossicle.evaluate.hypotheses import Hypothesis
+from ossicle.evaluate.metrics import METRICS as TASK_METRICS
 from ossicle.evaluate.metrics import bleu, exact_match, f1, wer
+from ossicle_lab.study import interval
 from ossicle_lab.study.interval import (
     bootstrap,
     column_of,
@@ -65,6 +67,11 @@ def test_a_task_in_several_test_sets_is_counted_for_each_one_too():
 def test_a_task_is_scored_by_its_kind():
     assert metrics_of("qa-words") == metrics_of("qa") == ("f1", "em")
     assert (metrics_of("st/es"), metrics_of("capitals")[0]) == (("bleu",), "em")
+
+
+def test_every_task_has_the_metrics_that_the_evaluation_computes_for_it():
+    for task, computed in TASK_METRICS.items():
+        assert set(metrics_of(task)) <= computed.keys() & interval.METRICS.keys()
 
 
 def test_the_bootstrap_of_a_share_has_its_known_spread():

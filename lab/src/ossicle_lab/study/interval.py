@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ossicle.evaluate.bootstrap import RESAMPLES, resample
 from ossicle.evaluate.hypotheses import Hypothesis, Key
+from ossicle.evaluate.meta import accuracy
 from ossicle.evaluate.metrics import bleu, exact_match, f1, wer
 from ossicle.evaluate.parts import Floats, Metric, Parts, bleu_value, mean_value, rate_value
 from ossicle.prompts import task_key
@@ -24,12 +25,14 @@ METRICS: dict[str, tuple[Metric, Callable[[Floats], Floats]]] = {
     "bleu": (bleu, bleu_value),
     "em": (exact_match, mean_value),
     "f1": (f1, mean_value),
+    "accuracy": (accuracy, rate_value),
 }
 """For each metric: the function that counts utterances, and the one that turns summed counts into a score."""
 
-
+BY_TASK = {"asr": ("wer",), "st": ("bleu",), "qa": ("f1", "em"), "voice": ("em",), "meta": ("accuracy",)}
+"""Metrics of a task, among those that `ossicle.evaluate.metrics` computes for it."""
 ANSWERS = ("em", "f1")
-"""Metrics of tasks that are neither recognition, translation nor questions."""
+"""Metrics of all other tasks."""
 SET_SIGN = "@"
 """Sign between a task and one of its test sets in a column, such as ``asr@test-other:wer``."""
 
@@ -40,7 +43,7 @@ def metrics_of(task: str) -> tuple[str, ...]:
     Tasks such as ``qa-words`` are questions too.
     """
     kind = task.partition("/")[0].partition("-")[0]
-    return {"asr": ("wer",), "st": ("bleu",), "qa": ("f1", "em")}.get(kind, ANSWERS)
+    return BY_TASK.get(kind, ANSWERS)
 
 
 def column_of(task: str) -> str:
