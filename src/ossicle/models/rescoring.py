@@ -35,7 +35,7 @@ LM_ROWS = 32
 
 
 class Heard(NamedTuple):
-    """What is heard in a recording."""
+    """The spelling of a recording at one speed."""
 
     tokens: Tensor
     """Log-probabilities (P, V) of the blank and the spoken tokens."""
