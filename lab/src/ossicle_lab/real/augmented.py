@@ -34,6 +34,8 @@ ROOM_SHARE, DECAY_S, ROOM_LEVEL = 0.4, (0.08, 0.45), (0.2, 0.9)
 NOISE_SHARE, NOISE_DB = 0.6, (8.0, 28.0)
 """Share of copies with noise, and the range of its distance to the speech."""
 PEAK = (0.15, 0.9)
+FFT_BLOCK = 4096
+"""Fourier transforms have a multiple of so many samples, because a length with large prime factors is slow."""
 
 Waveform = np.ndarray
 """(S,) float32 mono at 16 kHz."""
@@ -99,10 +101,10 @@ def resonance(waveform: Waveform, hertz: float, gain_db: float, *, width: float)
 
     The whole spectrum is multiplied by a bell over the logarithm of the frequency, without a change of phase.
     """
-    spectrum = np.fft.rfft(waveform)
-    octaves = np.log2(np.fft.rfftfreq(len(waveform), 1 / SAMPLE_RATE_HZ).clip(1.0) / hertz)
+    size = _padded(len(waveform))
+    octaves = np.log2(np.fft.rfftfreq(size, 1 / SAMPLE_RATE_HZ).clip(1.0) / hertz)
     bell = np.exp(-0.5 * (octaves / width) ** 2)
-    return np.fft.irfft(spectrum * 10 ** (gain_db * bell / 20), len(waveform))
+    return np.fft.irfft(np.fft.rfft(waveform, size) * 10 ** (gain_db * bell / 20))[: len(waveform)]
 
 
 def in_room(waveform: Waveform, rng: np.random.Generator) -> Waveform:
@@ -112,17 +114,21 @@ def in_room(waveform: Waveform, rng: np.random.Generator) -> Waveform:
     echo = rng.standard_normal(len(time_s)) * 10 ** (-3 * time_s / decay_s)
     echo *= rng.uniform(*ROOM_LEVEL) / np.linalg.norm(echo)
     echo[0] = 1.0  # the sound itself
-    size = len(waveform) + len(echo) - 1
-    return np.fft.irfft(np.fft.rfft(waveform, size) * np.fft.rfft(echo, size), size)[: len(waveform)]
+    size = _padded(len(waveform) + len(echo) - 1)
+    return np.fft.irfft(np.fft.rfft(waveform, size) * np.fft.rfft(echo, size))[: len(waveform)]
 
 
 def with_noise(waveform: Waveform, rng: np.random.Generator) -> Waveform:
     """Add noise whose power falls with frequency: not at all (white) up to its square (brown)."""
-    spectrum = np.fft.rfft(rng.standard_normal(len(waveform)))
+    spectrum = np.fft.rfft(rng.standard_normal(_padded(len(waveform))))
     spectrum /= np.maximum(np.arange(len(spectrum)), 1) ** rng.uniform(0, 1)
-    noise = np.fft.irfft(spectrum, len(waveform))
+    noise = np.fft.irfft(spectrum)[: len(waveform)]
     ratio = np.linalg.norm(waveform) / max(float(np.linalg.norm(noise)), 1e-9)
     return waveform + noise * ratio * 10 ** (-rng.uniform(*NOISE_DB) / 20)
+
+
+def _padded(samples: int) -> int:
+    return -(-samples // FFT_BLOCK) * FFT_BLOCK
 
 
 def write_copies(manifest: Path, folder: Path, changes: Sequence[Change], *, jobs: int | None = None) -> list[Sample]:

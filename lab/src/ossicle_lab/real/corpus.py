@@ -32,7 +32,7 @@ class Sizes:
     """Speeds of further copies of the training recordings for stage 1."""
     perturbed: int = 1
     """Number of further copies in other rooms and with noise, for stage 1."""
-    natural: int = 12000
+    natural: int = 3000
     """Largest number of sentences in a natural voice for stage 1 (`ossicle_lab.real.natural`); 0 for none."""
     passages: int = 600
     """Largest number of passages in generated voices with questions for stage 2; 0 for none, in the test too."""
