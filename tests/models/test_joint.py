@@ -239,3 +239,17 @@ def test_speeds_need_waveforms_and_a_model_that_spells(model, collate, manifest,
     other = build()
     with pytest.raises(ConfigError, match="only models that spell"):
         other.generate_batch(collate(other, manifest), speeds=[0.9])
+
+
+@pytest.mark.parametrize("own_transcript", [False, True])
+@pytest.mark.parametrize("instruction", ["who sat?", ASR_INSTRUCTIONS[0]])
+def test_a_streamed_answer_is_the_whole_one_with_the_same_settings(model, instruction, own_transcript):
+    sound = torch.rand(16000) - 0.5
+    how = {"lm_weight": 0.3, "speeds": [0.9]} if not own_transcript else {"own_transcript": True}
+    whole = model.generate(sound, instruction, max_new_tokens=6, **how)
+    assert "".join(model.generate(sound, instruction, max_new_tokens=6, stream=True, **how)).strip() == whole[0]
+
+
+def test_a_streamed_answer_of_another_model_has_no_speeds(build):
+    with pytest.raises(ConfigError, match="only models that spell"):
+        build().generate(torch.rand(16000) - 0.5, "who?", speeds=[0.9], stream=True)

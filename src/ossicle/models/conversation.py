@@ -17,7 +17,7 @@ from torch import Tensor
 from ossicle.batch import Batch, Padded, Sample, pad, pad_ids
 from ossicle.chat_template import SYSTEM
 from ossicle.errors import ConfigError, DataError, ModelError
-from ossicle.models.joint import asks_transcript, generate_jointly
+from ossicle.models.joint import SETTINGS, asks_transcript, generate_jointly
 from ossicle.models.limits import warn_of_limits
 from ossicle.models.packing import join
 from ossicle.models.recordings import batch_of, is_list, is_text, read_recording
@@ -79,9 +79,12 @@ def answer(  # noqa: PLR0913 - those of `SpeechLLM.generate`
         return answers
     if len(batch) != 1:
         raise ConfigError(f"stream=True with {len(batch)} recordings: give one, or leave stream out")
-    if asks_transcript(model, batch.samples[0].instruction, **decoding):
+    joint = _is_joint(model, own_transcript, decoding)
+    if joint and asks_transcript(model, batch.samples[0].instruction):
         whole: list[str] = model.generate_batch(batch, **decoding)
         return iter(whole)  # a beam search knows its text at the end
+    if joint:  # only transcripts use them
+        decoding = {name: value for name, value in decoding.items() if name not in SETTINGS}
     with torch.no_grad():
         heard = model.text(transcribed(model, batch)) if own_transcript else model.speech(batch)
         prompt = model.prompt(batch.chat, heard)
@@ -99,10 +102,7 @@ def answer_batch(
         raise ValueError("the batch has no chat turns")
     if own_transcript and not from_text:
         batch, from_text = transcribed(model, batch), True
-    sampled = decoding.get("temperature") or decoding.get("do_sample")
-    joint = model.config.projector.name == "ctc" and not from_text and not sampled
-    if decoding.get("speeds") and not joint:
-        raise ConfigError("speeds: only models that spell (projector ctc) use them, from speech and without sampling")
+    joint = _is_joint(model, from_text, decoding)
     if joint:
         batch = replace(batch, frames=model.frames(batch))  # the spelling needs them too
     heard = model.text(batch) if from_text else model.speech(batch)
@@ -112,6 +112,15 @@ def answer_batch(
         return generate_jointly(model, replace(batch, speech=heard), **decoding)
     answers: list[str] = model.llm.generate(model.prompt(chat, heard), **decoding)
     return answers
+
+
+def _is_joint(model: Any, from_text: bool, decoding: dict[str, Any]) -> bool:
+    """Return True if transcripts are found by joint search. Raises `ConfigError` for speeds that nothing would use."""
+    sampled = decoding.get("temperature") or decoding.get("do_sample")
+    joint = model.config.projector.name == "ctc" and not from_text and not sampled
+    if decoding.get("speeds") and not joint:
+        raise ConfigError("speeds: only models that spell (projector ctc) use them, from speech and without sampling")
+    return joint
 
 
 def transcribed(model: Any, batch: Batch) -> Batch:

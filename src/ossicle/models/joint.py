@@ -44,6 +44,8 @@ LEAST_SPEED, MOST_SPEED = 0.5, 2.0
 """Range of ``speeds``."""
 SHORTEST_S = 0.25
 """Length in seconds from which on a recording is heard at other speeds."""
+SETTINGS = ("ctc_weight", "character_weight", "lm_weight", "speeds")
+"""Settings of `generate_jointly` that an LLM alone does not have."""
 
 
 class Search(NamedTuple):
