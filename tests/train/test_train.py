@@ -23,6 +23,7 @@ from ossicle.models.speech_llm import SpeechLLM
 from ossicle.objectives import Contrastive, NextToken, Objective
 from ossicle.testing import tiny_manifest
 from ossicle.train import dev_alignment
+from ossicle.train.cache_fill import fill_caches
 from ossicle.train.interrupts import Interruptible
 from ossicle.train.loop import train
 from ossicle.train.recipe import Config, load
@@ -304,6 +305,16 @@ def test_a_cpu_without_half_precision_trains_in_float32_and_says_so(config, monk
     assert read_record(folder)["model"]["llm_dtype"] == "bfloat16"  # the type with which a GPU loads it
     said = "float32 in place of model.llm_dtype=bfloat16, train.precision=bf16: this CPU has no instructions for half"
     assert capsys.readouterr().err.count(said) == 1
+
+
+def test_a_cpu_without_half_precision_is_named_before_the_audio_is_encoded(config, monkeypatch, capsys):
+    monkeypatch.setattr(precision, "multiplies", lambda dtype, _: dtype == torch.float32)
+    monkeypatch.setattr("ossicle.train.cache.FrameCache.fill", lambda *_, **__: 1 / 0)
+    slow = config(model={"encoder_dtype": "bfloat16"}, data={"cache_frames": True})
+    for run in (train, fill_caches):
+        with pytest.raises(ZeroDivisionError):
+            run(slow)
+        assert "float32 in place of model.encoder_dtype=bfloat16: this CPU" in capsys.readouterr().err
 
 
 def test_accumulation_is_a_larger_batch(config):

@@ -18,6 +18,7 @@ from ossicle.progress import track
 from ossicle.shards import WHOLE, Shard
 from ossicle.train.batches import frame_cache, read_all
 from ossicle.train.cache import BATCH_S, TextCache, in_chunks
+from ossicle.train.early_checks import say_fallbacks
 from ossicle.train.recipe import Config, load
 
 TEXT_BATCH = 64
@@ -33,6 +34,7 @@ def fill_caches(config: Config, shard: Shard = WHOLE) -> None:
     if not (config.data.cache_frames or config.data.cache_text):
         raise ConfigError("there is nothing to cache: set data.cache_text=true, data.cache_frames=true or both")
     accelerator = new_accelerator(config.train.precision, cpu=config.train.cpu)
+    say_fallbacks(config, accelerator)
     model = config.model.build(accelerator.device).to(accelerator.device)
     samples = subset(read_all(config.data.train), config.data.fraction, seed=config.data.seed)
     dataset = SpeechDataset(

@@ -6,6 +6,8 @@ import logging
 from collections import Counter
 from pathlib import Path
 
+from accelerate import Accelerator
+
 from ossicle.batch import Sample
 from ossicle.data.manifest import iterate_manifest
 from ossicle.data.table import outlines
@@ -13,6 +15,8 @@ from ossicle.errors import ConfigError, DataError
 from ossicle.models.frozen import resolve
 from ossicle.objectives import Contrastive, MixedContrastive, ObjectiveConfig, names_of, terms_of
 from ossicle.objectives.contrastive import weights_by_layer
+from ossicle.precision import describe_fallbacks
+from ossicle.progress import Progress
 from ossicle.train.batches import Data
 from ossicle.train.recipe import Config
 
@@ -36,6 +40,12 @@ def check_files(config: Config) -> None:
             logger.warning("data.train names %s %d times: each of its lines is used as often in an epoch", path, count)
         if path in dev:
             logger.warning("data.dev names %s, which data.train names too: its loss says nothing about new data", path)
+
+
+def say_fallbacks(config: Config, accelerator: Accelerator) -> None:
+    """Print which settings the device replaces by float32, before hours of slow work begin."""
+    if fallbacks := describe_fallbacks(config.precisions, accelerator.device):
+        Progress("", None, enabled=accelerator.is_main_process).say(fallbacks)
 
 
 def check_layers(config: Config) -> None:

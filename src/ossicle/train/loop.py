@@ -22,7 +22,7 @@ from ossicle.models.dropout import by_utterance
 from ossicle.models.lora import describe
 from ossicle.models.speech_llm import SpeechLLM
 from ossicle.objectives import Objective, names_of
-from ossicle.precision import describe_fallbacks, new_accelerator
+from ossicle.precision import new_accelerator
 from ossicle.private import reset_accelerator_state
 from ossicle.prompts import learned_instructions
 from ossicle.train.batches import Data
@@ -84,6 +84,7 @@ def _run(
     from ossicle.train import checkpoint, early_checks, regroup
     from ossicle.train.tracking import Tracker
 
+    early_checks.say_fallbacks(config, accelerator)
     early_checks.check_files(config)
     early_checks.check_dropout(config)
     if objective is None:
@@ -137,8 +138,6 @@ def _run(
     shown, board = accelerator.is_main_process, config.train.tensorboard
     with Tracker(config.folder, steps=steps, tensorboard=board, start=done, enabled=shown) as tracker:
         tracker.say(_summary(config, model, data, steps, done))
-        if fallbacks := describe_fallbacks(config.precisions, accelerator.device):
-            tracker.say(fallbacks)
         if division_line := regroup.describe(data.sampler):
             tracker.say(division_line)
         loop.run(data, dev, model, tracker)

@@ -7,10 +7,10 @@ and noises.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import product
 from pathlib import Path
 from typing import Protocol
 
@@ -134,7 +134,8 @@ def _padded(samples: int) -> int:
 def write_copies(manifest: Path, folder: Path, changes: Sequence[Change], *, jobs: int | None = None) -> list[Sample]:
     """Write a copy of each recording of ``manifest`` by each of ``changes`` to ``folder``, and return the copies.
 
-    A second call writes what is missing. Recordings that cannot be read have no copy.
+    A second call writes what is missing. Recordings that cannot be read have no copy. Copies of the same change follow
+    each other.
 
     Args:
         manifest: manifest of recordings with transcripts.
@@ -145,23 +146,25 @@ def write_copies(manifest: Path, folder: Path, changes: Sequence[Change], *, job
     dataset = SpeechDataset(read_manifest(manifest), on_error="skip")
     folder.mkdir(parents=True, exist_ok=True)
 
-    def write(work: tuple[Change, int]) -> Sample | None:
-        change, index = work
-        sample, path = dataset.samples[index], folder / f"{index}-{change.name}.flac"
-        if not path.is_file():
-            waveform = getattr(dataset[index], "waveform", None)
-            if waveform is None:
-                return None
-            with atomic(path) as partial:
-                soundfile.write(partial, change(waveform.numpy(), index), SAMPLE_RATE_HZ, format="FLAC")
-        seconds = soundfile.info(path).duration
-        changed = {"id": f"{sample.id}@{change.name}", "audio": path.resolve(), "duration_s": seconds}
-        return replace(sample, **changed, start_s=0.0, end_s=None)
+    def write(index: int) -> list[Sample]:
+        sample, waveform = dataset.samples[index], None
+        named = hashlib.sha256(repr((str(sample.audio), sample.start_s, sample.end_s)).encode()).hexdigest()[:16]
+        copies = []
+        for change in changes:
+            path = folder / f"{named}-{change.name}.flac"
+            if not path.is_file():
+                if waveform is None and (waveform := getattr(dataset[index], "waveform", None)) is None:
+                    return []
+                with atomic(path) as partial:
+                    soundfile.write(partial, change(waveform.numpy(), index), SAMPLE_RATE_HZ, format="FLAC")
+            seconds = soundfile.info(path).duration
+            changed = {"id": f"{sample.id}@{change.name}", "audio": path.resolve(), "duration_s": seconds}
+            copies.append(replace(sample, **changed, start_s=0.0, end_s=None))
+        return copies
 
-    work = list(product(changes, range(len(dataset.samples))))
-    copies = []
-    with Progress("changing recordings", len(work), unit="recordings") as progress, ThreadPoolExecutor(jobs) as pool:
-        for copy in pool.map(write, work):
+    count, found = len(dataset.samples), []
+    with Progress("changing recordings", count, unit="recordings") as progress, ThreadPoolExecutor(jobs) as pool:
+        for copies in pool.map(write, range(count)):
             progress.advance(1)
-            copies += [copy] if copy is not None else []
-    return copies
+            found += [copies] if copies else []
+    return [copy for of_change in zip(*found, strict=True) for copy in of_change]

@@ -14,10 +14,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from ossicle.errors import TrainingError
 from ossicle.files import write_json
+from ossicle.precision import multiplies
 from ossicle_lab.real import models
 from ossicle_lab.real.corpus import Corpus, Sizes, make_corpus
 from ossicle_lab.stamp import claim_folder
@@ -85,6 +87,8 @@ def run(
     from ossicle_lab.real.averaged import average
 
     console, seconds = Console(), _Seconds(out / "seconds.json")
+    if not multiplies(torch.bfloat16):
+        console.print("This CPU has no instructions for bfloat16: all steps take more than twice as long.")
     claim_folder(out / "real.json", scale, find(scale.pretrain).parent)
     with seconds.timed("models", console, "Fetching the models"):
         encoder, llm = (_model(name, models_folder or out / "models", source) for name in (scale.encoder, scale.llm))
