@@ -112,7 +112,17 @@ def test_a_broken_line_is_named(files, fails):
     with files[0].open("a") as file:
         file.write('{"id": "3"}\n')
     assert f'{files[0]}:5: "hypothesis" must be a string' in fails(files[0])
-    assert "a file is given twice" in fails(files[1], files[1])
+
+
+@pytest.mark.parametrize("how", [[], ["--shard", "1/2"]])
+def test_what_cannot_be_compared_is_named_before_files_are_scored(files, fails, monkeypatch, how):
+    for reads in ("score.read_lines", "score_part.read_lines"):
+        monkeypatch.setattr(f"ossicle.evaluate.{reads}", lambda *_: pytest.fail("a file was read"))
+    missing, same = files[1].with_name("missing.jsonl"), files[1].parent / "." / ".." / files[1].parent.name
+    assert "a file is given twice" in fails(files[1], same / files[1].name, *how)
+    assert f"{missing}: no such file" in fails(files[1], missing, *how)
+    assert "needs at least two runs" in fails(files[1], "--seeds", *how)
+    assert "reference run 'nune' is neither" in fails(files[0], "--lower", "nune", "--upper", files[2], *how)
 
 
 def test_the_scorers_of_the_papers_code(files):

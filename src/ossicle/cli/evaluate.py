@@ -133,7 +133,7 @@ def score(  # noqa: PLR0913 - each parameter is an option of the command
 ) -> None:
     """Score hypotheses with confidence intervals; compare each further file with the first."""
     from ossicle.evaluate.comet import CometOptions
-    from ossicle.evaluate.rescore import rescore
+    from ossicle.evaluate.rescore import check_runs, rescore
     from ossicle.evaluate.score import ScoreOptions
     from ossicle.evaluate.tables import print_results
 
@@ -151,6 +151,7 @@ def score(  # noqa: PLR0913 - each parameter is an option of the command
         comet=CometOptions(comet_command) if comet or comet_command else None,
     )
     references = None if lower is None or upper is None else (lower, upper)
+    check_runs(files, seeds=seeds, references=references)
     with _divided(files, options, shard_of(shard, ray), ray, blocks) as groups_of:
         if groups_of is None:
             return

@@ -70,14 +70,19 @@ def task_name(task: str | None) -> str:
     return (task or "").strip().lower() or "asr"
 
 
+def check_exists(path: Path) -> None:
+    """Raise `HypothesesError` if there is no file ``path``."""
+    if not path.is_file():
+        raise HypothesesError(f"{path}: no such file; `ossicle evaluate` writes it")
+
+
 def read_hypotheses(path: Path) -> list[Hypothesis]:
     """Load and validate all lines of a file of hypotheses. Blank lines and unknown keys are ignored.
 
     Raises:
         HypothesesError: the file is missing, empty or invalid, or holds a line twice.
     """
-    if not path.is_file():
-        raise HypothesesError(f"{path}: no such file; `ossicle evaluate` writes it")
+    check_exists(path)
     first_seen: dict[Key, int] = {}
     hypotheses = []
     with path.open("rb") as lines:

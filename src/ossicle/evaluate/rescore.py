@@ -12,11 +12,13 @@ from ossicle.evaluate.compare import (
     Difference,
     NormalisedAverage,
     Spread,
+    check_seeds,
     compare,
     normalised_average,
     normalised_interval,
     spread_over_seeds,
 )
+from ossicle.evaluate.hypotheses import check_exists
 from ossicle.evaluate.score import Row, ScoredGroup, ScoreOptions, make_row, score, score_groups
 
 GroupsOf = Callable[[Path, ScoreOptions], list[ScoredGroup]]
@@ -41,6 +43,18 @@ class Results:
         return asdict(self)
 
 
+def check_runs(files: Sequence[Path], *, seeds: bool = False, references: tuple[str, str] | None = None) -> None:
+    """Check the arguments of `rescore` before files are scored, which can take long. Raises as it does."""
+    if len({path.resolve() for path in files}) < len(files):
+        raise ConfigError("a file is given twice: name each run once")
+    for path in files:
+        check_exists(path)
+    if seeds:
+        check_seeds(len(files))
+    for name in references or ():
+        _reference_path(name, files)
+
+
 def rescore(
     files: Sequence[Path],
     options: ScoreOptions,
@@ -62,8 +76,7 @@ def rescore(
         ConfigError: a file is given twice, a reference run is not found, or ``seeds`` has a single file.
         HypothesesError: a file is invalid, or the files cannot be compared.
     """
-    if len(set(files)) < len(files):
-        raise ConfigError("a file is given twice: name each run once")
+    check_runs(files, seeds=seeds, references=references)
     groups = {path: groups_of(path, options) for path in files}
     runs = {str(path): [make_row(group, options) for group in found] for path, found in groups.items()}
     normalised = {}
@@ -83,13 +96,17 @@ def rescore(
 
 
 def _reference(name: str, files: Sequence[Path], runs: Mapping[str, list[Row]], options: ScoreOptions) -> list[Row]:
-    """Return the rows of a reference run. Raises `ConfigError` if ``name`` is unknown or ambiguous."""
+    """Return the rows of a reference run, which is scored unless it is one of ``files``."""
+    path = _reference_path(name, files)
+    return runs[str(path)] if path in files else score(path, options)
+
+
+def _reference_path(name: str, files: Sequence[Path]) -> Path:
+    """Return the file of a reference run. Raises `ConfigError` if ``name`` is unknown or ambiguous."""
     named = [path for path in files if name in (str(path), path.stem)]
     if len(named) > 1:
         raise ConfigError(f"reference run {name!r} may be {' or '.join(map(str, named))}: give the path")
-    if named:
-        return runs[str(named[0])]
-    if not Path(name).is_file():
+    if not named and not Path(name).is_file():
         known = ", ".join(path.stem for path in files)
         raise ConfigError(f"reference run {name!r} is neither a file nor one of {known}: give a path or one of these")
-    return score(Path(name), options)
+    return named[0] if named else Path(name)
