@@ -51,6 +51,8 @@ def test_settings_reach_the_server(app, monkeypatch):
     assert given["s"].api_keys == ("one", "two")
     assert (given["s"].name, given["s"].max_rows, given["s"].max_upload_bytes) == ("mine", 3, 1_500_000)
     assert (given["host"], given["llm"], given["llm_url"]) == ("0.0.0.0", "moved", None)
+    CliRunner().invoke(app, ["run", "--api-key", "a", "--speed", "0.9", "--speed", "1.1"], catch_exceptions=False)
+    assert given["s"].speeds == (0.9, 1.1)
     CliRunner().invoke(app, ["run", "--api-key", "a", "--api-key", "b"], catch_exceptions=False)
     assert given["s"].api_keys == ("a", "b")
 
@@ -61,6 +63,9 @@ def test_the_place_and_the_name_of_an_llm_elsewhere_reach_the_server(app, monkey
     options = ["run", "--llm-url", "http://127.0.0.1:8001/v1", "--llm-model", "the-llm"]
     assert CliRunner().invoke(app, options, catch_exceptions=False).exit_code == 0
     assert (given["llm_url"], given["llm_model"]) == ("http://127.0.0.1:8001/v1", "the-llm")
+    refused = CliRunner().invoke(app, [*options, "--speed", "0.9"])
+    assert refused.exit_code == 2
+    assert "--speed has no effect with --llm-url" in refused.output
 
 
 def test_missing_packages_are_named(monkeypatch):

@@ -8,9 +8,12 @@ import httpx2 as httpx
 import pytest
 import torch
 
+from ossicle.errors import ConfigError
 from ossicle.models.projectors import CTCConfig
 from ossicle.models.running import RunningBatch
 from ossicle.models.speech_llm import ModelConfig, SpeechLLM
+from ossicle.serve.engine import Engine
+from ossicle.serve.settings import ServeSettings
 
 pytestmark = pytest.mark.filterwarnings("ignore:an answer was cut")
 SIZES = CTCConfig(width=16, heads=2, layers=2, ffn=24, kernel=3, dropout=0.0)
@@ -58,6 +61,22 @@ def test_transcripts_of_a_model_that_spells_are_searched_together(speller, servi
     assert sizes[:2] == [1, 5]
     assert found == alone
     assert '"type": "transcript.text.done"' in text
+
+
+def test_transcripts_are_heard_at_the_speeds_of_the_server(speller, serving, spoken):
+    waveform = spoken.tones(3, words=8)
+    how = {"max_new_tokens": spoken.TOKENS, "speeds": [0.8]}
+    expected = speller.generate(waveform, "Transcribe the speech.", **how)[0]
+    assert expected != speller.generate(waveform, "Transcribe the speech.", max_new_tokens=spoken.TOKENS)[0]
+    with serving.start(speller, speeds=(0.8,)) as server:
+        assert transcribe(server, spoken.wav(waveform)).json()["text"] == expected
+
+
+def test_speeds_that_the_model_cannot_use_are_refused_at_the_start(speller, served_model):
+    with pytest.raises(ConfigError, match="only models that spell"):
+        Engine(served_model, ServeSettings(speeds=(0.9,)))
+    with pytest.raises(ConfigError, match="give a list of speeds"):
+        Engine(speller, ServeSettings(speeds=(3.0,)))
 
 
 def test_other_answers_of_such_a_model_are_decoded_beside_a_search(speller, serving, spoken):

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ossicle.cli.options import Speeds
+
 Run = Annotated[
     Path, typer.Argument(help="Folder of a run or of a checkpoint, or the name of a packaged one.", show_default=True)
 ]
@@ -40,6 +42,7 @@ def serve(  # noqa: PLR0913 - options of a command
     max_upload_mb: Annotated[float, typer.Option(help="Largest request in MB.", min=0.001)] = 100.0,
     max_audio_s: Annotated[float, typer.Option(help="Longest recording in seconds.", min=0.1)] = 3600.0,
     max_tokens: Annotated[int, typer.Option(help="Largest number of tokens of an answer.", min=1)] = 1024,
+    speed: Speeds = None,
     timeout_s: Annotated[float, typer.Option(help="Seconds after which a request is given up.", min=0.1)] = 600.0,
 ) -> None:
     """Serve a model with OpenAI's API for audio and chat, live transcription, and a page to try it."""
@@ -48,6 +51,8 @@ def serve(  # noqa: PLR0913 - options of a command
 
     keys = tuple(key for key in api_key or () if key)
     check_host(host, keys)
+    if speed and llm_url:
+        raise typer.BadParameter("--speed has no effect with --llm-url, whose engine finds the transcripts")
     settings = ServeSettings(
         name=name or run.name,
         api_keys=keys,
@@ -57,6 +62,7 @@ def serve(  # noqa: PLR0913 - options of a command
         max_audio_s=max_audio_s,
         max_tokens=max_tokens,
         request_timeout_s=timeout_s,
+        speeds=tuple(speed or ()),
     )
     model: dict[str, Any] = {"device": device, "dtype": dtype, "encoder": encoder, "llm": llm}
     run_server(run, settings, host=host, port=port, llm_url=llm_url, llm_model=llm_model, **model)

@@ -88,7 +88,7 @@ def generate_jointly(  # noqa: PLR0913 - settings of decoding
             raise ConfigError(f"{name}={weight}: give a weight from 0 to 1")
     if not 0 <= lm_weight < math.inf:
         raise ConfigError(f"lm_weight={lm_weight}: give a weight from 0 on")
-    speeds = _checked(speeds)
+    speeds = checked_speeds(speeds)
     settings_of(model.llm, num_beams=num_beams, **decoding)  # errors first
     search = Search(num_beams or BEAMS, ctc_weight, character_weight, lm_weight)
     wanted = [
@@ -137,7 +137,8 @@ def at_speed(batch: Batch, speed: float) -> Batch:
     return replace(batch, waveforms=pad(faster).to(batch.waveforms.values.device), frames=None, speech=None)
 
 
-def _checked(speeds: Any) -> list[float]:
+def checked_speeds(speeds: Any) -> list[float]:
+    """Return further speeds without repetitions and without 1. Raises `ConfigError` for any that cannot be used."""
     valid = isinstance(speeds, list | tuple) and all(
         isinstance(speed, int | float) and LEAST_SPEED <= speed <= MOST_SPEED for speed in speeds
     )

@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from ossicle.errors import ConfigError
+from ossicle.models.joint import checked_speeds
 from ossicle.models.running import Row, RunningBatch
 from ossicle.models.text_stream import TextStream
 from ossicle.serve.encoding import MOST_ENCODED, Encoding, Prepared, Ready
@@ -41,10 +43,15 @@ class Engine:
         model: A `ossicle.models.speech_llm.SpeechLLM` in evaluation mode.
         settings: Sizes of the batch and of the queue.
         metrics: Counters; by default its own.
+
+    Raises `ConfigError` for speeds that the model cannot use.
     """
 
     def __init__(self, model: Any, settings: ServeSettings, metrics: Metrics | None = None) -> None:
         self.model, self.settings, self.metrics = model, settings, metrics or Metrics()
+        self._speeds = checked_speeds(settings.speeds)
+        if self._speeds and model.config.projector.name != "ctc":
+            raise ConfigError("--speed: only models that spell (projector ctc) can use it")
         use_onednn(model)
         self.running = RunningBatch(model.llm, settings.max_rows)
         self.stopping = False
@@ -199,9 +206,9 @@ class Engine:
 
     def _search(self, jobs: list[Answer]) -> None:
         """Decode transcripts by beam search and send them whole. If it fails, each is tried alone."""
-        settings = {"max_new_tokens": max(job.decoding.settings["max_new_tokens"] for job in jobs)}
+        most = max(job.decoding.settings["max_new_tokens"] for job in jobs)
         try:
-            texts = self.model.generate_batch(self.encoding.batch(jobs), **settings)
+            texts = self.model.generate_batch(self.encoding.batch(jobs), max_new_tokens=most, speeds=self._speeds)
         except Exception as error:
             if len(jobs) == 1:
                 jobs[0].send(error)

@@ -44,6 +44,8 @@ class ServeSettings:
     """Longest recording. The samples of all its channels are limited to this time in stereo at 48 kHz."""
     max_sockets: Positive = 64
     """WebSocket connections that may be open at a time."""
+    speeds: tuple[float, ...] = ()
+    """Further speeds at which recordings are heard for transcripts (`ossicle.models.joint.generate_jointly`)."""
 
 
 def check_host(host: str, api_keys: tuple[str, ...]) -> None:
