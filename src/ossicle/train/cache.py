@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 
 from ossicle.addresses import version_of
 from ossicle.batch import HiddenStates, Padded, Sample, Skipped, Utterance, pad
+from ossicle.data.ahead import read_ahead
 from ossicle.data.dataset import SpeechDataset
 from ossicle.data.table import take
 from ossicle.errors import CacheError, ConfigError
@@ -88,8 +89,8 @@ class FrameCache:
         batches = list(in_chunks(missing, durations, batch_s))[rank::ranks]
         total_s = sum(durations[i] for indices in batches for i in indices)
         with Progress("Encoding speech", total_s, unit="s of audio", enabled=rank == 0) as progress:
-            for indices in batches:
-                self._store.add(self._encode([dataset[i] for i in indices], dataset, device))
+            for indices, items in read_ahead(dataset, batches):
+                self._store.add(self._encode(items, dataset, device))
                 progress.advance(sum(durations[i] for i in indices))
             self._store.flush()
 
