@@ -2,9 +2,9 @@
 
 Usage: python benchmarks/frame_cache.py [ENCODER MANIFEST] [--recordings 200] [--rounds 3] [--dtype bfloat16] [--cpu]
 
-ENCODER is a hub id, a folder or `lab`. The recordings are spread evenly over the manifest. Each round fills one cache with
-files that are read between the batches, and one with `ossicle.data.ahead`, in turns, so that other programs slow both
-down alike.
+ENCODER is a hub id, a folder or `lab`. The recordings are spread evenly over the manifest. Each round fills one cache
+with files that are read between the batches, and one with `ossicle.data.ahead`, in turns, so that other programs slow
+both down alike.
 """
 
 from __future__ import annotations
