@@ -3,8 +3,8 @@
 Usage: python benchmarks/frame_cache.py [ENCODER MANIFEST] [--recordings 200] [--rounds 3] [--dtype bfloat16] [--cpu]
 
 ENCODER is a hub id, a folder or `lab`. The recordings are spread evenly over the manifest. Each round fills one cache
-with files that are read between the batches, and one with `ossicle.data.ahead`, in turns, so that other programs slow
-both down alike.
+with files that are read between the batches, and one with files that are read ahead, in turns, so that other programs
+slow both down alike.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import torch
 from rich.console import Console
 from rich.table import Column, Table
 
-from ossicle.data.ahead import read_ahead
 from ossicle.data.dataset import SpeechDataset
 from ossicle.data.manifest import read_manifest
 from ossicle.models.encoder import load_encoder
@@ -55,6 +54,8 @@ def main() -> None:
     dataset = SpeechDataset(samples[:: max(1, len(samples) // given.recordings)])
     dtype = usable(getattr(torch, given.dtype), device)
     encoder = load_encoder(resolve(given.encoder, "encoder"), dtype=dtype, context="audio", device=device)
+
+    read_ahead = cache.read_ahead
 
     def fill(name: str) -> float:
         cache.read_ahead = {"between": between, "ahead": read_ahead}[name]  # type: ignore[assignment]

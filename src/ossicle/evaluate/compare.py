@@ -87,12 +87,6 @@ def compare(
     return found
 
 
-def check_seeds(runs: int) -> None:
-    """Raise `ConfigError` if there are fewer than two runs."""
-    if runs < 2:
-        raise ConfigError("a spread over seeds needs at least two runs: give more files")
-
-
 def spread_over_seeds(runs: Sequence[Sequence[Row]]) -> list[Spread]:
     """Return mean and standard deviation of every score over runs that differ only in their seed.
 
@@ -100,7 +94,8 @@ def spread_over_seeds(runs: Sequence[Sequence[Row]]) -> list[Spread]:
         ConfigError: there are fewer than two runs.
         HypothesesError: the runs have different tasks or numbers of lines.
     """
-    check_seeds(len(runs))
+    if len(runs) < 2:
+        raise ConfigError("a spread over seeds needs at least two runs: give more files")
     shapes = [[(row.task, row.language, row.target_language, row.n) for row in rows] for rows in runs]
     for number, shape in enumerate(shapes[1:], start=2):
         if shape != shapes[0]:

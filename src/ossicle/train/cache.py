@@ -11,7 +11,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +23,6 @@ from torch.utils.data import Dataset
 
 from ossicle.addresses import version_of
 from ossicle.batch import HiddenStates, Padded, Sample, Skipped, Utterance, pad
-from ossicle.data.ahead import read_ahead
 from ossicle.data.dataset import SpeechDataset
 from ossicle.data.table import take
 from ossicle.errors import CacheError, ConfigError
@@ -106,6 +107,19 @@ class FrameCache:
         lengths = frames.mask.sum(1).tolist()
         values = frames.values.to(CACHE_DTYPE).cpu()
         return [(audio_key(u.sample), row[:n]) for u, row, n in zip(utterances, values, lengths, strict=True)]
+
+
+def read_ahead(dataset: Any, batches: Iterable[Sequence[int]]) -> Iterator[tuple[Sequence[int], list[Any]]]:
+    """Yield each of ``batches`` with its items of ``dataset``; threads read one batch ahead."""
+    reading: deque[tuple[Sequence[int], Iterator[Any]]] = deque()
+    with ThreadPoolExecutor() as pool:
+        for indices in batches:
+            reading.append((indices, pool.map(dataset.__getitem__, indices)))
+            if len(reading) == 2:
+                due, items = reading.popleft()
+                yield due, list(items)
+        for due, items in reading:
+            yield due, list(items)
 
 
 class CachedDataset(Dataset[Utterance | Skipped]):

@@ -43,7 +43,7 @@ def check_files(config: Config) -> None:
 
 
 def say_fallbacks(config: Config, accelerator: Accelerator) -> None:
-    """Print which settings the device replaces by float32, before hours of slow work begin."""
+    """Print which settings the device replaces by float32, before slow work begins."""
     if fallbacks := describe_fallbacks(config.precisions, accelerator.device):
         Progress("", None, enabled=accelerator.is_main_process).say(fallbacks)
 

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from ossicle.data.ahead import read_ahead
+from ossicle.train.cache import read_ahead
 
 WAIT_S = 20
 
@@ -29,13 +29,13 @@ class Numbers:
 
 def test_batches_have_their_order():
     batches = [[3, 1], [2], [], [5, 4, 0]]
-    found = list(read_ahead(Numbers(), batches, threads=3))
+    found = list(read_ahead(Numbers(), batches))
     assert found == [(indices, indices) for indices in batches]
 
 
 def test_the_next_batch_is_read_meanwhile_and_no_further_one():
     numbers = Numbers()
-    batches = read_ahead(numbers, [[0, 1], [2], [3]], threads=2)
+    batches = read_ahead(numbers, [[0, 1], [2], [3]])
     assert next(batches) == ([0, 1], [0, 1])
     assert numbers.event.wait(WAIT_S)  # nobody asks for the second batch
     assert sorted(numbers.read) == [0, 1, 2]
@@ -51,7 +51,7 @@ def test_items_of_a_batch_are_read_side_by_side():
             both.wait(WAIT_S)
             return index
 
-    assert list(read_ahead(Meeting(), [[0, 1]], threads=2)) == [([0, 1], [0, 1])]
+    assert list(read_ahead(Meeting(), [[0, 1]])) == [([0, 1], [0, 1])]
 
 
 def test_an_error_is_raised_when_its_batch_is_due():
@@ -63,7 +63,7 @@ def test_an_error_is_raised_when_its_batch_is_due():
 
 def test_nothing_is_read_after_the_caller_has_stopped():
     numbers = Numbers()
-    batches = read_ahead(numbers, [[0], [1], [3], [4]], threads=1)
+    batches = read_ahead(numbers, [[0], [1], [3], [4]])
     next(batches)
     batches.close()
     assert set(numbers.read) <= {0, 1}
