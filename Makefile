@@ -46,10 +46,10 @@ bench: $(VENV)/.dev  ## Run the benchmarks; each prints one table
 lab: $(VENV)/.demo  ## Train the laboratory's tiny encoder and LLM again (about 40 minutes on 2 cores; continues if stopped)
 	$(BIN)/python -m ossicle_lab.models.build
 
-real: $(VENV)/.demo  ## A SpeechLLM of published models from recordings: make real RECORDINGS=FOLDER (2 cores: under 3 hours, about 7 without AVX-512)
+real: $(VENV)/.demo  ## A SpeechLLM of published models from recordings: make real RECORDINGS=FOLDER [SIZE=full|short] (under 3 hours on 2 cores)
 	$(INSTALL) -e . -e './lab[real]'
 	$(BIN)/python -m ossicle_lab.real \
-		$(or $(RECORDINGS),$(wildcard ../shared/data),$(error say where the recordings are: make real RECORDINGS=FOLDER)) --out $(or $(OUT),runs/real)
+		$(or $(RECORDINGS),$(wildcard ../shared/data),$(error say where the recordings are: make real RECORDINGS=FOLDER)) --out $(or $(OUT),runs/real) --size $(or $(SIZE),auto)
 
 clean:  ## Delete the environment and caches, not the runs
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache site

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from ossicle.errors import OssicleError
 from ossicle_lab.real.models import SOURCES
-from ossicle_lab.real.run import FULL, RECIPES, run
+from ossicle_lab.real.run import FULL, RECIPES, SHORT, fitting, run
 
 NO_VOICES: dict[str, Any] = {"sentences": 0, "natural": 0, "passages": 0, "test_passages": 0, "translations": 0}
 """Sizes of a corpus without generated voices."""
@@ -23,6 +23,10 @@ def main(  # noqa: PLR0913 - each parameter is an option of the command
     out: Annotated[Path, typer.Option(help="Folder for all outputs; a second call continues there.")] = Path(
         "runs/real"
     ),
+    size: Annotated[
+        Literal["auto", "full", "short"],
+        typer.Option(help="Size of data, trainings and tests. auto: full, or short on a CPU without bfloat16."),
+    ] = "auto",
     llm: Annotated[str, typer.Option(help="Published LLM by name, or the folder of another.")] = FULL.llm,
     encoder: Annotated[str, typer.Option(help="Published encoder by name, or the folder of another.")] = FULL.encoder,
     voices: Annotated[bool, typer.Option(help="Speak texts in generated voices too (espeak-ng, Piper).")] = True,
@@ -34,10 +38,21 @@ def main(  # noqa: PLR0913 - each parameter is an option of the command
     """Train a projector between published models on recorded speech, and test it on speakers it never heard."""
     if source not in SOURCES:
         raise SystemExit(f"error: --source {source}: choose {', '.join(SOURCES)}")
-    sizes = FULL.sizes if voices else replace(FULL.sizes, **NO_VOICES)
+    scale = {"auto": fitting(), "full": FULL, "short": SHORT}[size]
+    if size == "auto" and scale == SHORT:
+        print(
+            "This CPU has no instructions for bfloat16, so this is the short run. --size full takes about seven hours.",
+            flush=True,
+        )
     pretrain, finetune = RECIPES.get(llm, (FULL.pretrain, FULL.finetune))
     scale = replace(
-        FULL, encoder=encoder, llm=llm, pretrain=pretrain, finetune=finetune, sizes=sizes, own_answers=own_answers
+        scale,
+        encoder=encoder,
+        llm=llm,
+        pretrain=pretrain,
+        finetune=finetune,
+        sizes=scale.sizes if voices else replace(scale.sizes, **NO_VOICES),
+        own_answers=own_answers,
     )
     try:
         run(recordings, out, scale, source=SOURCES[source])

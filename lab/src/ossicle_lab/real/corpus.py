@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -36,6 +37,8 @@ class Sizes:
     """Largest number of sentences in a natural voice for stage 1 (`ossicle_lab.real.natural`); 0 for none."""
     passages: int = 600
     """Largest number of passages in generated voices with questions for stage 2; 0 for none, in the test too."""
+    test_recordings: int = 300
+    """Largest number of recordings in each recognition test. Fewer are drawn at random."""
     questions: int = 3000
     """Number of questions about recorded training sentences."""
     test_passages: int = 80
@@ -131,7 +134,9 @@ def make_corpus(recordings: Path, folder: Path, sizes: Sizes | None = None, *, j
     if changes:
         write_manifest(corpus.copies, write_copies(corpus.train, folder / "copies", changes, jobs=jobs))
     for name, samples in split.tests.items():
-        write_manifest(folder / f"test-{name}.jsonl", recognition_test(samples))
+        most = sizes.test_recordings
+        kept = random.Random(2).sample(samples, most) if len(samples) > most else samples
+        write_manifest(folder / f"test-{name}.jsonl", recognition_test(kept))
     train_tasks = [*recognition(split.train), *questions(split.train, sizes.questions)]
     test_tasks = questions(heard, sizes.test_questions, seed=1)
     unseen_tasks = unseen(heard, sizes.unseen)

@@ -51,11 +51,25 @@ class Scale:
 
 
 FULL = Scale()
+SHORT = Scale(
+    pretrain_overrides=("train.steps=1200", "data.max_batch_s=80"),
+    finetune_overrides=("train.steps=80",),
+    sizes=Sizes(
+        sentences=0, speeds=(), perturbed=0, natural=0, passages=150, questions=1500,
+        test_recordings=40, test_passages=20, test_questions=40, unseen=16, translations=16,
+    ),
+)  # fmt: skip
+"""A run for CPUs that do not multiply in bfloat16: recordings without copies, shorter trainings and smaller tests."""
 RECIPES = {
     FULL.llm: (FULL.pretrain, FULL.finetune),
     "qwen2.5-coder-0.5b-instruct": ("real/qwen-pretrain", "real/qwen-finetune"),
 }
 """Recipes of both stages by the name of the LLM. Other LLMs use those of `FULL`."""
+
+
+def fitting() -> Scale:
+    """Return the scale that two cores of this machine finish in three hours: `FULL`, or `SHORT` without bfloat16."""
+    return FULL if torch.cuda.is_available() or multiplies(torch.bfloat16) else SHORT
 
 
 def run(
@@ -87,8 +101,6 @@ def run(
     from ossicle_lab.real.averaged import average
 
     console, seconds = Console(), _Seconds(out / "seconds.json")
-    if not multiplies(torch.bfloat16):
-        console.print("This CPU has no instructions for bfloat16: all steps take more than twice as long.")
     claim_folder(out / "real.json", scale, find(scale.pretrain).parent)
     with seconds.timed("models", console, "Fetching the models"):
         encoder, llm = (_model(name, models_folder or out / "models", source) for name in (scale.encoder, scale.llm))
