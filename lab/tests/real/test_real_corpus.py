@@ -213,6 +213,19 @@ def test_whole_corpus_in_generated_voices(tmp_path: Path) -> None:
     assert content == {path: path.read_bytes() for path in content}, "a second call changes nothing"
 
 
+def test_a_recognition_test_can_be_smaller(tmp_path: Path) -> None:
+    speakers(tmp_path / "in" / "tones", 8)
+    sizes = Sizes(questions=6, test_questions=3, unseen=2)
+    whole, few, again = (
+        make_corpus(tmp_path / "in", tmp_path / name, replace(sizes, test_recordings=most), jobs=1)
+        for name, most in (("whole", 300), ("few", 2), ("again", 2))
+    )
+    ids = [[line.id for line in read_manifest(corpus.recognition_tests[0])] for corpus in (whole, few, again)]
+    assert len(ids[0]) > 2 == len(ids[1])
+    assert set(ids[1]) < set(ids[0])
+    assert ids[1] == ids[2]
+
+
 def test_copies_at_other_speeds_last_as_long_as_the_speed_says(tmp_path: Path) -> None:
     manifest = tiny_manifest(tmp_path / "in", 3)
     originals = read_manifest(manifest)

@@ -9,8 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import typer
 import yaml
 from rich.console import Console
+from typer.testing import CliRunner
 
 from ossicle.data.manifest import read_manifest, write_manifest
 from ossicle.errors import ConfigError, TrainingError
@@ -18,10 +20,11 @@ from ossicle.evaluate.hypotheses import Hypothesis
 from ossicle.models.llm import LLM
 from ossicle.models.speech_llm import SpeechLLM
 from ossicle.testing import tiny_manifest
+from ossicle_lab.real import __main__ as command
 from ossicle_lab.real import run as real_run
 from ossicle_lab.real.corpus import Sizes
 from ossicle_lab.real.decoding import OPEN_INSTRUCTIONS
-from ossicle_lab.real.run import Scale, run, train
+from ossicle_lab.real.run import FULL, SHORT, Scale, run, train
 from ossicle_lab.real.table import Entry, entries, show
 
 PROJECTOR = {"name": "qformer", "width": 16, "heads": 2, "layers": 1, "ffn": 24, "queries": 2, "window_s": 0.1}
@@ -127,6 +130,27 @@ def test_a_stopped_training_continues_from_its_checkpoint(
         (tmp_path / "r" / "checkpoints" / "step-1").mkdir(parents=True, exist_ok=True)
         (tmp_path / "r" / "checkpoints" / "step-1" / "training.pt").touch()
     assert resumed == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("size", "multiplies", "expected"),
+    [("auto", True, FULL), ("auto", False, SHORT), ("full", False, FULL), ("short", True, SHORT)],
+)
+def test_the_size_is_what_the_machine_can_do_or_the_one_given(
+    size: str, multiplies: bool, expected: Scale, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    found: list[Scale] = []
+    monkeypatch.setattr(real_run, "multiplies", lambda kind: multiplies)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(command, "run", lambda recordings, out, scale, source: found.append(scale))
+    app = typer.Typer()
+    app.command()(command.main)
+
+    shown = CliRunner().invoke(app, [str(tmp_path), "--size", size])
+
+    assert shown.exit_code == 0
+    assert found == [expected]
+    assert ("short run" in shown.output) == (size == "auto" and not multiplies)
 
 
 def test_seconds_of_stopped_calls_are_added(tmp_path: Path) -> None:
