@@ -244,14 +244,15 @@ def test_copies_at_other_speeds_last_as_long_as_the_speed_says(tmp_path: Path) -
 
 
 def test_copies_of_a_longer_manifest_are_of_their_own_recordings(tmp_path: Path) -> None:
+    changes = [Speed(2.0), Perturbation(0)]
     manifest = tiny_manifest(tmp_path / "in", 4)
     samples = read_manifest(manifest)
     write_manifest(tmp_path / "later.jsonl", samples[1:])
-    write_copies(tmp_path / "later.jsonl", tmp_path / "out", [Speed(2.0)], jobs=1)
+    write_copies(tmp_path / "later.jsonl", tmp_path / "out", changes, jobs=1)
 
-    copies = write_copies(manifest, tmp_path / "out", [Speed(2.0)], jobs=1)
+    copies = write_copies(manifest, tmp_path / "out", changes, jobs=1)
 
-    fresh = write_copies(manifest, tmp_path / "fresh", [Speed(2.0)], jobs=1)
+    fresh = write_copies(manifest, tmp_path / "fresh", changes, jobs=1)
     assert [copy.audio.read_bytes() for copy in copies] == [copy.audio.read_bytes() for copy in fresh]
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from ossicle.batch import Batch, Padded, Sample, pad, pad_ids
 from ossicle.chat_template import SYSTEM
 from ossicle.errors import ConfigError, DataError, ModelError
-from ossicle.models.joint import SETTINGS, asks_transcript, generate_jointly
+from ossicle.models.joint import SEARCH_SETTINGS, asks_transcript, generate_jointly, searches
 from ossicle.models.limits import warn_of_limits
 from ossicle.models.packing import join
 from ossicle.models.recordings import batch_of, is_list, is_text, read_recording
@@ -84,7 +84,7 @@ def answer(  # noqa: PLR0913 - those of `SpeechLLM.generate`
         whole: list[str] = model.generate_batch(batch, **decoding)
         return iter(whole)  # a beam search knows its text at the end
     if joint:  # only transcripts use them
-        decoding = {name: value for name, value in decoding.items() if name not in SETTINGS}
+        decoding = {name: value for name, value in decoding.items() if name not in SEARCH_SETTINGS}
     with torch.no_grad():
         heard = model.text(transcribed(model, batch)) if own_transcript else model.speech(batch)
         prompt = model.prompt(batch.chat, heard)
@@ -116,8 +116,7 @@ def answer_batch(
 
 def _is_joint(model: Any, from_text: bool, decoding: dict[str, Any]) -> bool:
     """Return True if transcripts are found by joint search. Raises `ConfigError` for speeds that nothing would use."""
-    sampled = decoding.get("temperature") or decoding.get("do_sample")
-    joint = model.config.projector.name == "ctc" and not from_text and not sampled
+    joint = not from_text and searches(model, **decoding)
     if decoding.get("speeds") and not joint:
         raise ConfigError("speeds: only models that spell (projector ctc) use them, from speech and without sampling")
     return joint

@@ -44,7 +44,7 @@ LEAST_SPEED, MOST_SPEED = 0.5, 2.0
 """Range of ``speeds``."""
 SHORTEST_S = 0.25
 """Length in seconds from which on a recording is heard at other speeds."""
-SETTINGS = ("ctc_weight", "character_weight", "lm_weight", "speeds")
+SEARCH_SETTINGS = ("ctc_weight", "character_weight", "lm_weight", "speeds")
 """Settings of `generate_jointly` that an LLM alone does not have."""
 
 
@@ -109,14 +109,19 @@ def generate_jointly(  # noqa: PLR0913 - settings of decoding
     return answers
 
 
-def asks_transcript(model: Any, instruction: str | None, **decoding: Any) -> bool:
-    """Return True if ``model`` answers ``instruction`` by joint search: it spells, and a transcript is asked for.
+def searches(model: Any, **decoding: Any) -> bool:
+    """Return True if ``model`` finds transcripts by joint search: it spells, and ``decoding`` does not sample."""
+    return model.config.projector.name == "ctc" and not (decoding.get("temperature") or decoding.get("do_sample"))
 
-    Sampling, in the settings ``decoding``, selects the LLM alone.
-    """
-    if model.config.projector.name != "ctc" or decoding.get("temperature") or decoding.get("do_sample"):
-        return False
-    return instruction in {None, *ASR_INSTRUCTIONS, *model.asr_instructions, model.instructions.get("asr")}
+
+def asks_transcript(model: Any, instruction: str | None, **decoding: Any) -> bool:
+    """Return True if ``model`` answers ``instruction`` by joint search, because a transcript is asked for."""
+    return searches(model, **decoding) and instruction in {
+        None,
+        *ASR_INSTRUCTIONS,
+        *model.asr_instructions,
+        model.instructions.get("asr"),
+    }
 
 
 def at_speed(batch: Batch, speed: float) -> Batch:

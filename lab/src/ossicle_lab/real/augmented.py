@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
+from zlib import crc32
 
 import numpy as np
 import soundfile
@@ -49,8 +50,8 @@ class Change(Protocol):
         """Name of the change in the ids and file names of the copies."""
         ...
 
-    def __call__(self, waveform: Waveform, index: int) -> Waveform:
-        """Return the changed ``waveform``; ``index`` is its number in the manifest."""
+    def __call__(self, waveform: Waveform, seed: int) -> Waveform:
+        """Return the changed ``waveform``. What is random follows from ``seed``."""
         ...
 
 
@@ -65,7 +66,7 @@ class Speed:
         """The factor."""
         return f"{self.factor:g}"
 
-    def __call__(self, waveform: Waveform, index: int) -> Waveform:
+    def __call__(self, waveform: Waveform, seed: int) -> Waveform:
         """Return ``waveform`` at another speed."""
         return np.asarray(soxr.resample(waveform, SAMPLE_RATE_HZ * self.factor, SAMPLE_RATE_HZ))
 
@@ -81,10 +82,10 @@ class Perturbation:
         """The number of the copy."""
         return f"p{self.number}"
 
-    def __call__(self, waveform: Waveform, index: int) -> Waveform:
+    def __call__(self, waveform: Waveform, seed: int) -> Waveform:
         """Return a perturbed copy of ``waveform``."""
-        rng = np.random.default_rng([self.number, index])
-        copy = Speed(rng.uniform(*SPEED))(waveform, index)
+        rng = np.random.default_rng([self.number, seed])
+        copy = Speed(rng.uniform(*SPEED))(waveform, seed)
         for _ in range(rng.integers(MOST_FILTERS, endpoint=True)):
             hertz = np.exp(rng.uniform(*np.log(FILTER_HZ)))
             copy = resonance(copy, hertz, rng.uniform(-FILTER_DB, FILTER_DB), width=rng.uniform(0.5, 2))
@@ -149,6 +150,7 @@ def write_copies(manifest: Path, folder: Path, changes: Sequence[Change], *, job
     def write(index: int) -> list[Sample]:
         sample, waveform = dataset.samples[index], None
         named = hashlib.sha256(repr((str(sample.audio), sample.start_s, sample.end_s)).encode()).hexdigest()[:16]
+        seed = crc32(sample.id.encode())  # of the recording, not of its place: the manifest may grow
         copies = []
         for change in changes:
             path = folder / f"{named}-{change.name}.flac"
@@ -156,7 +158,7 @@ def write_copies(manifest: Path, folder: Path, changes: Sequence[Change], *, job
                 if waveform is None and (waveform := getattr(dataset[index], "waveform", None)) is None:
                     return []
                 with atomic(path) as partial:
-                    soundfile.write(partial, change(waveform.numpy(), index), SAMPLE_RATE_HZ, format="FLAC")
+                    soundfile.write(partial, change(waveform.numpy(), seed), SAMPLE_RATE_HZ, format="FLAC")
             seconds = soundfile.info(path).duration
             changed = {"id": f"{sample.id}@{change.name}", "audio": path.resolve(), "duration_s": seconds}
             copies.append(replace(sample, **changed, start_s=0.0, end_s=None))
