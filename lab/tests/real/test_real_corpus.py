@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,11 +20,11 @@ from ossicle.prompts import ASR_INSTRUCTIONS
 from ossicle.testing import tiny_manifest
 from ossicle_lab.real import recordings
 from ossicle_lab.real.augmented import Perturbation, Speed, in_room, resonance, with_noise, write_copies
-from ossicle_lab.real.corpus import Sizes, make_corpus
+from ossicle_lab.real.corpus import Corpus, Sizes, make_corpus
 from ossicle_lab.real.recordings import split_recordings, words_of
 from ossicle_lab.real.tasks import QUESTIONS, UNSEEN, questions, recognition, unseen
 from ossicle_lab.real.voices import draw_passages, draw_sentences, draw_translations, sentence_at
-from places import SHARED
+from places import CORE_RECIPES, LAB_RECIPES, SHARED
 
 SOURCE = SHARED / "data"
 needs_recordings = pytest.mark.skipif(not (SOURCE / "real_speech").is_dir(), reason=f"no recordings in {SOURCE}")
@@ -211,6 +212,18 @@ def test_whole_corpus_in_generated_voices(tmp_path: Path) -> None:
     content = {path: path.read_bytes() for path in corpus.folder.rglob("*.jsonl")}
     make_corpus(recorded, tmp_path / "out", sizes, jobs=1)
     assert content == {path: path.read_bytes() for path in content}, "a second call changes nothing"
+
+
+@pytest.mark.parametrize(
+    "path", sorted([*CORE_RECIPES.glob("real/*.yaml"), *LAB_RECIPES.glob("real/*.yaml")]), ids=lambda path: path.stem
+)
+def test_recipes_name_only_manifests_that_a_real_run_writes(path: Path) -> None:
+    made = Corpus(Path("runs/real/data"))
+    written = {made.train, made.copies, made.tts, made.natural, made.dev, made.finetune}
+    written |= {made.questions_test, made.unseen_test}
+    written |= {made.folder / f"test-{name}.jsonl" for name in ("librispeech", "speechocean")}
+    named = re.findall(r"runs/real/data/[\w-]+\.jsonl", path.read_text(encoding="utf-8"))
+    assert set(map(Path, named)) <= written
 
 
 def test_a_recognition_test_can_be_smaller(tmp_path: Path) -> None:
