@@ -12,9 +12,11 @@ import pytest
 import yaml
 from rich.console import Console
 
+from ossicle.data.manifest import read_manifest
 from ossicle.errors import ConfigError
 from ossicle.evaluate.metrics import wer
 from ossicle.train import checkpoint
+from ossicle.train.cache import audio_key
 from ossicle.train.tracking import read_metrics
 from ossicle_lab.study.choices import Choices, development_score
 from ossicle_lab.study.config import StudyConfig, load
@@ -331,6 +333,21 @@ def test_a_killed_pretraining_resumes_from_its_checkpoint(study_file, monkeypatc
     assert "resumed at 8" in (job.folder / "log.txt").read_text()
     assert [row["step"] for row in read_metrics(job.run_folder / "metrics.jsonl")] == list(range(1, 17))
     assert not (job.run_folder / "checkpoints").exists()  # of no use any more
+
+
+def test_audio_that_no_stage_takes_is_not_encoded_and_the_cache_may_be_that_of_another_run(study_file, tmp_path):
+    pretrain = read_manifest(load(study_file).data.pretrain[0])
+    limit = sorted(sample.duration_s for sample in pretrain)[len(pretrain) // 2]
+    stage1 = f"stage1.overrides=[data.max_duration_s={limit}, data.on_error=skip]"
+    config = load(study_file, [f"cache_dir={tmp_path / 'frames'}", stage1, "data.alignment=[]"])
+
+    prepare_data(config, Console(quiet=True))
+
+    keys = {key for index in (tmp_path / "frames").glob("*/*.json") for key in json.loads(index.read_text())}
+    assert [audio_key(sample) in keys for sample in pretrain] == [sample.duration_s <= limit for sample in pretrain]
+    assert all(audio_key(sample) in keys for path in config.data.test for sample in read_manifest(path))
+    assert not (config.folder / "cache").exists()
+    assert run_study(config, processes=0)["cells"]["done"] == 6
 
 
 def test_the_table_shows_each_cell_and_the_time_left(done):

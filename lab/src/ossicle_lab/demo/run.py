@@ -143,6 +143,7 @@ def _same_projector(recipe: str) -> str:
 
 def _fill_frames(config: StudyConfig, manifests: list[Path | str]) -> None:
     """Encode one manifest after the other: frames depend in their last bits on the utterances of the same batch."""
+    from ossicle.data.manifest import read_manifest
     from ossicle.precision import CPU
     from ossicle.train import recipe
     from ossicle_lab.study.measure import fill_frames
@@ -150,7 +151,7 @@ def _fill_frames(config: StudyConfig, manifests: list[Path | str]) -> None:
     settings = recipe.load(config.finetuning.recipe, [f"data.train={json.dumps(config.data.finetune)}"])
     model = settings.model.build(CPU)
     for manifest in manifests:
-        fill_frames([manifest], model, config.folder / "cache")
+        fill_frames(read_manifest(manifest), model, config.cache)
 
 
 def _alignment(out: Path, config: StudyConfig, rows: dict[str, Trained]) -> dict[str, list[dict[str, Any]]]:
@@ -174,7 +175,7 @@ def _alignment(out: Path, config: StudyConfig, rows: dict[str, Trained]) -> dict
         measured = {}
         for name, path in _matrices(out).items():
             model = SpeechLLM.from_pretrained((rows[name].stage1 or rows[name].stage2).run_folder, device=CPU)
-            dataset = measure.cached(config.data.alignment, model, config.folder / "cache")
+            dataset = measure.cached(config.data.alignment, model, config.cache)
             measured[name] = measure.align(model, dataset, path)
         torch.set_num_threads(threads)
         write_json(kept, measured)

@@ -216,6 +216,8 @@ class StudyConfig:
     """Number of utterances decoded together."""
     max_new_tokens: int = Field(default=80, ge=1)
     """Most tokens of an answer."""
+    cache_dir: str | None = None
+    """Folder of the encoder's frames, which may hold those of another run. Default: ``cache`` in the study's folder."""
     quick: list[str] = Field(default_factory=list)
     """Overrides that ``--quick`` applies. It uses a separate folder."""
 
@@ -223,6 +225,11 @@ class StudyConfig:
     def folder(self) -> Path:
         """The folder of the study."""
         return Path(self.output_dir) / self.name
+
+    @property
+    def cache(self) -> Path:
+        """The folder of the encoder's frames."""
+        return self.folder / "cache" if self.cache_dir is None else Path(self.cache_dir)
 
     @property
     def answers(self) -> Path:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from ossicle.batch import Sample
+from ossicle.data.dataset import known_duration_s
 from ossicle.data.manifest import read_manifest
 from ossicle.errors import ConfigError
 from ossicle.prompts import task_key
@@ -65,8 +66,27 @@ def _encode(config: StudyConfig, data: StudyData, console: Console) -> None:
     settings = recipes.load(config.finetuning.recipe, [*config.finetuning.overrides, "data.train=[none]"])
     device = torch.device("cuda" if config.device == "auto" and torch.cuda.is_available() else "cpu")
     console.print("Encoding the audio once with the frozen encoder …")
-    manifests = [*data.pretrain, *data.extra, *data.finetune, *data.dev, *data.test, *data.alignment]
-    fill_frames(manifests, settings.model.build(device).to(device), config.folder / "cache")
+    samples = [
+        *_short_enough([*data.pretrain, *data.extra], _longest_s(config)),
+        *_short_enough(data.finetune, settings.data.max_duration_s),
+        *_read([*data.dev, *data.test, *data.alignment]),
+    ]
+    fill_frames(samples, settings.model.build(device).to(device), config.cache, on_error=settings.data.on_error)
+
+
+def _longest_s(config: StudyConfig) -> float:
+    """Return the seconds of the longest utterance that stage 1 of any row takes."""
+    stages = (
+        recipes.load(row.recipe, [*config.stage1.overrides, *row.overrides, "data.train=[none]"])
+        for row in config.pretraining.values()
+        if row.recipe is not None
+    )
+    return max((stage.data.max_duration_s for stage in stages), default=0.0)
+
+
+def _short_enough(manifests: Sequence[str], longest_s: float) -> list[Sample]:
+    """Return the samples of at most ``longest_s`` seconds, and those whose manifest does not state their length."""
+    return [s for s in _read(manifests) if (s.end_s or s.duration_s) is None or known_duration_s(s) <= longest_s]
 
 
 def _answer(config: StudyConfig, data: StudyData) -> None:

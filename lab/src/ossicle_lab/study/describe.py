@@ -69,7 +69,7 @@ class Description:
             steps=setting.steps,
             cost_key=name,
             alignment=tuple(self.data.alignment),
-            cache=self.folder / "cache",
+            cache=self.config.cache,
             device=self.config.device,
         )
 
@@ -118,7 +118,7 @@ class Description:
             folder=folder,
             recipe=Path(self.config.finetuning.recipe),
             overrides=tuple(self._finetune_overrides(fraction)),
-            cache=self.folder / "cache",
+            cache=self.config.cache,
             device=self.config.device,
             decode_batch=self.config.decode_batch,
             max_new_tokens=self.config.max_new_tokens,

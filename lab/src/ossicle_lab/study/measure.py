@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ossicle.batch import Batch, Sample
 from ossicle.data.collate import Collator
-from ossicle.data.dataset import SpeechDataset
+from ossicle.data.dataset import OnError, SpeechDataset
 from ossicle.data.manifest import read_manifest
 from ossicle.evaluate.decode import decode
 from ossicle.evaluate.hypotheses import Key
@@ -42,16 +42,15 @@ def cached(manifests: Sequence[str | Path], model: SpeechLLM, cache: Path) -> Da
     return CachedDataset(dataset, frames)
 
 
-def fill_frames(manifests: Sequence[str | Path], model: SpeechLLM, cache: Path) -> None:
-    """Add the missing frames of ``manifests`` to ``cache``, each stretch of audio once.
+def fill_frames(samples: Iterable[Sample], model: SpeechLLM, cache: Path, *, on_error: OnError = "raise") -> None:
+    """Add the missing frames of ``samples`` to ``cache``, each stretch of audio once.
 
-    Do nothing if a part of the encoder is trained.
+    Do nothing if a part of the encoder is trained. With ``on_error="skip"``, damaged files are left out.
     """
     if model.encoder.trains:
         return
-    samples = [sample for path in manifests for sample in read_manifest(path)]
     unique = list({(sample.audio, sample.start_s, sample.end_s): sample for sample in samples}.values())
-    dataset = SpeechDataset(unique, max_duration_s=float("inf"))
+    dataset = SpeechDataset(unique, max_duration_s=float("inf"), on_error=on_error)
     FrameCache(cache, model.encoder).fill(dataset, model.llm.model.device)
 
 
