@@ -17,12 +17,13 @@ from typer.testing import CliRunner
 from ossicle.data.manifest import read_manifest, write_manifest
 from ossicle.errors import ConfigError, TrainingError
 from ossicle.evaluate.hypotheses import Hypothesis
+from ossicle.evaluate.run import EvalOptions
 from ossicle.models.llm import LLM
 from ossicle.models.speech_llm import SpeechLLM
 from ossicle.testing import tiny_manifest
 from ossicle_lab.real import __main__ as command
 from ossicle_lab.real import run as real_run
-from ossicle_lab.real.corpus import Sizes
+from ossicle_lab.real.corpus import Corpus, Sizes
 from ossicle_lab.real.decoding import OPEN_INSTRUCTIONS
 from ossicle_lab.real.run import FULL, SHORT, Scale, run, train
 from ossicle_lab.real.table import Entry, entries, show
@@ -162,6 +163,34 @@ def test_seconds_of_stopped_calls_are_added(tmp_path: Path) -> None:
     assert set(kept) == {"step"}
 
 
+def test_whisper_is_compared_on_every_test_and_its_transcript_is_read_by_the_llm_where_it_is_asked_something(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[tuple[str, str]] = []
+
+    def ours(model: Path, manifest: Path, out: Path, options: EvalOptions) -> None:
+        decoded.append((out.name, "cascade" if options.cascade else "speech"))
+
+    monkeypatch.setattr("ossicle.evaluate.run.evaluate", ours)
+    monkeypatch.setattr("ossicle_lab.real.decoding.decode_text", lambda *_, **__: None)
+    monkeypatch.setattr("ossicle_lab.real.whisper.is_whisper", lambda folder: True)
+    monkeypatch.setattr(
+        "ossicle_lab.real.whisper.decode_whisper", lambda folder, manifest, out: decoded.append((out.name, "decoder"))
+    )
+    monkeypatch.setattr("ossicle_lab.real.table.entries", lambda name, speech, *, text, whisper: [whisper.name])
+    corpus = Corpus(tmp_path)
+    (tmp_path / "test-books.jsonl").touch()
+
+    scored = real_run._test(tmp_path / "model", tmp_path / "whisper", corpus, tmp_path, 20)
+
+    assert scored == ["books.whisper.jsonl", "qa.whisper.jsonl", "unseen.whisper.jsonl"]
+    assert [x for x in decoded if "whisper" in x[0]] == [
+        ("books.whisper.jsonl", "decoder"),
+        ("qa.whisper.jsonl", "cascade"),
+        ("unseen.whisper.jsonl", "cascade"),
+    ]
+
+
 # The table ---------------------------------------------------------------------------------------------------------
 
 
@@ -205,9 +234,10 @@ def test_whisper_normalisation_equates_titles_and_numbers(tmp_path: Path) -> Non
 
 def test_the_table_marks_what_the_llm_cannot_do_with_text() -> None:
     shown = io.StringIO()
-    rows = [Entry("a", "asr", "WER ↓", 3, 20.0, 5.0, 10.0), Entry("b", "count", "F1 ↑", 3, 1.0, 4.0)]
+    rows = [Entry("a", "asr", "WER ↓", 3, 20.0, 5.0, 10.0), Entry("b", "count", "F1 ↑", 3, 1.0, 4.0, 2.0)]
     show(rows, Console(file=shown, width=200))
     text = shown.getvalue()
     assert "4.0*" in text
     assert "5.0*" not in text
+    assert "the LLM reads its transcript" in text
     assert "* below 10: the LLM cannot do this task with text either" in text

@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -178,16 +178,18 @@ def _test(model: Path, encoder: Path, corpus: Corpus, out: Path, max_new_tokens:
     from ossicle_lab.real.table import entries
     from ossicle_lab.real.whisper import decode_whisper, is_whisper
 
-    rows = []
+    rows, options = [], EvalOptions(max_new_tokens=max_new_tokens, honesty_lines=0)
     for manifest in (*corpus.recognition_tests, corpus.questions_test, corpus.unseen_test):
         name = manifest.stem.removeprefix("test-")
         speech, text, own = (out / f"{name}.{kind}.jsonl" for kind in ("speech", "text", "whisper"))
-        evaluate(model, manifest, speech, EvalOptions(max_new_tokens=max_new_tokens, honesty_lines=0))
+        evaluate(model, manifest, speech, options)
         decode_text(model, manifest, text, max_new_tokens=max_new_tokens)
-        recognises = manifest in corpus.recognition_tests and is_whisper(encoder)
-        if recognises:
-            decode_whisper(encoder, manifest, own)
-        rows += entries(name, speech, text=text, whisper=own if recognises else None)
+        whisper = own if is_whisper(encoder) else None
+        if whisper and manifest in corpus.recognition_tests:
+            decode_whisper(encoder, manifest, whisper)
+        elif whisper:
+            evaluate(model, manifest, whisper, replace(options, cascade=True))
+        rows += entries(name, speech, text=text, whisper=whisper)
     return rows
 
 
@@ -195,7 +197,11 @@ def _show(rows: Sequence[Any], out: Path, console: Console) -> None:
     from ossicle_lab.real.table import show
 
     show(rows, console)
-    console.print(f"model: {out / MODEL}; try: ossicle transcribe RECORDING --model {out / MODEL}", highlight=False)
+    console.print(
+        f"model: {out / MODEL}; try: ossicle transcribe RECORDING --model {out / MODEL}",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 class _Seconds:

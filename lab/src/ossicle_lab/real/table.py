@@ -69,7 +69,7 @@ class Entry:
     text: float | None = None
     """Score of the same LLM that reads the transcript; None where nothing was decoded."""
     whisper: float | None = None
-    """Word error rate of Whisper's own decoder; None for other tasks."""
+    """Score of Whisper's own decoder, or of the LLM that reads its transcript; None for an encoder without one."""
 
 
 def entries(test: str, speech: Path, *, text: Path | None = None, whisper: Path | None = None) -> list[Entry]:
@@ -79,7 +79,7 @@ def entries(test: str, speech: Path, *, text: Path | None = None, whisper: Path 
         test: name of the test.
         speech: hypotheses of the model that hears.
         text: hypotheses of the LLM that reads the transcripts.
-        whisper: hypotheses of Whisper's own decoder.
+        whisper: hypotheses of Whisper's own decoder, or of a cascade with it.
 
     Raises:
         HypothesesError: a file is missing or invalid.
@@ -121,6 +121,8 @@ def show(rows: Sequence[Entry], console: Console) -> None:
             _number(row.whisper),
         )
     print_whole(table, console)
+    if any(row.whisper is not None and row.task != "asr" for row in rows):
+        console.print("Whisper's own decoder: where it is asked something, the LLM reads its transcript", style="dim")
     if any(row.text is not None and row.text < FLOOR and "↑" in row.metric for row in rows):
         console.print(f"* below {FLOOR:.0f}: the LLM cannot do this task with text either", style="dim")
 
