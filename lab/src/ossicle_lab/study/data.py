@@ -71,7 +71,7 @@ def _encode(config: StudyConfig, data: StudyData, console: Console) -> None:
         *_short_enough(data.finetune, settings.data.max_duration_s),
         *_read([*data.dev, *data.test, *data.alignment]),
     ]
-    fill_frames(samples, settings.model.build(device).to(device), config.cache, on_error=settings.data.on_error)
+    fill_frames(samples, settings.model.build(device).to(device), config.cache)
 
 
 def _longest_s(config: StudyConfig) -> float:

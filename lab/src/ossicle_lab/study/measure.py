@@ -10,7 +10,7 @@ from typing import Any
 
 from ossicle.batch import Batch, Sample
 from ossicle.data.collate import Collator
-from ossicle.data.dataset import OnError, SpeechDataset
+from ossicle.data.dataset import SpeechDataset
 from ossicle.data.manifest import read_manifest
 from ossicle.evaluate.decode import decode
 from ossicle.evaluate.hypotheses import Key
@@ -42,15 +42,15 @@ def cached(manifests: Sequence[str | Path], model: SpeechLLM, cache: Path) -> Da
     return CachedDataset(dataset, frames)
 
 
-def fill_frames(samples: Iterable[Sample], model: SpeechLLM, cache: Path, *, on_error: OnError = "raise") -> None:
+def fill_frames(samples: Iterable[Sample], model: SpeechLLM, cache: Path) -> None:
     """Add the missing frames of ``samples`` to ``cache``, each stretch of audio once.
 
-    Do nothing if a part of the encoder is trained. With ``on_error="skip"``, damaged files are left out.
+    Do nothing if a part of the encoder is trained.
     """
     if model.encoder.trains:
         return
     unique = list({(sample.audio, sample.start_s, sample.end_s): sample for sample in samples}.values())
-    dataset = SpeechDataset(unique, max_duration_s=float("inf"), on_error=on_error)
+    dataset = SpeechDataset(unique, max_duration_s=float("inf"))
     FrameCache(cache, model.encoder).fill(dataset, model.llm.model.device)
 
 
