@@ -23,7 +23,7 @@ quick: $(VENV)/.demo  ## The same, smaller (about 3 minutes once installed)
 	$(BIN)/ossicle demo --quick
 
 test: $(VENV)/.dev  ## Run the tests, with the coverage of the core
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --cov --cov-report=term --cov-fail-under=90
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal --cov --cov-report=term --cov-fail-under=90
 
 check: $(VENV)/.dev types  ## Formatting, lint, types and the import contract
 	$(BIN)/ruff format --check .

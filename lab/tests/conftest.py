@@ -13,6 +13,13 @@ import yaml
 from ossicle.testing import tiny_manifest
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Measure the coverage of the core by its own tests alone, which makes these a third faster."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.no_cover)
+
+
 @pytest.fixture
 def study_tree(tree: Callable[..., dict[str, Any]], manifest: Path, tmp_path: Path) -> dict[str, Any]:
     """The study as plain values; its recipes lie beside ``tmp_path / "study.yaml"``."""

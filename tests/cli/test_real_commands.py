@@ -16,7 +16,7 @@ from ossicle.evaluate.hypotheses import read_hypotheses
 from ossicle.train.tracking import read_metrics
 from places import SHARED
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.no_cover]  # coverage does not depend on published weights
 SPEECH = SHARED / "data" / "real_speech" / "librispeech_test_other"
 COUNT = 4
 PROJECTOR = {"name": "qformer", "width": 48, "heads": 2, "layers": 1, "ffn": 48}

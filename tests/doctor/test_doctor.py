@@ -66,6 +66,7 @@ def change_lines(config: Config, change: Callable[[int, dict], dict]) -> None:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
+@pytest.mark.no_cover  # other tests reach the same lines
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_it_runs_on_every_recipe(recipe):
     report, printed = examined(load(recipe), tiny=True)

@@ -82,6 +82,7 @@ def name_of(recipe: Path) -> str:
     return f"{recipe.parent.name}/{recipe.stem}"
 
 
+@pytest.mark.no_cover  # other tests reach the same lines
 @needs_lab
 @pytest.mark.parametrize("recipe", LAB, ids=lambda path: path.stem)
 def test_every_lab_recipe_trains(recipe, corpus, tmp_path):
@@ -94,6 +95,7 @@ def test_every_lab_recipe_trains(recipe, corpus, tmp_path):
     assert last < first
 
 
+@pytest.mark.no_cover  # other tests reach the same lines
 @pytest.mark.parametrize("recipe", PAPER + SMALLER, ids=name_of)
 def test_every_other_recipe_runs_on_tiny_models(recipe, corpus, deep, tmp_path):
     found = losses(small(recipe, corpus, tmp_path, [*deep, "train.steps=2"]))

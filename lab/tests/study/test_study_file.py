@@ -49,6 +49,10 @@ def test_the_table_on_recorded_speech_has_one_pair_of_models_in_all_recipes(tmp_
         assert own.model.encoder == stage2.model.encoder
 
 
+def test_a_study_without_contrastive_rows_makes_no_claim():
+    assert load(PAPER_TABLE, ["claim={}"]).claim.contrastive == []
+
+
 def test_every_row_of_the_search_is_a_recipe_that_exists(tmp_path):
     config = load(PAPER_TABLE.with_name("search.yaml"))
     assert config.data.lab is not None and config.data.lab.test_split == "dev"

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
-import tempfile
 from collections.abc import Callable
 from itertools import accumulate
-from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -50,9 +47,7 @@ def peak_b(run: Callable[[], object], device: torch.device) -> int:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # PyTorch's profiler writes its own starts and ends to stderr
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "trace.json"
-        profiler.export_chrome_trace(str(path))
-        events = [event for event in json.loads(path.read_text())["traceEvents"] if event.get("name") == "[memory]"]
-    changes = [int(event["args"]["Bytes"]) for event in sorted(events, key=lambda event: float(event["ts"]))]
+    assert profiler.profiler is not None
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    changes: list[int] = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
     return max(accumulate(changes, initial=0))

@@ -169,8 +169,8 @@ class Compare:
 class Claim:
     """The rows on which the paper's claim is tested."""
 
-    contrastive: list[str] = Field(default_factory=lambda: ["contr-cos-all", "contr-wasser-all"])
-    """Contrastive rows that the claim is about."""
+    contrastive: list[str] = Field(default_factory=list)
+    """Contrastive rows that the claim is about. Default: none, so that nothing is tested."""
     asr: str = "asr"
     """Row with ASR pretraining."""
     none: str = "none"
