@@ -5,16 +5,15 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-import signal
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import ParamSpec, TypeVar
+
+from ossicle.workers import start_worker
 
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",  # two processes with one thread each are faster than one process with two threads
@@ -24,7 +23,6 @@ ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": str(4 << 30),
 }
 """Environment variables of the worker processes. Values that the user has set take precedence."""
-ORPHAN_CHECK_S = 1.0
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -67,7 +65,7 @@ def process_pool(workers: int, *, ignore_interrupt: bool = False) -> Iterator[Ex
     # A forked copy of a process that has used torch's threads can hang, so the workers are spawned.
     context = multiprocessing.get_context("spawn")
     arguments = (os.getpid(), ignore_interrupt)
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=arguments)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker, initargs=arguments)
     try:
         yield pool
     except KeyboardInterrupt:
@@ -109,20 +107,3 @@ def _run_in_worker(job: Callable[[], object], log: Path | None) -> None:
         return
     with log.open("a", encoding="utf-8") as out, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
         job()
-
-
-def _start_worker(parent: int, ignore_interrupt: bool) -> None:
-    if ignore_interrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _end_with(parent)
-
-
-def _end_with(parent: int) -> None:
-    """End this process soon after the process ``parent`` has been killed, which does not end its children."""
-
-    def check() -> None:
-        while os.getppid() == parent:
-            time.sleep(ORPHAN_CHECK_S)
-        os._exit(1)
-
-    threading.Thread(target=check, daemon=True).start()

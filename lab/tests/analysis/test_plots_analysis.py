@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from ossicle.inspect.geometry import principal_components
+from ossicle_lab.analysis.components import principal_components
 from ossicle_lab.analysis.plots_analysis import (
     TOKENS_SHOWN,
     TokenAlignment,

@@ -8,7 +8,7 @@ is spoken once. Its transcript, translations and questions become lines with the
 from __future__ import annotations
 
 import json
-import signal
+import os
 import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
@@ -46,6 +46,7 @@ from ossicle.corpora.writer import Limits
 from ossicle.errors import CorpusError
 from ossicle.prompts import LANGUAGE_NAMES
 from ossicle.shards import Shard
+from ossicle.workers import start_worker
 
 PARALLEL_FROM = 64
 """Number of utterances from which processes are used. Fewer are spoken before new processes have started."""
@@ -138,8 +139,8 @@ def _pool(options: TtsOptions, few: bool, jobs: int | None) -> Executor:
         return ThreadPoolExecutor(jobs)
     # espeak-ng has global state, so each process speaks one text at a time. Processes are spawned because a fork of a
     # process with threads can hang. They ignore Ctrl-C because this process stops them.
-    ignore = (signal.SIGINT, signal.SIG_IGN)
-    return ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=signal.signal, initargs=ignore)
+    arguments = (os.getpid(), True)
+    return ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=start_worker, initargs=arguments)
 
 
 def _limited(items: Iterable[Item], limit: int | None) -> Iterator[Item]:

@@ -1,13 +1,11 @@
-"""Compare the geometry of two sets of paired vectors: modality gap, CKA, principal components.
+"""Compare the geometry of two sets of paired vectors: modality gap and CKA.
 
-All are pure functions and compute in float64.
+Both are pure functions and compute in float64.
 
 Shape legend: N pairs, D and E widths. Row i of both sides belongs to the same utterance.
 """
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,14 +13,6 @@ from torch.nn import functional
 
 MIN_PAIRS_FOR_CKA = 4
 """Minimum number of pairs: the unbiased estimate divides by N - 3."""
-
-
-class Components(NamedTuple):
-    """Coordinates of points on their leading principal components."""
-
-    points: Tensor  # (N, K) float64
-    share: list[float]
-    """Fraction of the variance that each component explains, 0..1."""
 
 
 def modality_gap(speech: Tensor, text: Tensor) -> float:
@@ -58,22 +48,6 @@ def linear_cka(x: Tensor, y: Tensor) -> float:
     grams = [_gram_without_diagonal(side) for side in (x, y)]
     across, *own = (_hsic(*grams), *(_hsic(gram, gram) for gram in grams))
     return float(across / (own[0] * own[1]).sqrt()) if min(own) > 0 else float("nan")
-
-
-def principal_components(points: Tensor, count: int = 2) -> Components:
-    """Return ``points`` (N, D) on their ``count`` leading principal components.
-
-    The Gram matrix gives them exactly for any D. The sign of each component is chosen so that its largest coordinate is
-    positive. Raises `ValueError` if N or D is smaller than ``count``.
-    """
-    if min(points.shape) < count:
-        raise ValueError(f"{count} principal components need as many points and dimensions, not {tuple(points.shape)}")
-    centred = points.double() - points.double().mean(0)
-    values, vectors = torch.linalg.eigh(centred @ centred.T)  # ascending
-    values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)[:, :count]
-    largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
-    total = values.sum().clamp_min(torch.finfo(torch.float64).tiny)
-    return Components(vectors * largest.sign() * values[:count].sqrt(), (values[:count] / total).tolist())
 
 
 def _gram_without_diagonal(x: Tensor) -> Tensor:

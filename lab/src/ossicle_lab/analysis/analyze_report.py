@@ -13,7 +13,7 @@ from rich.table import Table
 
 from ossicle.evaluate.tables import print_whole
 from ossicle.inspect.alignment import AlignmentRow
-from ossicle.inspect.geometry import Components
+from ossicle_lab.analysis.components import Components
 from ossicle_lab.analysis.plots import plot_retrieval_by_layer
 from ossicle_lab.analysis.plots_analysis import (
     TokenAlignment,

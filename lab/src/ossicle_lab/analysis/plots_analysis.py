@@ -63,7 +63,8 @@ def plot_geometry(stages: Mapping[str, Sequence[Row]], out: Path) -> Path:
 def plot_components(stages: Mapping[str, Mapping[int, Any]], out: Path) -> Path:
     """Draw speech and text on their two leading principal components: one row per stage, one column per layer.
 
-    ``stages`` has for each stage and layer the `ossicle.inspect.geometry.Components` of 2N points: speech, then text.
+    ``stages`` has for each stage and layer the `ossicle_lab.analysis.components.Components` of 2N points:
+    speech, then text.
     """
     layers = list(next(iter(stages.values())))
     with style():
