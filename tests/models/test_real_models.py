@@ -35,11 +35,11 @@ def test_both_stages_in_half_precision_and_decoding(real_models, recordings, tmp
     task = {"task": "asr", "instruction": "Transcribe the speech.", "answer": "a test of speech"}
     for name, extra in (("stage1", {}), ("stage2", task)):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line | extra) + "\n" for line in lines))
-    encoder, llm = (str(real_models[name]) for name in ("whisper-tiny.en", "smollm2-135m-instruct"))
+    models = {"encoder": str(real_models["whisper-tiny.en"]), "llm": str(real_models["smollm2-135m-instruct"])}
     shared = {
         "output_dir": str(tmp_path),
-        "model": {"encoder": encoder, "llm": llm, "llm_dtype": "bfloat16", "projector": SIZES},
-        "train": {"steps": 2, "precision": "bf16", "cpu": True, "tensorboard": False, "log_every": 1},
+        "model": {**models, "llm_dtype": "bfloat16", "encoder_context": "audio", "projector": SIZES},
+        "train": {"steps": 1, "precision": "bf16", "cpu": True, "tensorboard": False, "log_every": 1},
     }
     first = shared | {"name": "first", "data": {"train": [str(tmp_path / "stage1.jsonl")], "batch_size": 2}}
     folder = train(parse(first))
@@ -51,7 +51,7 @@ def test_both_stages_in_half_precision_and_decoding(real_models, recordings, tmp
     assert all(torch.tensor(line["loss"]).isfinite() for line in logged if "loss" in line)
     model = SpeechLLM.from_pretrained(folder)
     assert model.objectives == ("next_token",)
-    (answer,) = model.generate(recordings[0], "Transcribe the speech.", max_new_tokens=4)
+    (answer,) = model.generate(recordings[0], "Transcribe the speech.", max_new_tokens=2)
     assert isinstance(answer, str)
 
 
