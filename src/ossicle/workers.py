@@ -5,8 +5,6 @@ import signal
 import threading
 import time
 
-ORPHAN_CHECK_S = 1.0
-
 
 def start_worker(parent: int, ignore_interrupt: bool) -> None:
     """Let this process end soon after the process ``parent`` is killed, and ignore Ctrl-C if asked to.
@@ -18,7 +16,7 @@ def start_worker(parent: int, ignore_interrupt: bool) -> None:
 
     def check() -> None:
         while os.getppid() == parent:
-            time.sleep(ORPHAN_CHECK_S)
+            time.sleep(1)
         os._exit(1)
 
     threading.Thread(target=check, daemon=True).start()

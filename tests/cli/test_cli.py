@@ -180,6 +180,11 @@ def test_further_speeds_need_a_model_that_spells(fails, trained, task_manifest):
     assert "speeds: only models that spell (projector ctc) use them" in said
 
 
+def test_an_empty_path_is_not_the_current_folder(fails, trained, task_manifest, monkeypatch):
+    monkeypatch.chdir(Path(read_manifest(task_manifest)[0].audio).parent)
+    assert "a path is empty" in fails("transcribe", "", "--model", trained)
+
+
 @pytest.mark.parametrize("paths", [("none/*.wav",), ("-", "-", "-")])
 def test_paths_without_recordings_are_named(fails, trained, tmp_path, monkeypatch, paths):
     monkeypatch.chdir(tmp_path)

@@ -27,10 +27,12 @@ SUFFIXES = {*AUDIO_SUFFIXES, *OTHER_AUDIO_SUFFIXES}
 def recordings_at(paths: list[str]) -> list[Path]:
     """Return the recordings at ``paths``: files, folders with recordings at any depth, patterns, and ``-``.
 
-    Files in folders count as recordings by their suffix. Raises `DataError` for a folder or pattern without recordings.
+    Files in folders count as recordings by their suffix. Raises `DataError` for an empty path and a folder or pattern without recordings.
     """
     found: list[Path] = []
     for name in paths:
+        if not name:  # as a path, it is the current folder
+            raise DataError("a path is empty; give other paths")
         path = Path(name).expanduser()
         if path.is_dir():
             below = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
