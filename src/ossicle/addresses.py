@@ -80,7 +80,7 @@ def list_files(source: Path, *suffixes: str) -> list[Path]:
     Raises `DataError` if a remote folder cannot be listed.
     """
     if not is_remote(source):
-        return [source] if source.is_file() else sorted(p for p in source.glob("*") if p.name.endswith(suffixes))
+        return [source] if source.is_file() else sorted(p for p in source.glob("[!.]*") if p.name.endswith(suffixes))
     from ossicle.remote import names_in
 
     try:

@@ -91,7 +91,7 @@ def opened(path: str | Path, tolerance_s: float) -> Iterator[soundfile.SoundFile
 def _checked(path: Path, stack: ExitStack, size: int, tolerance_s: float) -> soundfile.SoundFile:
     """Return the open file after the checks of `opened`; what else is opened is closed with ``stack``."""
     try:
-        file = soundfile.SoundFile(_repaired_wav(path, stack) or path)
+        file = _sound_file(path, stack)
     except (soundfile.LibsndfileError, OSError, ValueError, RuntimeError) as error:
         return _decoded(path, tolerance_s, error)
     if file.format == "MP3":
@@ -106,6 +106,14 @@ def _checked(path: Path, stack: ExitStack, size: int, tolerance_s: float) -> sou
         file.close()
         raise
     return file
+
+
+def _sound_file(path: Path, stack: ExitStack) -> soundfile.SoundFile:
+    try:
+        return soundfile.SoundFile(_repaired_wav(path, stack) or path)
+    except soundfile.LibsndfileError:
+        # Beside a file ._NAME of macOS, libsndfile takes an MP3 file for SD2, unless it does not know its name.
+        return soundfile.SoundFile(stack.enter_context(path.open("rb")))
 
 
 def _decoded(path: Path, tolerance_s: float, error: Exception) -> soundfile.SoundFile:

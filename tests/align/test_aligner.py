@@ -178,13 +178,13 @@ def lab() -> Aligner:
 def spoken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """40 utterances in held-out voices, with the word times of espeak-ng."""
     pytest.importorskip("espeakng_loader", reason="needs pip install espeakng-loader")
-    from ossicle.corpora.voices import test_voices
+    from ossicle.corpora.voices import held_out_voices
     from ossicle_lab.world.passages import sample_passages
     from ossicle_lab.world.synthesise import synthesise
 
     texts = [passage.text for passage in sample_passages("test", 40, seed=11, max_sentences=2)]
     items = [{"id": f"t{i}", "text": text} for i, text in enumerate(texts)]
-    return synthesise(items, tmp_path_factory.mktemp("spoken"), voices=test_voices(), seed=9, progress=False)
+    return synthesise(items, tmp_path_factory.mktemp("spoken"), voices=held_out_voices(), seed=9, progress=False)
 
 
 def boundary_errors_ms(found: list[WordTime], true: list[WordTime]) -> list[float]:

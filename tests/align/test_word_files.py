@@ -181,6 +181,7 @@ def test_import_of_a_folder_of_textgrids(tmp_path: Path) -> None:
     for name, word in [("anna/1", "hi"), ("ben/1", "wrong"), ("ben/b", "ho"), ("3", "something else")]:
         (grids / name).parent.mkdir(parents=True, exist_ok=True)
         (grids / f"{name}.TextGrid").write_text(short(tier("words", (0, 1, word))))
+    (grids / "anna" / "._1.TextGrid").write_bytes(b"\x00\x05\x16\x07")  # hidden, as macOS writes them on other disks
     out = tmp_path / "out.jsonl"
     with pytest.raises(WordFileError, match=r"in\.jsonl:3: 'c' has other words in the file: 'something else'"):
         import_words(manifest, out, grids)

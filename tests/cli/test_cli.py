@@ -138,6 +138,7 @@ def test_folders_patterns_and_standard_input(trained, task_manifest, tmp_path, m
         place = tmp_path / "talks" / "deep" if number else tmp_path / "talks"
         place.mkdir(parents=True, exist_ok=True)
         shutil.copy(sample.audio, place / f"{number}.WAV")
+        (place / f"._{number}.WAV").write_bytes(b"hidden, as macOS writes them on other disks")
     (tmp_path / "talks" / "notes.txt").write_text("no recording")
     monkeypatch.chdir(tmp_path)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ossicle.audio import SAMPLE_RATE_HZ, read_audio
-from ossicle.corpora.voices import PITCH, RATE_WPM, espeak, speak, speak_with_times, test_voices, train_voices
+from ossicle.corpora.voices import PITCH, RATE_WPM, espeak, held_out_voices, speak_with_times, train_voices
 from ossicle.data.manifest import read_manifest
 from ossicle.errors import VoiceError
 from ossicle_lab.models.build_encoder import homophones, training_strings
@@ -22,7 +22,7 @@ TEXT = "in the morning anna saw the red car at the end of the street"
 
 
 def test_no_variant_is_in_both_splits() -> None:
-    train, held_out = train_voices(), test_voices()
+    train, held_out = train_voices(), held_out_voices()
     assert not {voice.variant for voice in train} & {voice.variant for voice in held_out}
     assert len({voice.name for voice in train}) == len(train) >= 40
     assert len({voice.name for voice in held_out}) == len(held_out) >= 8
@@ -30,29 +30,29 @@ def test_no_variant_is_in_both_splits() -> None:
 
 
 def test_genders_agree_with_the_voice_files() -> None:
-    for voice in train_voices() + test_voices():
+    for voice in train_voices() + held_out_voices():
         text = (Path(espeakng_loader.get_data_path()) / "voices/!v" / voice.variant).read_text(errors="replace")
         stated = re.search(r"^gender\s+(\w+)", text, re.MULTILINE)
         assert voice.gender == (stated[1].lower() if stated else "male"), voice.name
 
 
-@pytest.mark.parametrize("voice", train_voices()[::5] + test_voices()[::3], ids=lambda voice: voice.name)
+@pytest.mark.parametrize("voice", train_voices()[::5] + held_out_voices()[::3], ids=lambda voice: voice.name)
 def test_speech_depends_on_the_arguments_alone(voice) -> None:
-    first = speak(TEXT, voice, seed=3)
-    speak("something else", train_voices()[0], seed=1)
-    assert np.array_equal(first, speak(TEXT, voice, seed=3))
-    assert not np.array_equal(first[:8000], speak(TEXT, voice, seed=4)[:8000])
+    first = speak_with_times(TEXT, voice, seed=3).waveform
+    speak_with_times("something else", train_voices()[0], seed=1)
+    assert np.array_equal(first, speak_with_times(TEXT, voice, seed=3).waveform)
+    assert not np.array_equal(first[:8000], speak_with_times(TEXT, voice, seed=4).waveform[:8000])
 
 
 def test_another_process_gives_the_same_samples() -> None:
     voice = train_voices()[0]
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        elsewhere = pool.apply(speak, (TEXT, voice, 3))
-    assert np.array_equal(elsewhere, speak(TEXT, voice, seed=3))
+        elsewhere = pool.apply(speak_with_times, (TEXT, voice, 3)).waveform
+    assert np.array_equal(elsewhere, speak_with_times(TEXT, voice, seed=3).waveform)
 
 
 def test_waveform_and_metadata() -> None:
-    for seed, voice in enumerate(test_voices()):
+    for seed, voice in enumerate(held_out_voices()):
         utterance = speak_with_times(TEXT, voice, seed)
         assert utterance.waveform.dtype == np.float32 and utterance.waveform.ndim == 1
         assert 0.3 < np.abs(utterance.waveform).max() <= 1.0
@@ -86,7 +86,7 @@ def test_word_times_are_where_the_words_are() -> None:
 
 def test_an_empty_text_is_an_error() -> None:
     with pytest.raises(VoiceError, match="produces no sound"):
-        speak("", train_voices()[0])
+        speak_with_times("", train_voices()[0])
 
 
 def test_an_unknown_voice_is_an_error() -> None:
@@ -141,7 +141,7 @@ def test_the_shipped_encoder_recognises_new_strings_in_new_voices(tmp_path: Path
 
     strings = training_strings(8, 987, min_words=3, max_words=8)
     items = [{"id": f"fresh{i}", "text": text} for i, text in enumerate(strings)]
-    samples = read_manifest(synthesise(items, tmp_path, voices=test_voices(), seed=77, progress=False))
+    samples = read_manifest(synthesise(items, tmp_path, voices=held_out_voices(), seed=77, progress=False))
     model = HubertForCTC.from_pretrained(ENCODER).float()
     processor = ctc_processor(tmp_path / "processor")
     scores = recognition_scores(model, processor, samples, merge=homophones(sorted(" ".join(strings).split())))

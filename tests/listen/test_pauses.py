@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from ossicle.audio import SAMPLE_RATE_HZ
-from ossicle.corpora.voices import speak, test_voices
+from ossicle.corpora.voices import held_out_voices, speak_with_times
 from ossicle.errors import MissingPackageError
 from ossicle.listen.pauses import MARGIN_S, OVERLAP_S, Window, find_detector, windows
 
@@ -28,7 +28,7 @@ def recording(pauses):
     """Return a recording with a sentence before each pause, and the samples where the sentences begin and end."""
     parts, places, length = [silence(1.0)], [], SECOND
     for number, pause in enumerate(pauses):
-        said = speak(SENTENCE, test_voices()[number % 4], number)
+        said = speak_with_times(SENTENCE, held_out_voices()[number % 4], number).waveform
         places.append((length, length + len(said)))
         parts += [said + silence(len(said) / SECOND)[: len(said)], silence(pause)]
         length += len(said) + len(parts[-1])

@@ -11,12 +11,13 @@ from ossicle.data.collate import Collator
 from ossicle.data.dataset import SpeechDataset
 from ossicle.data.manifest import read_manifest, write_manifest
 from ossicle.inspect.alignment import retrieval
-from ossicle.inspect.states import KeptStates, PooledFrames, encoded, pooled_states
+from ossicle.inspect.states import KeptStates, encoded, pooled_states
 from ossicle.losses.contrastive import mean_pool
 from ossicle.models.projectors import QFormerConfig
 from ossicle.models.speech_llm import ModelConfig, SpeechLLM
 from ossicle.testing import tiny_manifest
 from ossicle_lab.analysis.analyze import RESULTS_FILE, stage_names
+from ossicle_lab.analysis.probe_layers import PooledFrames
 
 pytest.importorskip("matplotlib")
 UTTERANCES = 24

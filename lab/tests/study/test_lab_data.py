@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ossicle.corpora.voices import test_voices
+from ossicle.corpora.voices import held_out_voices
 from ossicle.data.manifest import read_manifest
 from ossicle.prompts import task_key
 from ossicle_lab.study import lab_data
@@ -44,7 +44,7 @@ def test_a_search_is_scored_on_development_voices_and_passages(tmp_path):
     corpus = replace(CORPUS, train=2, extra=0, test=4, test_split="dev")
     made = make_lab_data(tmp_path, StudyData(lab=corpus, tasks=["asr"]), corpus)
     dev, scored = (read_manifest(paths[0]) for paths in (made.dev, made.test))
-    assert {s.speaker for s in scored} <= {voice.name for voice in test_voices()[::3]}
+    assert {s.speaker for s in scored} <= {voice.name for voice in held_out_voices()[::3]}
     assert len(scored) == 4 and not {s.text for s in dev} & {s.text for s in scored}
     tested = {p.text for p in sample_passages("test", 400, seed=corpus.seed, max_sentences=2)}
     assert not tested & {s.text for s in scored}
@@ -69,7 +69,7 @@ def test_the_voice_is_asked_about_and_changes_no_other_line(data):
     samples = read_manifest(data.alignment[0])
     passages = sample_passages("test", len(samples), seed=CORPUS.seed, max_sentences=2)
     plain, asked = (task_lines(samples, passages, tasks, 0) for tasks in (("asr", "qa"), ("asr", "voice", "qa")))
-    women = {voice.name for voice in test_voices() if voice.gender == "female"}
+    women = {voice.name for voice in held_out_voices() if voice.gender == "female"}
     about = [line for line in asked if line.task == "voice"]
     assert len(about) == len(samples) == 8
     assert all(line.answers == ("the woman" if line.speaker in women else "the man",) for line in about)

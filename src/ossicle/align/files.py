@@ -244,7 +244,7 @@ Found = tuple[Sequence[WordTime], bool]
 
 def _textgrids(folder: Path, shared: frozenset[str]) -> Callable[[Sample], Found]:
     by_name: dict[str, list[Path]] = {}
-    for path in sorted(folder.rglob("*.[tT]ext[gG]rid")):
+    for path in sorted(folder.rglob("[!.]*.[tT]ext[gG]rid")):
         by_name.setdefault(path.stem, []).append(path)
 
     def find(sample: Sample) -> Found:

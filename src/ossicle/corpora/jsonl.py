@@ -32,7 +32,7 @@ from ossicle.errors import CorpusError
 
 def read(source: Path, options: Options) -> Iterator[Item]:
     """Yield the lines of the manifests, which are named after the file and the task."""
-    files = [source] if source.is_file() else sorted((*source.glob("*.jsonl"), *source.glob("*.json")))
+    files = [source] if source.is_file() else sorted((*source.glob("[!.]*.jsonl"), *source.glob("[!.]*.json")))
     if not files:
         raise layout_error(CORPORA["jsonl"], source, "contains no .jsonl or .json file")
     check_columns(options)

@@ -20,8 +20,8 @@ def subfolder(source: Path, name: str) -> Path:
 def files_below(folder: Path) -> Iterator[tuple[Path, float]]:
     """Yield all files, and folders that cannot be read, at any depth, each with the share of the folders that is read.
 
-    The entries of each folder are sorted by name. A folder that links lead to more than once is read once. Memory
-    holds the names in the current folder and those above it.
+    Hidden entries are left out, and the others of a folder are sorted by name. A folder that links lead to more than
+    once is read once. Memory holds the names in the current folder and those above it.
     """
     seen: set[tuple[int, int]] = set()
     stack = [(iter(_entries(folder, seen)), 0.0, 1.0)]  # entries with their place, start and share of the folder
@@ -48,7 +48,8 @@ def _entries(folder: Path, seen: set[tuple[int, int]]) -> list[tuple[os.DirEntry
     if (status.st_dev, status.st_ino) in seen:
         return []
     seen.add((status.st_dev, status.st_ino))
-    entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    shown = (entry for entry in os.scandir(folder) if entry.name[0] != ".")
+    entries = sorted(shown, key=lambda entry: entry.name)
     return [(entry, index / len(entries), 1 / len(entries)) for index, entry in enumerate(entries)]
 
 

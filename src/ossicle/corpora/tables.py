@@ -25,7 +25,7 @@ def parquet_files(source: Path) -> dict[str, list[Path]]:
     if source.is_file():
         return {split_of(source): [source]} if source.suffix == ".parquet" else {}
     files: dict[str, list[Path]] = {}
-    for path in list_files(source, ".parquet") if is_remote(source) else sorted(source.rglob("*.parquet")):
+    for path in list_files(source, ".parquet") if is_remote(source) else sorted(source.rglob("[!.]*.parquet")):
         files.setdefault(split_of(path), []).append(path)
     return files
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ossicle.corpora.speak_file import SpeakJob, speak_file
-from ossicle.corpora.voices import Voice, test_voices, train_voices
+from ossicle.corpora.voices import Voice, held_out_voices, train_voices
 from ossicle.data.words import WORDS
 from ossicle.errors import CorpusError, MakeError, VoiceError
 
@@ -117,7 +117,7 @@ def espeak_voices(language: str, kind: str) -> list[Voice]:
 
     English has 51 voices for training and 10 others for tests. Other languages use the variants of these voices.
     """
-    voices = train_voices() if kind == "train" else test_voices()
+    voices = train_voices() if kind == "train" else held_out_voices()
     if language == "en":
         return voices
     accent = ESPEAK_NAMES.get(language, language)

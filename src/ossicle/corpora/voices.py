@@ -92,21 +92,13 @@ _TEST = {
 
 
 def train_voices() -> list[Voice]:
-    """Return the 51 voices for training, which share no variant with `test_voices`."""
+    """Return the 51 voices for training, which share no variant with `held_out_voices`."""
     return _expand(_TRAIN)
 
 
-def test_voices() -> list[Voice]:
+def held_out_voices() -> list[Voice]:
     """Return the 10 voices for development and test sets, 5 female and 5 male."""
     return _expand(_TEST)
-
-
-test_voices.__test__ = False  # type: ignore[attr-defined]  # pytest would collect the imported name as a test
-
-
-def speak(text: str, voice: Voice, seed: int = 0) -> np.ndarray:
-    """Return the waveform (S,) of `speak_with_times`."""
-    return speak_with_times(text, voice, seed).waveform
 
 
 def speak_with_times(text: str, voice: Voice, seed: int = 0) -> Utterance:

@@ -84,24 +84,6 @@ def encoded(model: SpeechLLM, batches: Iterable[Batch]) -> Iterator[Batch]:
         yield batch
 
 
-class PooledFrames:
-    """Observe the mean of each utterance's encoder frames, the input of the projector."""
-
-    def __init__(self) -> None:
-        self._parts: list[Tensor] = []
-
-    def observe(self, batch: Batch, text: HiddenStates, speech: HiddenStates) -> None:
-        """Process one batch of `encoded`. Raises `ValueError` if it has no frames."""
-        if batch.frames is None:
-            raise ValueError("the batch has no frames: pass it through `encoded` first")
-        self._parts.append(mean_pool(batch.frames.values, batch.frames.mask).cpu())
-
-    @property
-    def frames(self) -> Tensor:
-        """Return the mean frames (N, D_encoder) of all batches so far."""
-        return torch.cat(self._parts)
-
-
 class KeptStates:
     """Observe the hidden states of every position of a few utterances, for figures of their alignment."""
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from ossicle.audio import SAMPLE_RATE_HZ, audio_duration_s, read_audio
 from ossicle.corpora.folder import OTHER_AUDIO_SUFFIXES
-from ossicle.corpora.paths import AUDIO_SUFFIXES
+from ossicle.corpora.paths import AUDIO_SUFFIXES, files_below
 from ossicle.errors import AudioError, DataError
 from ossicle.models.recordings import read_recording
 
@@ -27,7 +27,8 @@ SUFFIXES = {*AUDIO_SUFFIXES, *OTHER_AUDIO_SUFFIXES}
 def recordings_at(paths: list[str]) -> list[Path]:
     """Return the recordings at ``paths``: files, folders with recordings at any depth, patterns, and ``-``.
 
-    Files in folders count as recordings by their suffix. Raises `DataError` for an empty path and a folder or pattern without recordings.
+    Files in folders count as recordings by their suffix; hidden ones are left out. Raises `DataError` for an empty
+    path, and for a folder or pattern without recordings.
     """
     found: list[Path] = []
     for name in paths:
@@ -35,7 +36,8 @@ def recordings_at(paths: list[str]) -> list[Path]:
             raise DataError("a path is empty; give other paths")
         path = Path(name).expanduser()
         if path.is_dir():
-            below = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+            files = (file for file, _ in files_below(path))
+            below = sorted(file for file in files if file.suffix.lower() in SUFFIXES and file.is_file())
         elif not path.exists() and any(char in name for char in "*?["):
             below = sorted(map(Path, glob(str(path), recursive=True)))  # noqa: PTH207 - absolute patterns, too
         else:

@@ -26,7 +26,7 @@ from ossicle.data.words import WORDS, words_of
 from ossicle.errors import CheckpointError
 from ossicle.files import write_json
 from ossicle.inspect.alignment import AlignmentRow, alignment_report
-from ossicle.inspect.states import KeptStates, PooledFrames, encoded, pooled_states
+from ossicle.inspect.states import KeptStates, encoded, pooled_states
 from ossicle.inspect.wasserstein import MeanWasserstein
 from ossicle.models.frozen import fingerprint
 from ossicle.models.saving import read_record
@@ -38,7 +38,7 @@ from ossicle_lab.analysis.analyze_report import draw, print_report
 from ossicle_lab.analysis.components import Components, principal_components
 from ossicle_lab.analysis.drawing import style
 from ossicle_lab.analysis.plots_analysis import TokenAlignment
-from ossicle_lab.analysis.probe_layers import Probes, probing
+from ossicle_lab.analysis.probe_layers import PooledFrames, Probes, probing
 
 RESULTS_FILE = "analysis.json"
 PROBED = 9

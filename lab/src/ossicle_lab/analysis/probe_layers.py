@@ -7,11 +7,13 @@ from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from ossicle.batch import Sample
+from ossicle.batch import Batch, HiddenStates, Sample
 from ossicle.errors import MissingPackageError
 from ossicle.inspect.states import PooledStates
+from ossicle.losses.contrastive import mean_pool
 from ossicle.progress import track
 from ossicle_lab.analysis.probes import FIELDS, ProbeError, Task, majority, make_task, probe
 
@@ -76,3 +78,21 @@ def probing(layers: Sequence[int]) -> Probes:
     if find_spec("sklearn") is None:
         raise MissingPackageError("probes need scikit-learn: pip install 'ossicle[analysis]', or pass --no-probes")
     return Probes(layers)
+
+
+class PooledFrames:
+    """Observe the mean of each utterance's encoder frames, the input of the projector."""
+
+    def __init__(self) -> None:
+        self._parts: list[Tensor] = []
+
+    def observe(self, batch: Batch, text: HiddenStates, speech: HiddenStates) -> None:
+        """Process one batch of `encoded`. Raises `ValueError` if it has no frames."""
+        if batch.frames is None:
+            raise ValueError("the batch has no frames: pass it through `encoded` first")
+        self._parts.append(mean_pool(batch.frames.values, batch.frames.mask).cpu())
+
+    @property
+    def frames(self) -> Tensor:
+        """Return the mean frames (N, D_encoder) of all batches so far."""
+        return torch.cat(self._parts)

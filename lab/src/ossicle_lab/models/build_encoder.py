@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ossicle.corpora.voices import Voice, espeak, test_voices, train_voices
+from ossicle.corpora.voices import Voice, espeak, held_out_voices, train_voices
 from ossicle.data.manifest import read_manifest
 from ossicle.files import write_json
 from ossicle_lab.models.ctc import CTCTraining, Phase, recognition_scores, save_encoder, train_ctc
@@ -127,8 +127,8 @@ def build_corpus(work: Path) -> dict[str, Path]:
     """
     parts: dict[str, tuple[list[Voice], list[tuple[int, int, int]]]] = {
         "train": (train_voices(), [(2500, 1, 4), (6000, 3, 11), (900, 10, 20)]),
-        "dev": (test_voices(), [(100, 2, 12)]),
-        "test": (test_voices(), [(300, 2, 12)]),
+        "dev": (held_out_voices(), [(100, 2, 12)]),
+        "test": (held_out_voices(), [(300, 2, 12)]),
     }
     manifests = {}
     for part_index, (part, (voices, blocks)) in enumerate(parts.items()):

@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from ossicle.corpora.voices import Voice, test_voices, train_voices
+from ossicle.corpora.voices import Voice, held_out_voices, train_voices
 from ossicle.data.manifest import read_manifest, write_manifest
 from ossicle_lab.study.config import LabCorpus, StudyData
 from ossicle_lab.world.corpus import speak_passages, task_lines
@@ -22,7 +22,7 @@ def make_lab_data(folder: Path, data: StudyData, corpus: LabCorpus) -> StudyData
 
     As in the paper, stage 2 uses the recordings of stage 1, without the extra ones.
     """
-    held_out = test_voices()
+    held_out = held_out_voices()
     dev_voices = held_out[::DEV_VOICE_EVERY]
     voices: dict[Split, list[Voice]] = {
         "train": train_voices(),

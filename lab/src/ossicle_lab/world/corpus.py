@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ossicle.batch import Sample
-from ossicle.corpora.voices import Voice, test_voices, train_voices
+from ossicle.corpora.voices import Voice, held_out_voices, train_voices
 from ossicle.data.manifest import read_manifest, write_manifest
 from ossicle_lab.world.passages import Passage, Split, sample_passages
 from ossicle_lab.world.synthesise import synthesise
@@ -51,7 +51,7 @@ def make_corpus(folder: Path, *, train: int, dev: int, test: int, seed: int = 0,
     passages = {split: sample_passages(split, n, seed=seed, max_sentences=max_sentences) for split, n in counts.items()}
     spoken = {
         split: speak_passages(
-            folder / split, split, passages[split], test_voices() if split == "test" else train_voices(), seed
+            folder / split, split, passages[split], held_out_voices() if split == "test" else train_voices(), seed
         )
         for split in counts
     }

@@ -53,7 +53,7 @@ def synthesise(
     """
     items, out_dir = list(items), Path(out_dir)
     if not voices:
-        raise VoiceError("no voices given: pass train_voices() or test_voices()")
+        raise VoiceError("no voices given: pass train_voices() or held_out_voices()")
     audio_dir = out_dir / "audio"
     audio_dir.mkdir(parents=True, exist_ok=True)
     manifest = out_dir / "manifest.jsonl"
