@@ -87,7 +87,9 @@ def list_files(source: Path, *suffixes: str) -> list[Path]:
         names = names_in(url_of(source))
     except OSError as error:
         raise DataError(f"{url_of(source)}: cannot be listed ({error.strerror}); check the address") from error
-    return [source] if names is None else sorted(source / name for name in names if name.endswith(suffixes))
+    if names is None:
+        return [source]
+    return sorted(source / name for name in names if name.endswith(suffixes) and not name.startswith("."))
 
 
 def read_bytes(path: str | Path) -> bytes:

@@ -97,7 +97,9 @@ def test_objects_of_a_manifest(bucket, tmp_path):
 
 
 def test_shards_are_prepared_and_read_by_workers(bucket, tmp_path, prepared):
-    lines, _ = prepared("webdataset", upload(bucket, tars(tmp_path), "tars"))
+    folder = tars(tmp_path)
+    (folder / "._train-000000.tar").write_bytes(b"hidden, as macOS writes them on other disks")
+    lines, _ = prepared("webdataset", upload(bucket, folder, "tars"))
     assert [(line["text"], line["duration_s"]) for line in lines["train"]] == [("lasts 1.0", 1.0), ("lasts 2.0", 2.0)]
     dataset = SpeechDataset(read_manifest(tmp_path / "out" / "train.jsonl"))
     assert all(same_sound(sample, tmp_path) for sample in dataset.samples)
