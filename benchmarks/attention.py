@@ -1,6 +1,7 @@
 """Compare attention as two plain matrix products with PyTorch's fused kernel, on a CPU.
 
-Usage: python benchmarks/attention.py [--batch 8] [--heads 8] [--length 128] [--width 64] [--pairs 7] [--threads 1]
+Usage: python benchmarks/attention.py [--batch 8] [--heads 8] [--groups 1] [--length 128] [--width 64] [--pairs 7]
+    [--threads 1]
 
 The first table is for forward and backward passes of whole sequences, the second for forward passes of a generation
 step. `ossicle.models.packing` uses the faster implementation of each precision. The contenders run in turns. The tables
@@ -20,6 +21,7 @@ import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
+from transformers.integrations.sdpa_attention import repeat_kv
 
 from ossicle.models.packing import attend
 
@@ -62,8 +64,8 @@ def step_table(arguments: argparse.Namespace) -> Table:
         for length in arguments.length:
             generator = torch.Generator().manual_seed(0)
             query, key, value = (
-                torch.randn(arguments.batch, arguments.heads, size, arguments.width, generator=generator).to(dtype)
-                for size in (1, length, length)
+                torch.randn(arguments.batch, heads, size, arguments.width, generator=generator).to(dtype)
+                for heads, size in ((arguments.heads, 1), *[(arguments.heads // arguments.groups, length)] * 2)
             )
             first = torch.arange(arguments.batch)[:, None] % max(length // 2, 1)
             mask = (torch.arange(length) >= first)[:, None, None]
@@ -71,7 +73,8 @@ def step_table(arguments: argparse.Namespace) -> Table:
             for _ in range(arguments.pairs + 1):
                 started = time.process_time()
                 for _ in range(STEPS):
-                    fused_out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+                    repeated = repeat_kv(key, arguments.groups), repeat_kv(value, arguments.groups)
+                    fused_out = F.scaled_dot_product_attention(query, *repeated, attn_mask=mask)
                 between = time.process_time()
                 for _ in range(STEPS):
                     out = attend(query, key, value, mask=mask)
@@ -91,6 +94,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--heads", type=int, default=8)
+    parser.add_argument("--groups", type=int, default=1, help="query heads per key head in the generation step")
     parser.add_argument("--length", type=int, nargs="+", default=[32, 128, 512])
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--pairs", type=int, default=7)

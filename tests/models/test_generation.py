@@ -7,7 +7,10 @@ import torch
 from ossicle.batch import Padded
 from ossicle.errors import ConfigError
 from ossicle.models.generation import SETTINGS, settings_of
-from ossicle.models.streaming import stream
+from ossicle.models.llm import load_llm
+from ossicle.models.prefix import merges
+from ossicle.models.running import RunningBatch
+from ossicle.testing import LLMS
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +32,7 @@ def test_greedy_is_greedy_whatever_the_model_says(model):
     own.repetition_penalty, own.do_sample, own.temperature, own.num_beams, own.top_k = 5.0, True, 3.0, 4, 2
     try:
         assert model.llm.generate(prompt(model), max_new_tokens=20) == plain
-        assert "".join(stream(model.llm, prompt(model), max_new_tokens=20)) == plain[0]
+        assert "".join(RunningBatch(model.llm, 1).stream(prompt(model), max_new_tokens=20)) == plain[0]
         assert model.llm.model.generation_config is own
         penalised = model.llm.generate(prompt(model), max_new_tokens=20, repetition_penalty=5.0)
     finally:
@@ -79,11 +82,11 @@ def test_wrong_settings_are_named(model, given, message):
 def test_pieces_of_a_stream_make_up_the_answer(model):
     for length in (3, 9):
         whole = model.llm.generate(prompt(model, length), max_new_tokens=30)[0]
-        pieces = list(stream(model.llm, prompt(model, length), max_new_tokens=30))
+        pieces = list(RunningBatch(model.llm, 1).stream(prompt(model, length), max_new_tokens=30))
         assert "".join(pieces) == whole
         assert len(pieces) > 1
     with pytest.raises(ConfigError, match="num_beams=2: beams are not decoded in a running batch"):
-        stream(model.llm, prompt(model), num_beams=2)
+        RunningBatch(model.llm, 1).stream(prompt(model), num_beams=2)
 
 
 def test_sampling_by_the_seed_of_torch(model):
@@ -115,3 +118,24 @@ def test_the_head_gets_no_view_of_the_hidden_states(model):
         hook.remove()
     assert len(seen) >= 1
     assert all(seen)
+
+
+@pytest.mark.parametrize("family", LLMS)
+def test_a_beam_search_reads_each_prompt_once(folders, family):
+    """The texts are those of transformers, which reads a prompt once per beam. The second prompt has padding."""
+    llm = load_llm(str(folders[family]))
+    values = llm.embed(torch.arange(40, 60).reshape(2, 10))
+    mask = torch.arange(10) >= torch.tensor([[0], [4]])
+    read = []
+    llm.model.base_model.layers[0].register_forward_pre_hook(lambda _, inputs: read.append(inputs[0].shape[:2]))
+    found = llm.generate(Padded(values, mask), num_beams=3, per_prompt=2, max_new_tokens=5)
+    expected = llm.model.generate(
+        inputs_embeds=values,
+        attention_mask=mask.long(),
+        generation_config=settings_of(llm, num_beams=3, max_new_tokens=5),
+        num_return_sequences=2,
+    )
+    texts = llm.tokenizer.batch_decode(expected, skip_special_tokens=True)
+    assert found == [text.split("\n")[0].strip() for text in texts]
+    assert (read[0] == (2, 9)) == merges(llm)
+    assert ((6, 10) in read[: len(read) // 2]) != merges(llm)

@@ -1,9 +1,9 @@
-"""Sequences after a shared prefix have the states and gradients of sequences that contain it."""
+"""Sequences that begin alike, by a prefix or by chance, have the states of sequences that are read apart."""
 
 import pytest
 import torch
 
-from ossicle.batch import Batch, Padded
+from ossicle.batch import Batch, Padded, pad_ids
 from ossicle.errors import DataError
 from ossicle.models import packing, prefix
 from ossicle.models.llm import LLM, load_llm
@@ -170,3 +170,21 @@ def test_a_short_prefix_is_computed_again(folders_of_llms, monkeypatch):
     llm = load_llm(str(folders_of_llms["llama"]))
     assert not llm.prefix(shared(7, 2))
     assert llm.prefix(shared(8, 2))
+
+
+@pytest.mark.parametrize("family", LLMS)
+def test_texts_that_begin_alike_are_read_once_up_to_their_first_difference(folders_of_llms, family):
+    """The last two texts are longer than a sliding window."""
+    llm = load_llm(str(folders_of_llms[family]))
+    texts = [[5, 6, 7, 8], [5, 6, 9, 8], [5, 6, 7], [5, 6, 7, 8], [3, 6, 7, 8]]
+    texts += [[5, *range(100, 100 + WINDOW + 4), last] for last in (1, 2)]
+    ids = pad_ids(texts)
+    packed = packing.Packing.sharing(ids)
+    assert len(packed.index) == len({tuple(text[: k + 1]) for text in texts for k in range(len(text))})
+    read = []
+    llm.model.base_model.layers[0].register_forward_pre_hook(lambda _, inputs: read.append(inputs[0].shape[1]))
+    found = llm.read(ids, range(LAYERS + 1), packed=packed).states
+    assert read == [len(packed.index) if llm.packs else ids.values.shape[1]]
+    for layer, expected in llm.read(ids, range(LAYERS + 1)).states.items():
+        torch.testing.assert_close(found[layer][ids.mask], expected[ids.mask], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(packed.pack(found[layer])[packed.places[ids.mask]], found[layer][ids.mask])

@@ -19,7 +19,9 @@ def llm(folders):
     return load_llm(str(folders["llama"]))
 
 
-def test_the_probability_of_a_text_equals_the_sum_over_single_tokens(llm):
+@pytest.mark.parametrize("positions", [2, 256])
+def test_the_probability_of_a_text_equals_the_sum_over_single_tokens(llm, monkeypatch, positions):
+    monkeypatch.setattr(rescoring, "LM_POSITIONS", positions)
     found = rescoring.text_scores(WORDS, llm)
 
     end = min(llm.end_ids)
@@ -129,11 +131,12 @@ def likes(monkeypatch, **scores):
 
 
 def test_words_become_similar_ones_that_score_higher(monkeypatch):
-    likes(monkeypatch, curtain=20, wizard=20, cousin=10)
+    asked = likes(monkeypatch, curtain=20, wizard=20, cousin=10)
     characters = sure("the curtin and the wisert", 257)
     assert best(["the curtin and the wisert"], flat(60, 28), None, 1.0, characters=characters) == (
         "the curtain and the wizard"
     )
+    assert len(asked) == len(set(asked))
 
 
 def test_the_probability_of_many_texts_is_that_of_each_alone(monkeypatch):

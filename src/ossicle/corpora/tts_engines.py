@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ossicle.corpora.speak_file import SpeakJob, speak_file
-from ossicle.corpora.voices import Voice, held_out_voices, train_voices
+from ossicle.corpora.voices import Voice, held_out_voices, speak_with_times, train_voices
 from ossicle.data.words import WORDS
 from ossicle.errors import CorpusError, MakeError, VoiceError
 
@@ -34,9 +33,10 @@ class EspeakMaker:
     def __call__(self, path: Path) -> Mapping[str, Any]:
         """Write ``path``. Raises `MakeError` if espeak-ng fails."""
         try:
-            spoken = speak_file(SpeakJob(path=path, text=self.text, voice=self.voice, seed=self.seed))
+            spoken = speak_with_times(self.text, self.voice, self.seed)
         except VoiceError as error:
             raise MakeError(str(error)) from error
+        spoken.write(path)
         words = [[word, round(start_s, 3), round(end_s, 3)] for word, start_s, end_s in spoken.words]
         return {"gender": self.voice.gender, "rate_wpm": spoken.rate_wpm, WORDS: words}
 

@@ -12,13 +12,16 @@ import zlib
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise, takewhile
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import soundfile
 import soxr
 
 from ossicle.audio import SAMPLE_RATE_HZ
 from ossicle.errors import VoiceError
+from ossicle.files import atomic
 
 RATE_WPM = (150, 210)
 """Range of the speaking rate, in words per minute."""
@@ -60,6 +63,11 @@ class Utterance:
     """Speaking rate in words per minute."""
     pitch: int
     """Pitch parameter of espeak-ng."""
+
+    def write(self, path: Path) -> None:
+        """Write the waveform to ``path`` as 16-bit WAV."""
+        with atomic(path) as partial:
+            soundfile.write(partial, self.waveform, SAMPLE_RATE_HZ, subtype="PCM_16", format="WAV")
 
     @property
     def duration_s(self) -> float:

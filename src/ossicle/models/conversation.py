@@ -21,7 +21,7 @@ from ossicle.models.joint import SEARCH_SETTINGS, asks_transcript, generate_join
 from ossicle.models.limits import warn_of_limits
 from ossicle.models.packing import join
 from ossicle.models.recordings import batch_of, is_list, is_text, read_recording
-from ossicle.models.streaming import stream
+from ossicle.models.running import RunningBatch
 from ossicle.prompts import TEMPLATE_OPTIONS, Prompter, split_turn
 
 ROLES = ("system", "user", "assistant")
@@ -136,7 +136,7 @@ def transcribed(model: Any, batch: Batch) -> Batch:
 
 def _answer_prompt(model: Any, prompt: Padded, streamed: bool, decoding: dict[str, Any]) -> list[str] | Iterator[str]:
     if streamed:
-        return stream(model.llm, prompt, **decoding)
+        return RunningBatch(model.llm, most_rows=1).stream(prompt, **decoding)
     answers: list[str] = model.llm.generate(prompt, **decoding)
     return answers
 

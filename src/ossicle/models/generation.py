@@ -14,6 +14,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from ossicle.batch import Padded
 from ossicle.errors import ConfigError
+from ossicle.models.prefix import read_once
 
 MAX_NEW_TOKENS = 200
 """Default maximum length of an answer in tokens, as in the paper."""
@@ -99,6 +100,7 @@ def generate(
             attention_mask=prompt.mask.long(),
             generation_config=settings,
             logits_processor=LogitsProcessorList([rules] if rules is not None else []),
+            **read_once(llm, prompt, settings.num_beams or 1),
         )
     finally:
         llm.model.generation_config = own

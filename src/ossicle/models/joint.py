@@ -282,9 +282,9 @@ class _Known:
         """Return the texts at ``parents`` (N,) with the characters of ``tokens`` (N,) more."""
         spaces = self.characters.last[parents] != BLANK
         labels = torch.where(spaces[:, None], letters.later[tokens], letters.first[tokens])
-        texts, place = self.characters, parents
+        texts, place, classes = self.characters, parents, self.characters_log.shape[1]
         for label in labels[:, : int((labels != BLANK).sum(1).max())].T:
             # Texts that begin alike are scored once.
-            pairs, place = torch.unique(torch.stack([place, label], 1), dim=0, return_inverse=True)
-            texts = texts[pairs[:, 0]].extended(pairs[:, 1], self.characters_log)
+            pairs, place = torch.unique(place * classes + label, return_inverse=True)
+            texts = texts[pairs // classes].extended(pairs % classes, self.characters_log)
         return texts[place]

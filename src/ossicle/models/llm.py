@@ -109,9 +109,9 @@ class LLM(nn.Module):
         return embeddings
 
     @torch.no_grad()
-    def read(self, ids: Padded, layers: Iterable[int], *, bos: bool = False, start: int = 0) -> HiddenStates:
+    def read(self, ids: Padded, layers: Iterable[int], **options: Any) -> HiddenStates:
         """Return the hidden states of token ids (B, N) without a graph; arguments as in `hidden_states`."""
-        return self.hidden_states(Padded(self.embed(ids.values), ids.mask), layers, bos=bos, start=start)
+        return self.hidden_states(Padded(self.embed(ids.values), ids.mask), layers, **options)
 
     def prefix(self, ids: Padded) -> Prefix:
         """Return the keys and values of token ids (B, F) that all sequences start with; empty if they cannot be shared.
@@ -123,7 +123,14 @@ class LLM(nn.Module):
         return shared_prefix(self, ids, self._prefixes)
 
     def hidden_states(
-        self, embeds: Padded, layers: Iterable[int], *, bos: bool = False, start: int = 0, prefix: Prefix = ()
+        self,
+        embeds: Padded,
+        layers: Iterable[int],
+        *,
+        bos: bool = False,
+        start: int = 0,
+        prefix: Prefix = (),
+        packed: packing.Packing | None = None,
     ) -> HiddenStates:
         """Run ``embeds`` (B, L, D) through the LLM and return the hidden states of ``layers``.
 
@@ -137,6 +144,7 @@ class LLM(nn.Module):
             bos: Prepend the begin-of-sequence token, and leave its position out of the result.
             start: First position id.
             prefix: Keys and values of tokens before each sequence, from `prefix`; without ``bos`` and ``start``.
+            packed: Positions that are computed once for several sequences; alone, and used where the model packs.
 
         Raises `ConfigError` for a layer that the model does not have, or if ``bos`` is set for an LLM without a
         begin-of-sequence token, and `DataError` for a sequence that is longer than the LLM's context.
@@ -153,7 +161,7 @@ class LLM(nn.Module):
         trunk = partial(self._trunk(wanted[-1]), use_cache=False)
         with layer_outputs(self.model.base_model.layers, (layer for layer in wanted if layer)) as states:
             if self.packs:
-                packed = packing.Packing.of(embeds.mask, prefix)
+                packed = packed or packing.Packing.of(embeds.mask, prefix)
                 states[wanted[-1]] = trunk(
                     inputs_embeds=packed.pack(values)[None],
                     attention_mask=packed.empty_mask(),

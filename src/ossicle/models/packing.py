@@ -84,11 +84,26 @@ class Packing:
     index: Tensor  # (P,) place of each real position in the flattened (B * L)
     prefix: Prefix = ()
     seen: dict[int, tuple[Tensor, Tensor]] | None = None  # filled by `packed_attention`, layer by layer, if it is given
+    places: Tensor | None = None  # (B, L) packed place of each position, where sequences share some
 
     @classmethod
     def of(cls, mask: Tensor, prefix: Prefix = ()) -> Packing:
         """Return the packing of ``mask`` (B, L), whose padding is on the right, after a ``prefix`` that all share."""
         return cls(mask, mask.flatten().nonzero().squeeze(1), prefix)
+
+    @classmethod
+    def sharing(cls, ids: Padded) -> Packing:
+        """Return a packing of token ids (B, L) in which sequences share all positions before their first difference."""
+        places, node = torch.zeros_like(ids.values), torch.zeros_like(ids.values[:, 0])
+        index: list[int] = []
+        classes = int(ids.values.max()) + 1
+        for column in range(places.shape[1]):
+            rows = ids.mask[:, column].nonzero().squeeze(1)
+            found, node[rows] = torch.unique(node[rows] * classes + ids.values[rows, column], return_inverse=True)
+            places[rows, column] = node[rows] + len(index)
+            first = torch.empty_like(found).scatter_(0, node[rows], rows)
+            index += (first * places.shape[1] + column).tolist()
+        return cls(ids.mask, torch.tensor(index, device=places.device), places=places)
 
     @cached_property
     def lengths(self) -> list[int]:
@@ -106,7 +121,9 @@ class Packing:
         return values.flatten(0, 1).index_select(0, self.index)
 
     def unpack(self, values: Tensor) -> Tensor:
-        """Return ``values`` (P, ...) as (B, L, ...), with zeros in place of padding."""
+        """Return ``values`` (P, ...) as (B, L, ...), zeros in place of padding, or anything if places are shared."""
+        if self.places is not None:
+            return values[self.places]
         rows = values.new_zeros(self.mask.numel(), *values.shape[1:])
         # Not index_copy, which would keep ``values`` until the backward pass.
         return torch.unflatten(rows.index_put((self.index,), values), 0, tuple(self.mask.shape))
@@ -137,7 +154,7 @@ def packed_attention(
     if packing.seen is not None:
         packing.seen[getattr(module, "layer_idx", 0)] = key, value
     prefix = packing.prefix[module.layer_idx] if packing.prefix else ()
-    if query.is_cuda and not prefix:
+    if query.is_cuda and not prefix and packing.places is None:
         from ossicle.models import varlen  # only GPUs have its kernel
 
         if varlen.is_available(query):
@@ -160,7 +177,8 @@ def _within(
     """
     heads = query, key, value  # (1, H or H_kv, P, d) each
     before = first[0].shape[2] if first else 0
-    if query.device.type == "cpu" and query.shape[2] >= (LONG - before) * len(packing.lengths):
+    apart = query.device.type == "cpu" and packing.places is None
+    if apart and query.shape[2] >= (LONG - before) * len(packing.lengths):
         sequences = zip(*(torch.split(each, packing.lengths, 2) for each in heads), strict=True)
         return torch.cat([_causal(sequence, window, scale, first) for sequence in sequences], 2).transpose(1, 2)
     padded = [packing.unpack(each[0].transpose(0, 1)).transpose(1, 2) for each in heads]  # (B, H, L, d) each
@@ -205,15 +223,15 @@ def attend(  # noqa: PLR0913 - the arguments of torch's own function
     True where a key may be read. ``causal`` requires no mask, and that the last query belongs to the last key.
 
     In half precision on a CPU this computes two plain matrix products. Forward and backward together are two to four
-    times as fast as the fused kernel of PyTorch 2.13; scores and weights are rounded to half precision. Short causal
-    sequences in float32 take the same path. Neither path is clearly faster for them by default, but under
-    ``torch.set_float32_matmul_precision("medium")`` the fused kernel takes three times as long
-    (benchmarks/attention.py).
+    times as fast as the fused kernel of PyTorch 2.13; scores and weights are rounded to half precision. Single queries
+    in float32 take the same path, which is four times as fast for many rows, and so do short causal sequences. Neither
+    path is clearly faster for these by default, but under ``torch.set_float32_matmul_precision("medium")`` the fused
+    kernel takes three times as long (benchmarks/attention.py).
     """
     groups, length = query.shape[1] // key.shape[1], query.shape[2]
     whole = causal and length == key.shape[2]
     half = query.dtype in HALF or torch.is_autocast_enabled("cpu")
-    plain = query.device.type == "cpu" and (half or (causal and length <= SHORT))
+    plain = query.device.type == "cpu" and (half or length == 1 or (causal and length <= SHORT))
     plain = plain or (dropout > 0 and is_by_utterance())  # the fused kernel draws its own masks
     if causal and (plain or not whole):
         mask = torch.ones(length, key.shape[2], dtype=torch.bool, device=query.device).tril(key.shape[2] - length)

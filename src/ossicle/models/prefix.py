@@ -1,16 +1,19 @@
-"""The keys and values of the tokens before the speech, which are the same in every chat turn.
+"""The keys and values that sequences share: of the tokens before the speech, and of a prompt with several answers.
 
 A chat template begins every turn with the same system prompt. Attention is causal, so that the states of these tokens
 do not depend on the speech. They are computed once, and the sequences of a batch start after them.
 
-Shape legend: B sequences, F positions of the prefix, D width of the LLM.
+Shape legend: B sequences, F positions of the prefix, L positions of a prompt, D width of the LLM.
 """
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from ossicle.batch import Padded
 from ossicle.models.packing import Packing, Prefix
@@ -61,3 +64,37 @@ def keys_values(base: Any, embeds: torch.Tensor) -> Prefix:
         use_cache=False,
     )
     return [seen[layer] for layer in sorted(seen)] if len(seen) == len(base.layers) else []
+
+
+def read_once(llm: Any, prompt: Padded, beams: int) -> dict[str, Any]:
+    """Return the keys and values of ``prompt`` (B, L, D) but for its last position, for ``beams`` answers to each row.
+
+    transformers takes them as an argument, and would otherwise compute them for every beam. The result is empty where
+    it cannot.
+    """
+    mask = prompt.mask[:, :-1]
+    if beams == 1 or not mask.shape[1] or not merges(llm):
+        return {}
+    cache = DynamicCache(config=llm.model.config)
+    cached = {cache_argument(llm.model): cache}
+    llm.model.base_model(
+        inputs_embeds=prompt.values[:, :-1].to(llm.model.dtype),
+        attention_mask=mask.long(),
+        position_ids=(mask.long().cumsum(1) - 1).clamp_min(0),
+        use_cache=True,
+        **cached,
+    )
+    cache.batch_repeat_interleave(beams)
+    return cached
+
+
+def merges(llm: Any) -> bool:
+    """Return True if the keys and values of different requests to ``llm`` can be decoded as one batch."""
+    rotary = str(llm.model.config.to_dict().get("rope_parameters"))
+    layers = DynamicCache(config=llm.model.config).layers
+    return all(type(layer) is DynamicLayer for layer in layers) and not any(kind in rotary for kind in LENGTH_DEPENDENT)
+
+
+def cache_argument(model: Any) -> str:
+    """Return the name of the argument for keys and values: ``cache`` from transformers 5.24 on."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"

@@ -13,7 +13,7 @@ Shape legend: K texts, P positions of an utterance, V spoken tokens and the blan
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +23,7 @@ from torch import Tensor
 from ossicle.batch import Padded, pad_ids
 from ossicle.models.ctc import BLANK, is_sure
 from ossicle.models.lexicon import apart, changed
+from ossicle.models.packing import Packing
 
 ROUNDS = 3
 """Rounds of changes. A neighbour's change can help in the next one."""
@@ -32,6 +33,8 @@ CTC_ROWS = 128
 """Texts that are compared with the recording together."""
 LM_ROWS = 32
 """Texts that the LLM reads together."""
+LM_POSITIONS = 256
+"""Positions whose logits are in memory together."""
 
 
 class Heard(NamedTuple):
@@ -55,6 +58,8 @@ class Judge:
     """The `LLM` of the second term."""
     character_weight: float
     lm_weight: float
+    read: dict[str, float] = field(default_factory=dict)
+    """log p(text) of texts so far."""
 
     def sound(self, texts: list[str]) -> Tensor:
         """Return log p(text | recording) by CTC (K,): the mean of that of the tokens and that of the characters.
@@ -70,9 +75,12 @@ class Judge:
         return torch.stack(scores).mean(0)
 
     def language(self, texts: list[str]) -> Tensor:
-        """Return ``lm_weight`` · log p(text) (K,)."""
-        parts = [text_scores(texts[k : k + LM_ROWS], self.llm) for k in range(0, len(texts), LM_ROWS)]
-        return self.lm_weight * torch.cat(parts).to(self.heard[0].tokens.device)
+        """Return ``lm_weight`` · log p(text) (K,). Each text is read once."""
+        new = [text for text in dict.fromkeys(texts) if text not in self.read]
+        for k in range(0, len(new), LM_ROWS):
+            part = new[k : k + LM_ROWS]
+            self.read.update(zip(part, text_scores(part, self.llm).tolist(), strict=True))
+        return self.lm_weight * torch.tensor([self.read[text] for text in texts], device=self.heard[0].tokens.device)
 
     def best(self, texts: list[str]) -> str:
         """Return the text with the highest score; of two with equal scores, the first."""
@@ -144,10 +152,13 @@ def text_scores(texts: list[str], llm: Any) -> Tensor:
     tokens = [llm.tokenizer(text, add_special_tokens=False).input_ids for text in written]
     rows = [[end if first is None else first, *row, end] for row in tokens]
     ids = pad_ids(rows).to(llm.model.device)
-    states = llm.read(Padded(ids.values[:, :-1], ids.mask[:, 1:]), [llm.num_layers]).states[llm.num_layers]
-    targets = ids.values[:, 1:]
-    scores = [
-        -F.cross_entropy(llm.logits(state[valid]).float(), target[valid], reduction="sum")
-        for state, target, valid in zip(states, targets, ids.mask[:, 1:], strict=True)
-    ]
-    return torch.stack(scores)
+    read, targets = Padded(ids.values[:, :-1], ids.mask[:, 1:]), ids.values[:, 1:]
+    packed = Packing.sharing(read)  # the texts differ in few words
+    assert packed.places is not None
+    states = packed.pack(llm.read(read, [llm.num_layers], packed=packed).states[llm.num_layers])
+    scores = torch.zeros(read.mask.shape, device=states.device)
+    for start in range(0, len(states), LM_POSITIONS):
+        logs = llm.logits(states[start : start + LM_POSITIONS]).float().log_softmax(-1)
+        here = read.mask & (packed.places >= start) & (packed.places < start + len(logs))
+        scores[here] = logs[packed.places[here] - start, targets[here]]
+    return scores.sum(1)

@@ -20,12 +20,11 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, LogitsProcessorList
-from transformers.cache_utils import DynamicLayer
 
 from ossicle.batch import Padded
 from ossicle.errors import ConfigError
 from ossicle.models.generation import settings_of
-from ossicle.models.prefix import LENGTH_DEPENDENT
+from ossicle.models.prefix import cache_argument, merges
 from ossicle.models.text_stream import TextStream
 
 
@@ -200,18 +199,6 @@ class RunningBatch:
         for layer in self._cache.layers:
             layer.keys, layer.values = (each[order, :, first:].contiguous() for each in (layer.keys, layer.values))
         self.rows, self._mask = kept, mask[:, first:]
-
-
-def merges(llm: Any) -> bool:
-    """Return True if the keys and values of different requests to ``llm`` can be decoded as one batch."""
-    rotary = str(llm.model.config.to_dict().get("rope_parameters"))
-    layers = DynamicCache(config=llm.model.config).layers
-    return all(type(layer) is DynamicLayer for layer in layers) and not any(kind in rotary for kind in LENGTH_DEPENDENT)
-
-
-def cache_argument(model: Any) -> str:
-    """Return the name of the argument for keys and values: ``cache`` from transformers 5.24 on."""
-    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def _padded_left(rows: list[Tensor]) -> Padded:

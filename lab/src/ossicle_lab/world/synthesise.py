@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ossicle.batch import Sample
-from ossicle.corpora.speak_file import SpeakJob, Spoken, speak_file
 from ossicle.corpora.voices import Voice
 from ossicle.data.manifest import read_manifest, write_manifest
 from ossicle.errors import VoiceError
 from ossicle.progress import Progress
 from ossicle_lab.jobs import cores, process_pool
+from ossicle_lab.world.speak_file import SpeakJob, Spoken, speak_file
 
 _PARALLEL_FROM = 64
 """Fewer utterances than this take less time than the start of new processes."""

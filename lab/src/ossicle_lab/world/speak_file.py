@@ -5,11 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import soundfile
-
-from ossicle.audio import SAMPLE_RATE_HZ
 from ossicle.corpora.voices import Voice, speak_with_times
-from ossicle.files import atomic
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +34,5 @@ class Spoken:
 def speak_file(job: SpeakJob) -> Spoken:
     """Write the speech of ``job`` as 16-bit WAV at 16 kHz. Raises `VoiceError` as `speak_with_times` does."""
     utterance = speak_with_times(job.text, job.voice, job.seed)
-    with atomic(job.path) as partial:
-        soundfile.write(partial, utterance.waveform, SAMPLE_RATE_HZ, subtype="PCM_16", format="WAV")
+    utterance.write(job.path)
     return Spoken(path=job.path, duration_s=utterance.duration_s, rate_wpm=utterance.rate_wpm, words=utterance.words)
