@@ -6,7 +6,7 @@ MANIFEST has English recordings; without one, nothing is measured. Its first cli
 everything on, and with one saving after the other turned off:
 
 - prompts once: the LLM reads a prompt once, not once per hypothesis (`ossicle.models.prefix.read_once`);
-- beginnings once: texts that the LLM compares are read once up to their first difference (`Packing.sharing`);
+- beginnings once: texts that the LLM compares are read once up to their first difference (`rescoring.sharing`);
 - plain attention: a step's attention as two matrix products, not by the fused kernel of PyTorch (`packing.attend`).
 
 The last row has all three turned off. The rows run in turns. The table gives the minimum process CPU time, the median
@@ -35,7 +35,7 @@ from transformers.integrations.sdpa_attention import repeat_kv
 from ossicle import SpeechLLM
 from ossicle.batch import Padded
 from ossicle.data.manifest import read_manifest
-from ossicle.models import generation, packing
+from ossicle.models import generation, packing, rescoring
 from ossicle.models.packing import Packing
 
 INSTRUCTION = "Transcribe the speech."
@@ -60,7 +60,7 @@ def fused(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
 
 OFF: dict[str, Callable[[], Any]] = {
     "prompts once": lambda: patch.object(generation, "read_once", lambda *_: {}),
-    "beginnings once": lambda: patch.object(Packing, "sharing", staticmethod(apart)),
+    "beginnings once": lambda: patch.object(rescoring, "sharing", apart),
     "plain attention": lambda: patch.object(packing, "attend", fused),
 }
 

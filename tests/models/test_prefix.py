@@ -7,6 +7,7 @@ from ossicle.batch import Batch, Padded, pad_ids
 from ossicle.errors import DataError
 from ossicle.models import packing, prefix
 from ossicle.models.llm import LLM, load_llm
+from ossicle.models.rescoring import sharing
 from ossicle.objectives import Distillation, NextToken, next_token
 from ossicle.testing import LLMS, tiny_llm
 from ossicle.testing.llms import WINDOW
@@ -179,7 +180,7 @@ def test_texts_that_begin_alike_are_read_once_up_to_their_first_difference(folde
     texts = [[5, 6, 7, 8], [5, 6, 9, 8], [5, 6, 7], [5, 6, 7, 8], [3, 6, 7, 8]]
     texts += [[5, *range(100, 100 + WINDOW + 4), last] for last in (1, 2)]
     ids = pad_ids(texts)
-    packed = packing.Packing.sharing(ids)
+    packed = sharing(ids)
     assert len(packed.index) == len({tuple(text[: k + 1]) for text in texts for k in range(len(text))})
     read = []
     llm.model.base_model.layers[0].register_forward_pre_hook(lambda _, inputs: read.append(inputs[0].shape[1]))

@@ -79,8 +79,7 @@ class LLM(nn.Module):
     def embedding_scale(self) -> float:
         """Factor that the LLM applies to its token embeddings at look-up: sqrt(D) in Gemma, 1 in most models.
 
-        The output of `embed` is already scaled. Vectors that replace tokens must have that scale too, because the LLM
-        does not scale its input vectors.
+        The output of `embed` has that scale, and vectors that replace tokens must have it too.
         """
         weight = self.model.get_input_embeddings().weight[:SCALE_TOKENS].detach()
         read = self.embed(torch.arange(len(weight), device=weight.device)).detach()
@@ -114,10 +113,7 @@ class LLM(nn.Module):
         return self.hidden_states(Padded(self.embed(ids.values), ids.mask), layers, **options)
 
     def prefix(self, ids: Padded) -> Prefix:
-        """Return the keys and values of token ids (B, F) that all sequences start with; empty if they cannot be shared.
-
-        See `ossicle.models.prefix.shared_prefix`.
-        """
+        """Return the keys and values of token ids (B, F) that all sequences start with, as by `shared_prefix`."""
         from ossicle.models.prefix import shared_prefix  # only chat turns have one
 
         return shared_prefix(self, ids, self._prefixes)

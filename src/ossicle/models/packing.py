@@ -91,20 +91,6 @@ class Packing:
         """Return the packing of ``mask`` (B, L), whose padding is on the right, after a ``prefix`` that all share."""
         return cls(mask, mask.flatten().nonzero().squeeze(1), prefix)
 
-    @classmethod
-    def sharing(cls, ids: Padded) -> Packing:
-        """Return a packing of token ids (B, L) in which sequences share all positions before their first difference."""
-        places, node = torch.zeros_like(ids.values), torch.zeros_like(ids.values[:, 0])
-        index: list[int] = []
-        classes = int(ids.values.max()) + 1
-        for column in range(places.shape[1]):
-            rows = ids.mask[:, column].nonzero().squeeze(1)
-            found, node[rows] = torch.unique(node[rows] * classes + ids.values[rows, column], return_inverse=True)
-            places[rows, column] = node[rows] + len(index)
-            first = torch.empty_like(found).scatter_(0, node[rows], rows)
-            index += (first * places.shape[1] + column).tolist()
-        return cls(ids.mask, torch.tensor(index, device=places.device), places=places)
-
     @cached_property
     def lengths(self) -> list[int]:
         """Number of real positions of each sequence."""
@@ -129,10 +115,7 @@ class Packing:
         return torch.unflatten(rows.index_put((self.index,), values), 0, tuple(self.mask.shape))
 
     def empty_mask(self) -> Tensor:
-        """Return a placeholder for the attention mask.
-
-        transformers passes a 4-D mask to the attention function unchanged, and `packed_attention` ignores it.
-        """
+        """Return a 4-D attention mask, which transformers passes on unchanged; `packed_attention` ignores it."""
         return self.mask.new_empty(1, 1, 0, 0)
 
 
@@ -168,12 +151,10 @@ def _within(
 ) -> Tensor:
     """Compute attention within each sequence and to the ``first`` keys and values; input and output are packed.
 
-    The backward pass runs this function again, so that only the packed vectors are kept until then: not the padded
-    ones, the keys and values with their prefix, or the weights. The extra work is a small part of an LLM's.
+    The backward pass runs this function again, so that only the packed vectors are kept until then.
 
-    A GPU processes the sequences as one padded batch, because it waits for kernel launches. A CPU processes long
-    sequences one by one, which is four times as fast at a token efficiency of 0.4. It processes short ones as a batch,
-    because there a call costs more than padding.
+    A GPU processes the sequences as one padded batch, because it waits for kernel launches. So does a CPU if they are
+    short or share positions; it processes long ones one by one, which is faster than padding.
     """
     heads = query, key, value  # (1, H or H_kv, P, d) each
     before = first[0].shape[2] if first else 0
@@ -222,11 +203,8 @@ def attend(  # noqa: PLR0913 - the arguments of torch's own function
     Each head of the keys serves H / H_kv neighbouring heads of the queries. ``mask``, broadcast to (B, H_kv, L, S), is
     True where a key may be read. ``causal`` requires no mask, and that the last query belongs to the last key.
 
-    In half precision on a CPU this computes two plain matrix products. Forward and backward together are two to four
-    times as fast as the fused kernel of PyTorch 2.13; scores and weights are rounded to half precision. Single queries
-    in float32 take the same path, which is four times as fast for many rows, and so do short causal sequences. Neither
-    path is clearly faster for these by default, but under ``torch.set_float32_matmul_precision("medium")`` the fused
-    kernel takes three times as long (benchmarks/attention.py).
+    In half precision, for single queries and for short causal sequences, a CPU computes two plain matrix products. They
+    are as fast as the fused kernel or faster (benchmarks/attention.py). Half precision also rounds scores and weights.
     """
     groups, length = query.shape[1] // key.shape[1], query.shape[2]
     whole = causal and length == key.shape[2]

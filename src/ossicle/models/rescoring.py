@@ -144,6 +144,20 @@ def spelling_scores(labels: list[list[int]], heard: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+def sharing(ids: Padded) -> Packing:
+    """Return a packing of token ids (B, L) in which sequences share all positions before their first difference."""
+    places, node = torch.zeros_like(ids.values), torch.zeros_like(ids.values[:, 0])
+    index: list[int] = []
+    classes = int(ids.values.max()) + 1
+    for column in range(places.shape[1]):
+        rows = ids.mask[:, column].nonzero().squeeze(1)
+        found, node[rows] = torch.unique(node[rows] * classes + ids.values[rows, column], return_inverse=True)
+        places[rows, column] = node[rows] + len(index)
+        first = torch.empty_like(found).scatter_(0, node[rows], rows)
+        index += (first * places.shape[1] + column).tolist()
+    return Packing(ids.mask, torch.tensor(index, device=places.device), places=places)
+
+
 def text_scores(texts: list[str], llm: Any) -> Tensor:
     """Return log p(text) of a document that consists of ``text`` alone (K,): written as a sentence, with its end."""
     end = min(llm.end_ids)
@@ -153,7 +167,7 @@ def text_scores(texts: list[str], llm: Any) -> Tensor:
     rows = [[end if first is None else first, *row, end] for row in tokens]
     ids = pad_ids(rows).to(llm.model.device)
     read, targets = Padded(ids.values[:, :-1], ids.mask[:, 1:]), ids.values[:, 1:]
-    packed = Packing.sharing(read)  # the texts differ in few words
+    packed = sharing(read)  # the texts differ in few words
     assert packed.places is not None
     states = packed.pack(llm.read(read, [llm.num_layers], packed=packed).states[llm.num_layers])
     scores = torch.zeros(read.mask.shape, device=states.device)
