@@ -204,7 +204,8 @@ def attend(  # noqa: PLR0913 - the arguments of torch's own function
     True where a key may be read. ``causal`` requires no mask, and that the last query belongs to the last key.
 
     In half precision, for single queries and for short causal sequences, a CPU computes two plain matrix products. They
-    are as fast as the fused kernel or faster (benchmarks/attention.py). Half precision also rounds scores and weights.
+    are as fast as the fused kernel or faster, except for a single row (benchmarks/attention.py). Half precision also
+    rounds scores and weights.
     """
     groups, length = query.shape[1] // key.shape[1], query.shape[2]
     whole = causal and length == key.shape[2]

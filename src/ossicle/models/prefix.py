@@ -34,9 +34,8 @@ def shared_prefix(llm: Any, ids: Padded, computed: dict[Any, Prefix]) -> Prefix:
     if not (llm.packs and ids.values.device.type == "cpu" and bool(ids.mask.all())) or llm.trains:
         return ()
     tokens = tuple(ids.values[0].tolist())
-    rotary = str(llm.model.config.to_dict().get("rope_parameters"))  # some families nest it by the type of the layer
     differ = not bool((ids.values == ids.values[:1]).all())
-    if len(tokens) < LEAST_TOKENS or differ or any(kind in rotary for kind in LENGTH_DEPENDENT):
+    if len(tokens) < LEAST_TOKENS or differ or _depends_on_length(llm):
         return ()
     key = tokens, llm.model.dtype, torch.is_autocast_enabled("cpu")
     if key not in computed:
@@ -90,9 +89,13 @@ def read_once(llm: Any, prompt: Padded, beams: int) -> dict[str, Any]:
 
 def merges(llm: Any) -> bool:
     """Return True if the keys and values of different requests to ``llm`` can be decoded as one batch."""
-    rotary = str(llm.model.config.to_dict().get("rope_parameters"))
     layers = DynamicCache(config=llm.model.config).layers
-    return all(type(layer) is DynamicLayer for layer in layers) and not any(kind in rotary for kind in LENGTH_DEPENDENT)
+    return all(type(layer) is DynamicLayer for layer in layers) and not _depends_on_length(llm)
+
+
+def _depends_on_length(llm: Any) -> bool:
+    rotary = str(llm.model.config.to_dict().get("rope_parameters"))  # some families nest it by the type of the layer
+    return any(kind in rotary for kind in LENGTH_DEPENDENT)
 
 
 def cache_argument(model: Any) -> str:
